@@ -1,0 +1,56 @@
+"""`Adapter`: what a backbone family tells the library. It knows no method."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from torch import nn
+
+from tokenreduce.reduction import Geometry, Reduction
+
+
+class Adapter:
+    """One backbone family. An adapter has no state; a file in `patches/` names its instance `ADAPTER`.
+
+    Only classes of layers are swapped, for classes at module level: a model of any class, its user's subclass too, stays
+    what it is and can be pickled.
+    """
+
+    name: str
+    family: str
+
+    def matches(self, module: nn.Module) -> bool:
+        """Whether `module` is a backbone of this family, patched or not."""
+        raise NotImplementedError
+
+    def refusals(self, model: nn.Module) -> list[str]:
+        """Why this model of the family cannot be patched at all; empty if it can."""
+        raise NotImplementedError
+
+    def provides(self, model: nn.Module) -> dict[str, str]:
+        """What the model cannot show a reducer, of `tokens.PROVIDABLE`: the name, and the reason in one clause."""
+        raise NotImplementedError
+
+    def geometry(self, model: nn.Module) -> Geometry:
+        """Layers, protected tokens, grid, widths and costs."""
+        raise NotImplementedError
+
+    def pools(self, model: nn.Module) -> bool:
+        """Whether the head reads image tokens (mean, max, attention pooling), so that they must be restored for it."""
+        raise NotImplementedError
+
+    def prop_attn(self, model: nn.Module) -> bool:
+        """Whether the log-size bias helps these weights."""
+        return True
+
+    def install(self, model: nn.Module, reduction: Reduction) -> None:
+        """Swap the layers' classes and add hooks."""
+        raise NotImplementedError
+
+    def remove(self, model: nn.Module) -> None:
+        """Undo `install`."""
+        raise NotImplementedError
+
+    def sliced(self, model: nn.Module, counts: tuple[int, ...], placement: str) -> AbstractContextManager[nn.Module]:
+        """The unpatched model with its image tokens cut to `counts` by slicing: the limit that no method can beat."""
+        raise NotImplementedError

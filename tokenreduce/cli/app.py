@@ -1,0 +1,34 @@
+"""The typer application: one command a file."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from tokenreduce.cli.bench import bench
+from tokenreduce.cli.demo import demo
+from tokenreduce.cli.evaluate import evaluate
+from tokenreduce.cli.methods import methods
+from tokenreduce.errors import TokenReduceError
+
+app = typer.Typer(
+    help="Make vision transformers process fewer tokens, without training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("methods")(methods)
+app.command("demo")(demo)
+app.command("eval")(evaluate)
+app.command("bench")(bench)
+
+
+def run() -> None:
+    """Run the application; the library's own errors end it with one sentence instead of a traceback."""
+    try:
+        app()
+    except TokenReduceError as error:
+        Console(stderr=True).print(f"tokenreduce: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)

@@ -1,0 +1,39 @@
+"""`tokenreduce methods`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import tokenreduce
+from tokenreduce.cli.output import console
+
+
+def methods(
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the facts to this file")] = None,
+) -> None:
+    """List every method: kind, paper, what it needs, its own schedule and its options."""
+    facts = [tokenreduce.describe(name) for name in tokenreduce.methods()]
+    table = Table()
+    for heading in ("method", "kind", "paper", "year", "needs", "budget spreads as", "mode", "export", "options"):
+        table.add_column(heading, overflow="fold")
+    for fact in facts:
+        table.add_row(
+            fact["name"],
+            fact["kind"],
+            fact["paper"],
+            str(fact["year"]),
+            ", ".join(fact["needs"]) or "-",
+            fact["budget"],
+            "adaptive" if fact["adaptive"] else "static",
+            "yes" if fact["exportable"] else "no",
+            ", ".join(f"{k}={v!r}" for k, v in fact["options"].items()) or "-",
+        )
+    console.print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps(facts, indent=2) + "\n")
+        console.print(f"wrote {json_file}", highlight=False)

@@ -1,0 +1,268 @@
+"""`patch`, `unpatch`, `reduced` and what can be asked of a model: `compatible`, `report`, `save_patch`, `load_patch`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
+
+from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.reduction import Reduction
+from tokenreduce.registry import Reducer, create, lookup, methods
+from tokenreduce.reporting import Report
+from tokenreduce.run import last_record
+from tokenreduce.schedule import Schedule
+
+if TYPE_CHECKING:
+    from tokenreduce.patches.base import Adapter
+
+Model = TypeVar("Model", bound=nn.Module)
+FORMAT = 1
+
+
+def patch(
+    model: Model,
+    method: str,
+    *,
+    ratio: float | None = None,
+    r: int | Sequence[int] | None = None,
+    flops: float | None = None,
+    schedule: Schedule | None = None,
+    layers: Sequence[int] | None = None,
+    restore: bool | str = "auto",
+    prop_attn: bool | str = "auto",
+    **options: Any,
+) -> Model:
+    """Make `model` process fewer tokens, in place, without training; returns the model. Patching again replaces the patch.
+
+    Args:
+        model: a vision transformer of a known family, or a module that holds exactly one.
+        method: a name from `methods()`.
+        ratio: fraction of the image tokens that is gone after the last reducing layer, in [0, 1).
+        r: image tokens removed in every block, an int or a list with one int a block.
+        flops: fraction of the unpatched multiply-adds that is left, the reducer's own work included, in (0, 1].
+        schedule: a `Schedule`, which overrides the method's own shape. Exactly one of these four is needed.
+        layers: the 0-based layers that reduce, instead of the method's own.
+        restore: "auto" gives all tokens back where an output is a map (`forward_intermediates`, pooling heads) and leaves
+            token outputs reduced; True always gives them back, False never does (a pooling head then weighs each token the
+            same, however many it stands for).
+        prop_attn: "auto" adds the log of its size to the logits of each key, except for weights known to suffer from it.
+        options: the method's own, see `describe(method)`.
+
+    Raises:
+        ValueError, TypeError: a value, option, method, budget or model that does not fit; the model is left as it was.
+    """
+    name, backbone, adapter = find_backbone(model)
+    check_mode("restore", restore)
+    check_mode("prop_attn", prop_attn)
+    reducer = create(method, options)
+    reduction = _prepare(backbone, adapter, reducer, _make_schedule(reducer, ratio, r, flops, schedule, layers), restore, prop_attn)
+    if patch_of(backbone) is not None:
+        adapter.remove(backbone)
+    adapter.install(backbone, reduction)
+    backbone._tokenreduce = reduction  # type: ignore[assignment]
+    return model
+
+
+def unpatch(model: Model) -> Model:
+    """Undo `patch`, in place: the same classes, hooks and forwards as before; returns the model, also if it is not patched."""
+    for _, backbone, adapter in _candidates(_need_module(model)):
+        if patch_of(backbone) is not None:
+            adapter.remove(backbone)
+            del backbone._tokenreduce
+    return model
+
+
+@contextmanager
+def reduced(model: Model, method: str, **arguments: Any) -> Iterator[Model]:
+    """`patch` for the length of a `with` block; an earlier patch comes back afterwards. Takes the arguments of `patch`."""
+    _, backbone, adapter = find_backbone(model)
+    before = vars(backbone).get("_tokenreduce")
+    patch(model, method, **arguments)
+    try:
+        yield model
+    finally:
+        unpatch(model)
+        if before is not None:
+            adapter.install(backbone, before)
+            backbone._tokenreduce = before  # type: ignore[assignment]
+
+
+def report(model: nn.Module) -> Report:
+    """What the patch does: tokens left in each layer, and the maps and sizes of the last forward.
+
+    Raises: ValueError if the model is not patched.
+    """
+    reduction = reduction_of(model)
+    return Report(reduction, last_record(reduction))
+
+
+class Compatibility(list[str]):
+    """The methods that fit a model; `refused` maps every other method to the reason."""
+
+    def __init__(self, fitting: list[str], refused: dict[str, str]) -> None:
+        super().__init__(fitting)
+        self.refused = refused
+
+    def __repr__(self) -> str:
+        lines = [f"fits: {', '.join(self) or 'nothing'}"] + [f"  not {name}: {why}" for name, why in self.refused.items()]
+        return "\n".join(lines)
+
+
+def compatible(model: nn.Module) -> Compatibility:
+    """The methods that fit `model`, as a list; its attribute `refused` says why the others do not.
+
+    Raises: ValueError if no family knows the model, or several parts of it are backbones.
+    """
+    _, backbone, adapter = find_backbone(model)
+    reasons = {name: _misfit(lookup(name), backbone, adapter) for name in methods()}
+    return Compatibility([n for n, why in reasons.items() if not why], {n: why for n, why in reasons.items() if why})
+
+
+def save_patch(model: nn.Module, path: str | Path) -> None:
+    """Write the model's patch (method, options, schedule, modes) as JSON; weights are not part of it."""
+    data = {"tokenreduce": FORMAT} | reduction_of(model).to_json()
+    Path(path).write_text(json.dumps(data, indent=2) + "\n")
+
+
+def load_patch(model: Model, path: str | Path) -> Model:
+    """Patch `model`, in place, as `save_patch` recorded it; returns the model.
+
+    Raises: ValueError for a file that is not such a record or does not fit the model.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+        if data["tokenreduce"] != FORMAT:
+            raise InvalidValueError(f"{path} has patch format {data['tokenreduce']!r}; this version reads {FORMAT}")
+        schedule = Schedule.from_json(data["schedule"])
+        arguments = {"restore": data["restore"], "prop_attn": data["prop_attn"], **data["options"]}
+        method = data["method"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InvalidValueError(f"{path} is not a patch written by save_patch ({error!r})") from None
+    return patch(model, method, schedule=schedule, **arguments)
+
+
+def find_backbone(model: nn.Module) -> tuple[str, nn.Module, Adapter]:
+    """The one backbone inside `model` that an adapter knows: its name in the model, the module, the adapter."""
+    found = _candidates(_need_module(model))
+    if not found:
+        known = "; ".join(adapter.family for adapter in adapters()) or "none (import timm first)"
+        raise InvalidValueError(
+            f"{type(model).__name__} holds no backbone that tokenreduce knows; known: {known}. "
+            "A new family is one file in patches/, see the README; tokenreduce.plan and apply work without a model"
+        )
+    if len(found) > 1:
+        names = ", ".join(f"{name or 'the model itself'} ({type(module).__name__})" for name, module, _ in found)
+        raise InvalidValueError(f"{type(model).__name__} holds several backbones: {names}; patch the one you mean")
+    return found[0]
+
+
+def adapters() -> list[Adapter]:
+    """The adapters whose library is imported already; a model of a library that is not cannot exist."""
+    from tokenreduce import patches
+
+    names = [module.name for module in pkgutil.iter_modules(patches.__path__) if module.name != "base"]
+    loaded = [name for name in names if name.split("_")[0] in sys.modules]
+    return [importlib.import_module(f"{patches.__name__}.{name}").ADAPTER for name in loaded]
+
+
+def reduction_of(model: nn.Module) -> Reduction:
+    """The patch of the model, or an error that says that there is none."""
+    patched = [patch_of(backbone) for _, backbone, _ in _candidates(_need_module(model))]
+    reductions = [reduction for reduction in patched if reduction is not None]
+    if len(reductions) != 1:
+        raise InvalidValueError(
+            f"{type(model).__name__} is not patched; call tokenreduce.patch(model, method, flops=0.6) first"
+            if not reductions
+            else f"{type(model).__name__} holds {len(reductions)} patched backbones; pass the one you mean"
+        )
+    return reductions[0]
+
+
+def patch_of(backbone: nn.Module) -> Reduction | None:
+    return vars(backbone).get("_tokenreduce")
+
+
+def check_mode(name: str, value: object) -> None:
+    if not (isinstance(value, bool) or value == "auto"):
+        raise InvalidValueError(f'{name} is {value!r}; valid: True, False, "auto"')
+
+
+def _make_schedule(
+    reducer: Reducer,
+    ratio: float | None,
+    r: int | Sequence[int] | None,
+    flops: float | None,
+    schedule: Schedule | None,
+    layers: Sequence[int] | None,
+) -> Schedule:
+    given = {"ratio": ratio, "r": r, "flops": flops, "schedule": schedule}
+    named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        what = " and ".join(named) if named else "no budget"
+        raise InvalidTypeError(f"got {what}; give exactly one of ratio, r, flops and schedule, for example flops=0.6")
+    if schedule is not None:
+        if not isinstance(schedule, Schedule):
+            raise InvalidTypeError(f"schedule is {schedule!r}; it must be a tokenreduce.Schedule, such as Schedule.keep({{3: 0.7}})")
+        if layers is not None:
+            raise InvalidTypeError("layers and schedule exclude each other: the schedule already names its layers")
+        return schedule
+    if r is not None:
+        return Schedule.remove(r, layers)
+    return Schedule.budget(reducer.shape, ratio, flops, layers)
+
+
+def _prepare(
+    backbone: nn.Module, adapter: Adapter, reducer: Reducer, schedule: Schedule, restore: bool | str, prop_attn: bool | str
+) -> Reduction:
+    """Check everything that can fail before the model is touched."""
+    reason = _misfit(type(reducer), backbone, adapter)
+    if reason:
+        fitting = ", ".join(compatible(backbone)) or "none"
+        raise InvalidValueError(f"{reducer.name} cannot run on this {type(backbone).__name__}: {reason}; methods that fit: {fitting}")
+    geometry = adapter.geometry(backbone)
+    schedule.check_depth(geometry.depth)
+    reduction = Reduction(
+        reducer,
+        schedule,
+        geometry,
+        adapter.name,
+        restore=adapter.pools(backbone) if restore == "auto" else bool(restore),
+        restore_taps=restore is not False,
+        prop_attn=adapter.prop_attn(backbone) if prop_attn == "auto" else bool(prop_attn),
+        requested_restore=restore,
+    )
+    reduction.counts(geometry.count)
+    return reduction
+
+
+def _misfit(reducer: type[Reducer], backbone: nn.Module, adapter: Adapter) -> str:
+    """Why a method cannot run on a backbone; empty if it can."""
+    reasons = adapter.refusals(backbone)
+    missing = adapter.provides(backbone)
+    reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(reducer.needs) if need in missing]
+    return "; ".join(reasons)
+
+
+def _candidates(model: nn.Module) -> list[tuple[str, nn.Module, Adapter]]:
+    known = adapters()
+    found: list[tuple[str, nn.Module, Adapter]] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}." if outer else "") for outer, _, _ in found)
+        adapter = None if inside else next((a for a in known if a.matches(module)), None)
+        if adapter is not None:
+            found.append((name, module, adapter))
+    return found
+
+
+def _need_module(model: object) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"model is {type(model).__name__}; it must be a torch.nn.Module, such as a timm vision transformer")
+    return model

@@ -1,0 +1,74 @@
+"""EViT: keep the tokens that the class token attends to most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenreduce.registry import Reducer, check_option, register
+from tokenreduce.token_map import TokenMap, keep_tokens
+from tokenreduce.tokens import Tokens
+
+
+@register
+@dataclass(frozen=True)
+class EViT(Reducer):
+    """Keep the image tokens with most class attention and fuse all others into one extra token.
+
+    Liang et al., "Not All Patches Are What You Need: Expediting Vision Transformers via Token Reorganizations", ICLR 2022,
+    arXiv 2202.07800. The score `(B, N)` is the class token's attention, mean over heads, computed from its one query row
+    so that fused attention stays on. The paper trains with the reduction; this is its training-free part.
+
+    Departures: the distillation token is protected and its row counts like the class token's; kept tokens stay in raster
+    order; the fused token is normalised by default, since the raw sum of small weights is only right for weights trained
+    with it; it counts as one of the tokens left. For restoring, a dropped token is stood for by the fused one, or without
+    it by the kept token with the most similar key.
+
+    Args:
+        fuse: append the attention-weighted mean of the dropped tokens.
+        normalise: divide the fused token by the sum of its weights.
+    """
+
+    fuse: bool = True
+    normalise: bool = True
+
+    name: ClassVar[str] = "evit"
+    kind: ClassVar[str] = "pruning"
+    paper: ClassVar[str] = "arXiv 2202.07800"
+    year: ClassVar[int] = 2022
+    needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "keys"})
+    shape: ClassVar[str] = "stages"
+
+    def __post_init__(self) -> None:
+        check_option("fuse", self.fuse, bool)
+        check_option("normalise", self.normalise, bool)
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        score = tokens.class_attention
+        order = score.argsort(dim=1, descending=True, stable=True)
+        if not self.fuse or keep < 2:
+            kept = order[:, :keep].sort(dim=1).values
+            return keep_tokens(kept, nearest_kept(tokens.metric(), kept))
+        kept, dropped = order[:, : keep - 1].sort(dim=1).values, order[:, keep - 1 :]
+        ranks = torch.arange(keep - 1, device=score.device).expand(len(score), -1)
+        dest = torch.full_like(order, keep - 1).scatter(1, kept, ranks)
+        # Attention to a token of size s already counts it s times: a share of a / s lets the sizes cancel.
+        share = score if tokens.sizes is None else score / tokens.sizes
+        share = share.clamp_min(1e-12).scatter(1, kept, 1.0)
+        total = score.gather(1, dropped).sum(1, keepdim=True)
+        gain = None if self.normalise else torch.cat([torch.ones_like(kept, dtype=score.dtype), total], 1)
+        rep = torch.cat([kept, dropped[:, :1]], 1)
+        ones = torch.ones_like(share)
+        return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=dropped[:, 1:], gain=gain)
+
+
+def nearest_kept(metric: Tensor, kept: Tensor) -> Tensor:
+    """`(B, N)`: for every token the rank in `kept (B, M)` of the most similar kept token, for a kept token its own."""
+    unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    chosen = unit.gather(1, kept[..., None].expand(-1, -1, unit.shape[-1]))
+    nearest = (unit @ chosen.transpose(1, 2)).argmax(-1)
+    ranks = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    return nearest.scatter(1, kept, ranks)

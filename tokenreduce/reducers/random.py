@@ -1,0 +1,50 @@
+"""The honest baseline: drop tokens at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random as Generator
+from typing import Any, ClassVar
+
+import torch
+
+from tokenreduce.registry import Reducer, check_option, register
+from tokenreduce.token_map import TokenMap, keep_tokens
+from tokenreduce.tokens import Tokens
+
+
+@register
+@dataclass(frozen=True)
+class Random(Reducer):
+    """Drop image tokens chosen uniformly without replacement, the same ones in every image of every forward.
+
+    A baseline, no paper. The choice depends on the seed, the layer and the counts only, so that an image's result does not
+    depend on the images around it. For restoring, a dropped token is stood for by the kept token before it.
+
+    Args:
+        seed: another seed drops other tokens.
+    """
+
+    seed: int = 0
+
+    name: ClassVar[str] = "random"
+    kind: ClassVar[str] = "baseline"
+    paper: ClassVar[str] = "none"
+    year: ClassVar[int] = 2026
+    merges: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_option("seed", self.seed, int)
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        batch, device = len(tokens.features), tokens.features.device
+        kept = torch.tensor(choose(self.seed, tokens.layer, tokens.count, keep), device=device)
+        is_kept = torch.zeros(tokens.count, dtype=torch.long, device=device).scatter(0, kept, 1)
+        dest = (is_kept.cumsum(0) - 1).clamp_min(0)
+        return keep_tokens(kept.expand(batch, -1), dest.expand(batch, -1))
+
+
+@torch.compiler.assume_constant_result
+def choose(seed: int, layer: int, n: int, keep: int) -> list[int]:
+    """`keep` of `n` indices in ascending order."""
+    return sorted(Generator(f"{seed}/{layer}/{n}").sample(range(n), keep))

@@ -1,0 +1,80 @@
+"""ToMe: merge the most similar pairs of a fixed bipartition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokenreduce.registry import Reducer, check_option, register
+from tokenreduce.token_map import TokenMap
+from tokenreduce.tokens import Tokens
+
+
+@register
+@dataclass(frozen=True)
+class ToMe(Reducer):
+    """Token merging: every second token may merge into its most similar neighbour of the other half, the best r do.
+
+    Bolya et al., "Token Merging: Your ViT but Faster", ICLR 2023, arXiv 2210.09461. Cosine similarity of the keys of the
+    block `(B, N, d)`, mean over heads; sources stand at even positions of the whole sequence, prefix tokens counted;
+    merged features are size-weighted means; output order is kept sources, then destinations.
+
+    Departures: norms are clamped at 1e-6 (the original divides by zero), ties go to the lower index, and any number of
+    protected tokens is allowed; they never take part.
+
+    Args:
+        metric: "keys", or "features" for the residual stream.
+    """
+
+    metric: str = "keys"
+
+    name: ClassVar[str] = "tome"
+    kind: ClassVar[str] = "merging"
+    paper: ClassVar[str] = "arXiv 2210.09461"
+    year: ClassVar[int] = 2023
+    needs: ClassVar[frozenset[str]] = frozenset({"keys"})
+
+    def __post_init__(self) -> None:
+        check_option("metric", self.metric, ("keys", "features"))
+
+    def least(self, n: int) -> int:
+        return n - n // 2
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        metric = tokens.metric() if self.metric == "keys" else tokens.features.float()
+        return match_bipartite(metric, keep, first=tokens.prefix % 2)
+
+
+def match_bipartite(metric: Tensor, keep: int, first: int = 0) -> TokenMap:
+    """The map of one bipartite soft matching.
+
+    Args:
+        metric: `(B, N, d)`, compared by cosine in fp32.
+        keep: tokens left; at least N - N // 2.
+        first: index of the first source; sources are every second token from there.
+    """
+    n = metric.shape[1]
+    removed = n - keep
+    unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    best, match = (unit[:, first::2] @ unit[:, 1 - first :: 2].transpose(1, 2)).max(-1)
+    order = best.argsort(dim=1, descending=True, stable=True)
+    merged, kept = order[:, :removed], order[:, removed:].sort(dim=1).values
+    total_kept = kept.shape[1]
+    targets = total_kept + torch.arange(n - best.shape[1], device=metric.device)
+    ranks = torch.arange(total_kept, device=metric.device).expand(len(metric), -1)
+    source_dest = (match + total_kept).scatter(1, kept, ranks)
+    dest = interleave(source_dest, targets.expand(len(metric), -1), first)
+    rep = torch.cat([kept * 2 + first, (targets - total_kept).mul(2).add(1 - first).expand(len(metric), -1)], 1)
+    return TokenMap(keep, dest=dest, rep=rep, sources=merged * 2 + first)
+
+
+def interleave(sources: Tensor, targets: Tensor, first: int) -> Tensor:
+    """`(B, N)` with `sources` at every second place from `first` and `targets` at the others."""
+    even, odd = (targets, sources) if first else (sources, targets)
+    missing = even.shape[1] - odd.shape[1]
+    pairs = torch.stack([even, F.pad(odd, (0, missing))], -1).flatten(1)
+    return pairs[:, : even.shape[1] + odd.shape[1]]

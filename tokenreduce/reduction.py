@@ -1,0 +1,145 @@
+"""`Reduction`: everything static about one patch. Blocks share it; it holds no tensor and survives pickle and deepcopy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tokenreduce.registry import Reducer
+from tokenreduce.schedule import Counts, Schedule
+from tokenreduce.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Costs:
+    """MACs of a model as a function of its token count: what each layer costs a token, and a token pair.
+
+    `attention[l]` and `mlp[l]` are MACs a token, `pairs[l]` MACs a pair of tokens; reduction cannot change `fixed` (heads)
+    and `per_token` (embedding and what else runs on all image tokens).
+    """
+
+    fixed: int
+    per_token: int
+    attention: tuple[int, ...]
+    pairs: tuple[int, ...]
+    mlp: tuple[int, ...]
+
+    def macs(self, entered: Counts, left: Counts, protected: int, placement: str) -> int:
+        """MACs of the model part when layer l receives `entered[l]` and leaves `left[l]` image tokens."""
+        total = self.fixed + self.per_token * entered[0]
+        for layer, (n, m) in enumerate(zip(entered, left, strict=True)):
+            first = (m if placement == "pre" else n) + protected
+            second = (n if placement == "post" else m) + protected
+            total += self.attention[layer] * first + self.pairs[layer] * first**2 + self.mlp[layer] * second
+        return total
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a reduction must know of a model: layers, protected tokens, the input's grid, widths and costs."""
+
+    depth: int
+    prefix: int
+    suffix: int
+    class_tokens: int
+    grid: tuple[int, ...]
+    width: int
+    heads: int
+    head_dim: int
+    costs: Costs
+
+    @property
+    def count(self) -> int:
+        """Image tokens of an input of the default size."""
+        n = 1
+        for side in self.grid:
+            n *= side
+        return n
+
+    @property
+    def protected(self) -> int:
+        """Prefix and suffix tokens together."""
+        return self.prefix + self.suffix
+
+
+@dataclass(eq=False)
+class Reduction:
+    """One patch: a reducer, a schedule and how outputs are restored, for a model of a given geometry."""
+
+    reducer: Reducer
+    schedule: Schedule
+    geometry: Geometry
+    adapter: str
+    restore: bool
+    restore_taps: bool
+    prop_attn: bool
+    requested_restore: bool | str = "auto"
+    _counts: dict[int, Counts] = field(default_factory=dict)
+    _plan_macs: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
+
+    def counts(self, n: int) -> Counts:
+        """Image tokens left after each layer when `n` enter the first."""
+        if n not in self._counts:
+            _resolve(self, n)
+        return self._counts[n]
+
+    def is_identity(self, n: int) -> bool:
+        """Whether nothing is ever removed of `n` tokens."""
+        counts = self.counts(n)
+        return counts[-1] == n if counts else True
+
+    def share(self, n: int, counts: Counts) -> float:
+        """MACs with these counts, the reducer's own work included, as a share of the unpatched MACs."""
+        costs = self.geometry.costs
+        entered = (n, *counts[:-1])
+        everything = costs.macs((n,) * len(counts), (n,) * len(counts), self.geometry.protected, "mid")
+        work = sum(self.plan_macs(a, b) for a, b in zip(entered, counts, strict=True) if b < a)
+        return (costs.macs(entered, counts, self.geometry.protected, self.reducer.placement) + work) / everything
+
+    def plan_macs(self, n: int, keep: int) -> int:
+        """MACs of planning and applying one reduction of one image, counted by dispatch on random tokens."""
+        if (n, keep) not in self._plan_macs:
+            from tokenreduce.flops import count_flops
+
+            self._plan_macs[n, keep] = count_flops(lambda: self._rehearse(n, keep), ()).total
+        return self._plan_macs[n, keep]
+
+    def _rehearse(self, n: int, keep: int) -> torch.Tensor:
+        shape = self.geometry
+        generator = torch.Generator().manual_seed(0)
+        per_head = torch.randn(1, shape.heads, n, shape.head_dim, generator=generator)
+        features = torch.randn(1, n, shape.width, generator=generator)
+        attention = torch.rand(1, n, generator=generator)
+        sources = {name: lambda: per_head for name in ("keys", "queries", "values")}
+        tokens = Tokens(
+            features,
+            sources=sources | {"class_attention": lambda: attention},
+            grid=shape.grid,
+            prefix=shape.prefix,
+            suffix=shape.suffix,
+            depth=shape.depth,
+        )
+        state = self.reducer.begin(tokens)
+        return self.reducer.plan(tokens, keep, state).apply(features)
+
+    def to_json(self) -> dict[str, Any]:
+        """Method, options, schedule and modes as JSON-able values."""
+        return {
+            "method": self.reducer.name,
+            "options": self.reducer.options(),
+            "schedule": self.schedule.to_json(),
+            "restore": self.requested_restore,
+            "prop_attn": self.prop_attn,
+        }
+
+
+@torch.compiler.assume_constant_result
+def _resolve(reduction: Reduction, n: int) -> None:
+    """Fill in the counts of `n`; a constant to the compiler, which must not trace a search."""
+    cost = (lambda counts: reduction.share(n, counts)) if reduction.schedule.flops is not None else None
+    depth = reduction.geometry.depth
+    reduction._counts[n] = reduction.schedule.resolve(n, depth, reduction.reducer.least, cost)
+
+

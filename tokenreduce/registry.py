@@ -1,0 +1,138 @@
+"""`Reducer`, the contract of a method, and the registry of methods. A method is one file in `reducers/`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
+from tokenreduce.schedule import SHAPES
+from tokenreduce.token_map import TokenMap
+from tokenreduce.tokens import PROVIDABLE, Tokens
+
+PLACEMENTS = ("pre", "mid", "post")
+_registry: dict[str, type[Reducer]] = {}
+
+
+@dataclass(frozen=True)
+class Reducer:
+    """One method: from what a layer shows and a count to keep, to a `TokenMap`. Its fields are the user's options.
+
+    Class attributes are the method's facts: `kind` (merging, pruning, ...), `paper`, `year`, `needs` (names of
+    `tokens.PROVIDABLE`), `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget
+    spreads over layers, see `Schedule`), `adaptive` (can decide counts itself), `merges` (outputs stand for several tokens,
+    so sizes and proportional attention matter), `least` (what a layer must keep of n tokens).
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    paper: ClassVar[str]
+    year: ClassVar[int]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    placement: ClassVar[str] = "mid"
+    shape: ClassVar[str] = "constant"
+    adaptive: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = True
+    exportable: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+
+    def least(self, n: int) -> int:
+        """The fewest tokens this method can leave of `n` in one layer."""
+        return 1
+
+    def begin(self, tokens: Tokens) -> Any:
+        """State for one forward, made before the first reducing layer; None for most methods."""
+        return None
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        """The map that leaves `keep` of `tokens`; runs without gradient and outside autocast."""
+        raise NotImplementedError  # every registered method overrides it; `register` checks
+
+    def options(self) -> dict[str, Any]:
+        """The options as JSON-able values."""
+        return dataclasses.asdict(self)
+
+
+def register(cls: type[Reducer]) -> type[Reducer]:
+    """Class decorator that adds a frozen dataclass derived from `Reducer` to the methods, under its `name`.
+
+    Raises: ValueError for a taken name or impossible facts, TypeError for something that is not a Reducer.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Reducer)):
+        raise InvalidTypeError(f"register takes a class derived from tokenreduce.Reducer, not {cls!r}")
+    for fact in ("name", "kind", "paper", "year"):
+        if not hasattr(cls, fact):
+            raise InvalidValueError(f"{cls.__name__} lacks the class attribute {fact!r}; see tokenreduce.Reducer")
+    if cls.plan is Reducer.plan:
+        raise InvalidValueError(f"{cls.__name__} has no plan(tokens, keep, state) method")
+    if cls.placement not in PLACEMENTS or not cls.needs <= PROVIDABLE.keys():
+        raise InvalidValueError(
+            f"{cls.__name__}: placement {cls.placement!r} must be one of {PLACEMENTS} "
+            f"and needs {sorted(cls.needs)} among {sorted(PROVIDABLE)}"
+        )
+    if not cls.__module__.startswith("tokenreduce.reducers."):
+        _load_builtin()
+    taken = _registry.get(cls.name)
+    if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise InvalidValueError(f"method {cls.name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another name")
+    _registry[cls.name] = cls
+    return cls
+
+
+def methods() -> list[str]:
+    """Names of all registered methods."""
+    _load_builtin()
+    return sorted(_registry)
+
+
+def lookup(name: str) -> type[Reducer]:
+    """The class of the method `name`."""
+    _load_builtin()
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"method must be a name such as 'tome', not {name!r}; valid: {', '.join(methods())}")
+    if name not in _registry:
+        raise unknown("method", name, _registry)
+    return _registry[name]
+
+
+def create(name: str, options: dict[str, Any]) -> Reducer:
+    """The method `name` with `options`; unknown options and wrong values raise."""
+    cls = lookup(name)
+    valid = [f.name for f in dataclasses.fields(cls)]
+    for option in options:
+        if option not in valid:
+            raise unknown(f"option of {name}", option, valid)
+    return cls(**options)
+
+
+def describe(method: str) -> dict[str, Any]:
+    """The facts of a method as a JSON-able dict: name, kind, paper, year, summary, needs, placement, options, defaults."""
+    cls = lookup(method)
+    facts = {fact: getattr(cls, fact) for fact in ("name", "kind", "paper", "year", "placement", "adaptive")}
+    return facts | {
+        "summary": (cls.__doc__ or "").strip().split("\n")[0],
+        "needs": sorted(cls.needs),
+        "budget": SHAPES[cls.shape].summary,
+        "deterministic": cls.deterministic,
+        "exportable": cls.exportable,
+        "options": {f.name: f.default for f in dataclasses.fields(cls)},
+    }
+
+
+def check_option(name: str, value: object, valid: tuple[object, ...] | type) -> None:
+    """Raise unless `value` is one of the values `valid`, or an instance of the type `valid`."""
+    if isinstance(valid, tuple):
+        if value not in valid:
+            raise InvalidValueError(f"option {name} is {value!r}; valid: {', '.join(map(repr, valid))}")
+    elif not isinstance(value, valid) or (valid is int and isinstance(value, bool)):
+        raise InvalidTypeError(f"option {name} is {value!r}; it must be of type {valid.__name__}")
+
+
+def _load_builtin() -> None:
+    from tokenreduce import reducers
+
+    for module in pkgutil.iter_modules(reducers.__path__):
+        importlib.import_module(f"{reducers.__name__}.{module.name}")

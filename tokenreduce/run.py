@@ -1,0 +1,244 @@
+"""`Run`: the state of one forward. Born in the first block, gone at the end, never stored on a module.
+
+Blocks only receive `x`, so sizes and maps travel beside it in a thread-local stack: the one side channel that
+`torch.compile(fullgraph=True)`, `torch.export`, deepcopy, pickle and threads all survive.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.reduction import Reduction
+from tokenreduce.token_map import TokenMap
+from tokenreduce.tokens import Tokens
+
+
+class _ThreadState(threading.local):
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.grid: tuple[Reduction, tuple[int, ...]] | None = None
+
+
+_state = _ThreadState()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the last forward did: image tokens that entered, after each layer, and the maps with their layers."""
+
+    entered: int
+    counts: tuple[int, ...]
+    maps: tuple[tuple[int, TokenMap], ...]
+
+
+_records: weakref.WeakKeyDictionary[Reduction, Record] = weakref.WeakKeyDictionary()
+
+
+class Run:
+    """One forward of a reduced model.
+
+    `taps`: the blocks are called one by one by code that may collect each output as a map (`forward_intermediates`),
+    so every block returns all tokens in raster order and the reduced ones wait here for the next block.
+    """
+
+    def __init__(self, reduction: Reduction, x: Tensor, taps: bool) -> None:
+        shape = reduction.geometry
+        self.reduction = reduction
+        self.taps = taps
+        self.entered = x.shape[1] - shape.protected
+        self.counts = reduction.counts(self.entered)
+        self.next_layer = 0
+        self.sizes: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.maps: list[tuple[int, TokenMap]] = []
+        self.begun = False
+        self.method_state: Any = None
+        self.captured: dict[str, Tensor] = {}
+        self.waiting: Tensor | None = None
+        self.given: Tensor | None = None
+        self.phase = "model"
+        noted = _state.grid
+        grid = noted[1] if noted is not None and noted[0] is reduction else shape.grid
+        self.grid = grid if _product(grid) == self.entered else None
+
+    def attention_bias(self, x: Tensor) -> Tensor | None:
+        """Additive logits `(B, 1, 1, N)`, log size of each key, 0 for protected tokens; None while all sizes are 1."""
+        if self.sizes is None or not self.reduction.prop_attn:
+            return None
+        if self.bias is None:
+            shape = self.reduction.geometry
+            self.bias = F.pad(self.sizes.log(), (shape.prefix, shape.suffix))[:, None, None, :]
+        return self.bias.to(x.dtype)
+
+    def reduce(self, layer: int, x: Tensor, placement: str) -> Tensor:
+        """Reduce `x (B, prefix + N + suffix, C)` if the schedule says so at this layer and placement."""
+        shape, reducer = self.reduction.geometry, self.reduction.reducer
+        n = x.shape[1] - shape.protected
+        if reducer.placement != placement or self.counts[layer] >= n:
+            return x
+        self.phase = "reducer"
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            tokens = self._tokens(layer, x)
+            if not self.begun:
+                self.method_state, self.begun = reducer.begin(tokens), True
+            token_map = reducer.plan(tokens, self.counts[layer], self.method_state)
+        x = token_map.apply(x, self.sizes, shape.prefix, shape.suffix)
+        if self.sizes is not None or not token_map.drops:
+            self.sizes, self.bias = token_map.sizes(self.sizes), None
+        self.maps.append((layer, token_map))
+        self.phase = "model"
+        return x
+
+    def restore(self, x: Tensor) -> Tensor:
+        """All tokens again, in the order in which they entered."""
+        shape = self.reduction.geometry
+        self.phase = "restore"
+        for token_map in restoring([m for _, m in self.maps]):
+            x = token_map.restore(x, shape.prefix, shape.suffix)
+        self.phase = "model"
+        return x
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The reduced tokens to go on with, when a block receives `x`."""
+        if not self.taps or self.waiting is None:
+            return x
+        if x is self.given:
+            return self.waiting
+        # A hook changed what the last block returned: let the reduced tokens follow the change.
+        shape = self.reduction.geometry
+        change = x - self.given  # type: ignore[operator]
+        for _, token_map in self.maps:
+            pooled = TokenMap(token_map.count, dest=token_map.dest_or_argmax())
+            change = pooled.apply(change, None, shape.prefix, shape.suffix)
+        return self.waiting + change
+
+    def leave(self, layer: int, x: Tensor) -> Tensor:
+        """What the block returns."""
+        self.captured.clear()
+        self.next_layer = layer + 1
+        if self.taps and self.reduction.restore_taps and self.maps:
+            self.waiting, x = x, self.restore(x)
+            self.given = x
+        if self.taps:
+            record(self)
+            if self.next_layer == self.reduction.geometry.depth:
+                close(self)
+        return x
+
+    def _tokens(self, layer: int, x: Tensor) -> Tokens:
+        shape = self.reduction.geometry
+        end = x.shape[1] - shape.suffix
+        sources: dict[str, Callable[[], Tensor]] = {
+            name: (lambda full=full: full[:, :, shape.prefix : full.shape[2] - shape.suffix])  # type: ignore[misc]
+            for name, full in self.captured.items()
+        }
+        if shape.class_tokens and "queries" in self.captured and "keys" in self.captured:
+            sources["class_attention"] = lambda: self._class_attention()
+        return Tokens(
+            x[:, shape.prefix : end],
+            self.sizes,
+            sources,
+            self.grid,
+            shape.prefix,
+            shape.suffix,
+            layer,
+            shape.depth,
+        )
+
+    def _class_attention(self) -> Tensor:
+        shape = self.reduction.geometry
+        queries, keys = self.captured["queries"], self.captured["keys"]
+        rows = queries[:, :, : shape.class_tokens].float() * queries.shape[-1] ** -0.5
+        logits = rows @ keys.float().transpose(-2, -1)
+        bias = self.attention_bias(logits)
+        logits = logits if bias is None else logits + bias
+        return logits.softmax(-1).mean((1, 2))[:, shape.prefix : keys.shape[2] - shape.suffix]
+
+
+def open_run(reduction: Reduction, x: Tensor, taps: bool) -> Run | None:
+    """A new run on top of the stack, or None if the schedule removes nothing from so many tokens."""
+    # What an exception or a forward that stopped early left behind:
+    _state.runs[:] = [run for run in _state.runs if not (run.taps and run.reduction is reduction)]
+    if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
+        return None
+    run = Run(reduction, x, taps)
+    _state.runs.append(run)
+    return run
+
+
+def close(run: Run) -> None:
+    """Take `run`, and whatever an exception left above it, off the stack."""
+    if run in _state.runs:
+        del _state.runs[_state.runs.index(run) :]
+
+
+def run_for(reduction: Reduction, layer: int, x: Tensor) -> Run | None:
+    """The run that block `layer` takes part in, opened by block 0 when nothing around the blocks did; None: no reduction."""
+    current = _state.runs[-1] if _state.runs else None
+    if current is not None and current.reduction is reduction and not current.taps:
+        return current
+    if layer == 0:
+        return open_run(reduction, x, taps=True)
+    for run in _state.runs:
+        if run.reduction is reduction and run.next_layer == layer:
+            return run
+    if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
+        return None
+    raise InvalidValueError(
+        f"block {layer} of a reduced model was called outside a forward pass, or in another thread than block {layer - 1}; "
+        "gradient checkpointing does that: switch it off (set_grad_checkpointing(False)) or call tokenreduce.unpatch(model)"
+    )
+
+
+def capture(name: str, value: Tensor) -> None:
+    """Keep what a hook saw inside attention for the reducer of the current run, if there is one."""
+    if _state.runs:
+        _state.runs[-1].captured[name] = value
+
+
+def note_grid(reduction: Reduction, grid: tuple[int, ...]) -> None:
+    """Remember the grid that the patch embedding just made, for the run that follows in this thread."""
+    _state.grid = (reduction, grid)
+
+
+def current_phase() -> str:
+    """"model", "reducer" or "restore": what the current run is doing."""
+    return _state.runs[-1].phase if _state.runs else "model"
+
+
+def record(run: Run) -> None:
+    """Store what `report` shows. Skipped while compiling: it would make every map an output of the graph."""
+    if not torch.compiler.is_compiling():
+        _records[run.reduction] = Record(run.entered, run.counts, tuple(run.maps))
+
+
+def last_record(reduction: Reduction) -> Record | None:
+    """The record of the last forward in any thread."""
+    return _records.get(reduction)
+
+
+def restoring(maps: list[TokenMap]) -> list[TokenMap]:
+    """The maps to undo one after the other: integer maps in a row become one, so that features move once."""
+    out: list[TokenMap] = []
+    for token_map in maps:
+        if out and token_map.undo is None and out[-1].undo is None and token_map.dest is not None and out[-1].dest is not None:
+            out[-1] = TokenMap(token_map.count, dest=token_map.dest.gather(1, out[-1].dest))
+        else:
+            out.append(token_map)
+    return out[::-1]
+
+
+def _product(grid: tuple[int, ...]) -> int:
+    total = 1
+    for side in grid:
+        total *= side
+    return total

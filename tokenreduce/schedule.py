@@ -1,0 +1,245 @@
+"""`Schedule`: which layers keep how many image tokens. It knows neither methods nor tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
+
+Counts = tuple[int, ...]
+
+
+class Shape(NamedTuple):
+    """How a budget spreads over the layers: by `count` or by keep `ratio`, in which layers."""
+
+    by: str
+    parts: tuple[int, ...]  # quarters of the depth; empty: every layer
+    summary: str
+
+
+SHAPES = {
+    "constant": Shape("count", (), "the same count from every block"),
+    "ratio": Shape("ratio", (), "the same keep ratio in every block"),
+    "stages": Shape("ratio", (1, 2, 3), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),
+    "once": Shape("ratio", (1,), "everything at 1/4 of the depth"),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A rule that resolves to plain integers: the image tokens left after each layer (0-based, fractions round down).
+
+    Make one with `keep`, `remove` or `budget`.
+    """
+
+    rule: str
+    events: tuple[tuple[int, float], ...] = ()
+    shape: str = "constant"
+    ratio: float | None = None
+    flops: float | None = None
+    layers: tuple[int, ...] | None = None
+
+    @classmethod
+    def keep(cls, events: Mapping[int, float]) -> Schedule:
+        """Keep tokens after some layers: a float is a keep ratio (kept / entered), an int a number of tokens."""
+        if not isinstance(events, Mapping) or not events:
+            raise InvalidTypeError(f"Schedule.keep takes a mapping such as {{3: 0.7, 6: 0.7}}, not {events!r}")
+        for layer, kept in events.items():
+            _check_layer(layer)
+            if isinstance(kept, bool) or not isinstance(kept, (int, float)) or math.isnan(kept):
+                raise InvalidTypeError(f"layer {layer} keeps {kept!r}; give a keep ratio (float) or a number of tokens (int)")
+            if kept <= 0 or (isinstance(kept, float) and kept > 1):
+                raise InvalidValueError(f"layer {layer} keeps {kept}; a keep ratio lies in (0, 1], a number of tokens is 1 or more")
+        return cls("keep", tuple(sorted(events.items())))
+
+    @classmethod
+    def remove(cls, r: int | Sequence[int], layers: Sequence[int] | None = None) -> Schedule:
+        """Remove `r` tokens in every block (or in `layers`), or `r[l]` in block l (a shorter list ends with zeros)."""
+        counts = [r] if isinstance(r, int) else list(r) if isinstance(r, Sequence) and not isinstance(r, str) else None
+        if counts is None or any(isinstance(c, bool) or not isinstance(c, int) for c in counts):
+            raise InvalidTypeError(f"r is {r!r}; give the tokens removed in every block as an int, or a list with one int a block")
+        if any(c < 0 for c in counts):
+            raise InvalidValueError(f"r is {r!r}; it must not be negative (0 removes nothing)")
+        if isinstance(r, int):
+            return cls("remove", ((-1, r),), layers=_check_layers(layers))
+        if layers is not None:
+            raise InvalidTypeError("layers and a list for r exclude each other: the list already says what each layer removes")
+        return cls("remove", tuple(enumerate(counts)))
+
+    @classmethod
+    def budget(
+        cls, shape: str, ratio: float | None = None, flops: float | None = None, layers: Sequence[int] | None = None
+    ) -> Schedule:
+        """Scale a `shape` so that the fraction `ratio` of the image tokens is gone, or `flops` of the MACs are left."""
+        if shape not in SHAPES:
+            raise unknown("shape", shape, SHAPES)
+        if (ratio is None) == (flops is None):
+            raise InvalidTypeError("give exactly one of ratio and flops")
+        if ratio is not None and not 0 <= _number("ratio", ratio) < 1:
+            raise InvalidValueError(f"ratio is {ratio}; it is the fraction of image tokens removed and lies in [0, 1)")
+        if flops is not None and not 0 < _number("flops", flops) <= 1:
+            raise InvalidValueError(f"flops is {flops}; it is the fraction of the unpatched multiply-adds left and lies in (0, 1]")
+        return cls("budget", (), shape, ratio, flops, _check_layers(layers))
+
+    def check_depth(self, depth: int) -> None:
+        """Raise if an event or a layer lies behind the model's last layer."""
+        named = [layer for layer, _ in self.events] + list(self.layers or ())
+        late = [layer for layer in named if layer >= depth]
+        if late:
+            raise InvalidValueError(f"layer {late[0]} does not exist: the model has {depth} layers, numbered 0 to {depth - 1}")
+
+    def resolve(
+        self, n: int, depth: int, least: Callable[[int], int], cost: Callable[[Counts], float] | None = None
+    ) -> Counts:
+        """Image tokens left after each of `depth` layers when `n` enter.
+
+        Args:
+            least: the fewest tokens one layer can leave of so many.
+            cost: share of the unpatched MACs for given counts; needed for a `flops` budget.
+        """
+        if self.rule == "keep":
+            events = dict(self.events)
+            return _walk(n, depth, least, lambda layer, now: _kept(events.get(layer), now))
+        if self.rule == "remove":
+            removed = dict(self.events)
+            every = removed.get(-1, 0) if self.layers is None else 0
+            chosen = dict.fromkeys(self.layers or (), removed.get(-1, 0)) or removed
+            return _walk(n, depth, least, lambda layer, now: now - int(chosen.get(layer, every)))
+        return self._resolve_budget(n, depth, least, cost)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form; `from_json` reads it back."""
+        return {
+            "rule": self.rule,
+            "events": [list(event) for event in self.events],
+            "shape": self.shape,
+            "ratio": self.ratio,
+            "flops": self.flops,
+            "layers": None if self.layers is None else list(self.layers),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Schedule:
+        """The schedule that `to_json` wrote; wrong content raises as in the constructors."""
+        events = {int(layer): kept for layer, kept in data["events"]}
+        if data["rule"] == "keep":
+            return cls.keep(events)
+        if data["rule"] == "remove":
+            r = events[-1] if -1 in events else [events.get(layer, 0) for layer in range(max(events, default=-1) + 1)]
+            return cls.remove(r, data["layers"])
+        if data["rule"] == "budget":
+            return cls.budget(data["shape"], data["ratio"], data["flops"], data["layers"])
+        raise unknown("schedule rule", data["rule"], ("keep", "remove", "budget"))
+
+    def _resolve_budget(
+        self, n: int, depth: int, least: Callable[[int], int], cost: Callable[[Counts], float] | None
+    ) -> Counts:
+        if self.ratio == 0 or self.flops == 1:
+            return (n,) * depth
+        target = max(1, math.floor(n * (1 - self.ratio) + 1e-9)) if self.ratio is not None else 1
+        best = math.inf
+        for layers in self._layer_choices(depth):
+            measure: Callable[[Counts], float] = cost if self.flops is not None else (lambda counts: counts[-1])  # type: ignore[assignment]
+            goal = self.flops if self.flops is not None else target
+            fewest = self._spread(1.0, n, depth, layers, least, target)
+            best = min(best, measure(fewest))
+            if best <= goal:  # type: ignore[operator]
+                return self._bisect(n, depth, layers, least, target, measure, goal)  # type: ignore[arg-type]
+        if self.ratio is not None:
+            raise InvalidValueError(
+                f"ratio={self.ratio} asks for {target} of {n} image tokens; this method and its layers reach {best:.0f} at "
+                f"least (ratio={1 - best / n:.3f}); ask for less, or give layers= or schedule="
+            )
+        raise InvalidValueError(
+            f"flops={self.flops} cannot be reached with {n} image tokens; the reachable minimum is flops={best + 0.0005:.3f}; "
+            "ask for more, or give layers= or schedule="
+        )
+
+    def _layer_choices(self, depth: int) -> list[tuple[int, ...]]:
+        """The shape's layers, then the same moved to earlier layers one by one."""
+        if self.layers is not None:
+            return [self.layers]
+        parts = SHAPES[self.shape].parts
+        if not parts:
+            return [tuple(range(depth))]
+        own = [depth * part // 4 for part in parts]
+        return [tuple(sorted({max(0, layer - back) for layer in own})) for back in range(own[-1] + 1)]
+
+    def _bisect(
+        self,
+        n: int,
+        depth: int,
+        layers: tuple[int, ...],
+        least: Callable[[int], int],
+        target: int,
+        measure: Callable[[Counts], float],
+        goal: float,
+    ) -> Counts:
+        exact = (n - target) / (n * len(layers))
+        if self.ratio is not None and SHAPES[self.shape].by == "count":
+            counts = self._spread(exact, n, depth, layers, least, target)
+            if counts[-1] == target:
+                return counts
+        low, high = 0.0, 1.0
+        while high - low > 1e-5:
+            middle = (low + high) / 2
+            if measure(self._spread(middle, n, depth, layers, least, target)) <= goal:
+                high = middle
+            else:
+                low = middle
+        below, above = (self._spread(amount, n, depth, layers, least, target) for amount in (high, low))
+        return below if self.ratio is not None or goal - measure(below) <= measure(above) - goal else above
+
+    def _spread(
+        self, amount: float, n: int, depth: int, layers: tuple[int, ...], least: Callable[[int], int], target: int
+    ) -> Counts:
+        """Counts when every layer of `layers` gives `amount` (of n, or of what enters); monotone in `amount`."""
+        order = {layer: i + 1 for i, layer in enumerate(layers)}
+
+        def kept(layer: int, now: int) -> int:
+            if layer not in order:
+                return now
+            if SHAPES[self.shape].by == "count":
+                return max(target, n - math.floor(order[layer] * amount * n + 1e-9))
+            return max(target, math.floor(now * (1 - amount) + 1e-9))
+
+        return _walk(n, depth, least, kept)
+
+
+def _walk(n: int, depth: int, least: Callable[[int], int], kept: Callable[[int, int], int]) -> Counts:
+    counts, now = [], n
+    for layer in range(depth):
+        now = min(now, max(kept(layer, now), least(now)))
+        counts.append(now)
+    return tuple(counts)
+
+
+def _kept(event: float | None, now: int) -> int:
+    if event is None:
+        return now
+    return event if isinstance(event, int) else max(1, math.floor(now * event + 1e-9))
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidTypeError(f"{name} is {value!r}; it must be a number")
+    return value
+
+
+def _check_layer(layer: object) -> int:
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise InvalidTypeError(f"layer is {layer!r}; layers are ints, 0 is the first")
+    if layer < 0:
+        raise InvalidValueError(f"layer is {layer}; layers count from 0")
+    return layer
+
+
+def _check_layers(layers: Sequence[int] | None) -> tuple[int, ...] | None:
+    if layers is None:
+        return None
+    if isinstance(layers, (str, int)) or not layers:
+        raise InvalidTypeError(f"layers is {layers!r}; give a list of layer numbers such as [3, 6, 9]")
+    return tuple(sorted({_check_layer(layer) for layer in layers}))

@@ -1,0 +1,86 @@
+"""`Tokens`: what one layer shows to a reducer. Everything but the features is computed only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tokenreduce.errors import InvalidValueError
+
+# What a reducer may need and an adapter may provide, beyond features and sizes.
+PROVIDABLE = {
+    "keys": "keys (B, H, N, d) after k-norm and before rotary embedding",
+    "queries": "queries (B, H, N, d)",
+    "values": "values (B, H, N, d)",
+    "class_attention": "attention of the class token to the image tokens (B, N), mean over heads",
+    "grid": "the image tokens' grid (H, W)",
+}
+
+
+@dataclass
+class Tokens:
+    """The image tokens of one layer; protected tokens are left out of every entry.
+
+    Args:
+        features: `(B, N, C)`, the residual stream where the reducer is placed.
+        sizes: `(B, N)` in fp32, or None while every token stands for itself.
+        sources: functions that compute the lazy entries named in `PROVIDABLE`.
+        grid: `(H, W)` of the input's image tokens, if they are one.
+        prefix, suffix: how many protected tokens stand in front and behind.
+        layer, depth: the 0-based layer and the number of layers.
+    """
+
+    features: Tensor
+    sizes: Tensor | None = None
+    sources: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    grid: tuple[int, ...] | None = None
+    prefix: int = 0
+    suffix: int = 0
+    layer: int = 0
+    depth: int = 1
+
+    @property
+    def count(self) -> int:
+        """N, the number of image tokens."""
+        return self.features.shape[1]
+
+    @property
+    def keys(self) -> Tensor:
+        """`(B, H, N, d)`."""
+        return self._compute("keys")
+
+    @property
+    def queries(self) -> Tensor:
+        """`(B, H, N, d)`."""
+        return self._compute("queries")
+
+    @property
+    def values(self) -> Tensor:
+        """`(B, H, N, d)`."""
+        return self._compute("values")
+
+    @property
+    def class_attention(self) -> Tensor:
+        """`(B, N)`, fp32, mean over heads and class tokens; rows of the full softmax, so they sum to less than 1."""
+        return self._compute("class_attention")
+
+    def metric(self) -> Tensor:
+        """Mean key over heads `(B, N, d)` in fp32; the features themselves where keys were not provided."""
+        return self.keys.float().mean(1) if "keys" in self.sources else self.features.float()
+
+    def sizes_or_ones(self) -> Tensor:
+        """Sizes `(B, N)` in fp32."""
+        if self.sizes is not None:
+            return self.sizes
+        return torch.ones(self.features.shape[:2], device=self.features.device)
+
+    def _compute(self, name: str) -> Tensor:
+        if name not in self.sources:
+            raise InvalidValueError(
+                f"{name} is not available here (available: {', '.join(self.sources) or 'features only'}); "
+                "declare it in the reducer's needs, or pass it to the functional layer"
+            )
+        return self.sources[name]()
