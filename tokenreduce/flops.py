@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -73,10 +72,11 @@ class _MacCounter(FlopCounterMode):
 
     def __init__(self) -> None:
         super().__init__(display=False)
+        # Modules do not matter here, and the tracker's global hooks make compiled modules warn.
+        self.mod_tracker = nullcontext()  # type: ignore[assignment]
         self.uncounted: Counter[str] = Counter()
 
     def _count_flops(self, func_packet: Any, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = str(func_packet)
         formula = _MACS.get(_plain_name(func_packet))
         known = formula is not None or func_packet in self.flop_registry
         if known and all(_is_dense(value) for value in (*args, *kwargs.values())):
@@ -84,15 +84,13 @@ class _MacCounter(FlopCounterMode):
             # In the base class's own table, because that is what it saves and merges around torch.cond.
             self.flop_counts[current_phase()][func_packet] += flops
         elif known or not _does_no_matrix_work(func_packet):
-            self.uncounted[name] += 1
+            self.uncounted[str(func_packet)] += 1
         return out
 
 
 def _eager() -> AbstractContextManager[Any]:
-    # A model compiled with fullgraph=True refuses to run under any counter; without dynamo nothing is compiled.
-    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-        return torch.compiler.set_stance("force_eager")
-    return nullcontext()
+    # A model compiled with fullgraph=True refuses to run under any counter. PyTorch has stances since 2.6.
+    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
 
 
 def _is_dense(value: Any) -> bool:
@@ -122,22 +120,22 @@ def _does_no_matrix_work(packet: Any) -> bool:
 
 def _attention(args: Any, out: Any) -> int:
     query, key, value = (tensor.shape for tensor in args[:3])
-    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return int(prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
 def _multi_head_attention(args: Any, out: Any) -> int:
     query, key, value, width = args[:4]
     projections = (2 * query.numel() + key.numel() + value.numel()) * width
-    return projections + 2 * query.numel() * key.shape[1]
+    return int(projections + 2 * query.numel() * key.shape[1])
 
 
 def _encoder_layer(args: Any, out: Any) -> int:
     tokens, width, hidden = args[0], args[1], args[14].shape[0]
-    return tokens.numel() * (4 * width + 2 * tokens.shape[1] + 2 * hidden)
+    return int(tokens.numel() * (4 * width + 2 * tokens.shape[1] + 2 * hidden))
 
 
-# MACs from the arguments and the result, by `_plain_name`. `addmm` and `baddbmm`, which the base class knows, are here for
-# their in-place variants.
+# MACs from the arguments and the result, by `_plain_name`. The base class knows `addmm` and `baddbmm` too, but not in
+# place.
 _MACS: dict[str, Callable[[Any, Any], int]] = {
     name: formula
     for formula, names in (

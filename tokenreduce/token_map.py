@@ -85,7 +85,7 @@ class TokenMap:
             return sizes.gather(1, self.rep)  # type: ignore[arg-type]
         weight = self.size_weight if self.size_weight is not None else self.weight
         grown = sizes if weight is None else sizes * weight
-        return grown.new_zeros(len(grown), self.count).scatter_add(1, self.dest_or_argmax(), grown)
+        return grown.new_zeros(grown.shape[0], self.count).scatter_add(1, self.dest_or_argmax(), grown)
 
     def restore(self, y: Tensor, prefix: int = 0, suffix: int = 0) -> Tensor:
         """Tokens `(B, prefix + N + suffix, C)` in the order before: each takes what its outputs `y` hold now."""
@@ -153,9 +153,9 @@ class TokenMap:
         else:
             mass = self._mass(sizes)
             rows = x.float() if mass is None else x.float() * mass[..., None]
-            summed = scatter_rows(rows.new_zeros(len(x), self.count, x.shape[-1]), self.dest, rows)  # type: ignore[arg-type]
+            summed = scatter_rows(rows.new_zeros(x.shape[0], self.count, x.shape[-1]), self.dest, rows)  # type: ignore[arg-type]
             ones = torch.ones_like(self.dest, dtype=torch.float32) if mass is None else mass  # type: ignore[arg-type]
-            total = ones.new_zeros(len(x), self.count).scatter_add(1, self.dest, ones)  # type: ignore[arg-type]
+            total = ones.new_zeros(x.shape[0], self.count).scatter_add(1, self.dest, ones)  # type: ignore[arg-type]
         if self.divide:
             summed = summed / total.clamp_min(1e-12)[..., None]
         return (summed if self.gain is None else summed * self.gain[..., None]).to(x.dtype)
@@ -171,7 +171,7 @@ class TokenMap:
         mass = self._mass(sizes)
         if mass is None:
             ones = torch.ones_like(dest, dtype=torch.float32)
-            total = torch.ones(len(dest), self.count, device=dest.device).scatter_add(1, dest, ones)
+            total = torch.ones(dest.shape[0], self.count, device=dest.device).scatter_add(1, dest, ones)
             ratio = 1 / total.gather(1, dest)
         else:
             moved = mass.gather(1, sources)

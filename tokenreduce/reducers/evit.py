@@ -53,7 +53,7 @@ class EViT(Reducer):
             kept = order[:, :keep].sort(dim=1).values
             return keep_tokens(kept, nearest_kept(tokens.metric(), kept))
         kept, dropped = order[:, : keep - 1].sort(dim=1).values, order[:, keep - 1 :]
-        ranks = torch.arange(keep - 1, device=score.device).expand(len(score), -1)
+        ranks = torch.arange(keep - 1, device=score.device).expand(score.shape[0], -1)
         dest = torch.full_like(order, keep - 1).scatter(1, kept, ranks)
         # Attention to a token of size s already counts it s times: a share of a / s lets the sizes cancel.
         share = score if tokens.sizes is None else score / tokens.sizes

@@ -39,7 +39,7 @@ class Pool(Reducer):
                 f"pool needs the tokens to be a grid (H, W), but {tokens.count} tokens entered and the grid is {tokens.grid}; "
                 "patch dropout in training takes the grid away: use another method, or eval()"
             )
-        batch, device = len(tokens.features), tokens.features.device
+        batch, device = tokens.features.shape[0], tokens.features.device
         dest, rep = pooling(tokens.grid[0], tokens.grid[1], tokens.count, keep)
         return TokenMap(
             keep,

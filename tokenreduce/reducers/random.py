@@ -37,7 +37,7 @@ class Random(Reducer):
         check_option("seed", self.seed, int)
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        batch, device = len(tokens.features), tokens.features.device
+        batch, device = tokens.features.shape[0], tokens.features.device
         kept = torch.tensor(choose(self.seed, tokens.layer, tokens.count, keep), device=device)
         is_kept = torch.zeros(tokens.count, dtype=torch.long, device=device).scatter(0, kept, 1)
         dest = (is_kept.cumsum(0) - 1).clamp_min(0)

@@ -65,10 +65,10 @@ def match_bipartite(metric: Tensor, keep: int, first: int = 0) -> TokenMap:
     merged, kept = order[:, :removed], order[:, removed:].sort(dim=1).values
     total_kept = kept.shape[1]
     targets = total_kept + torch.arange(n - best.shape[1], device=metric.device)
-    ranks = torch.arange(total_kept, device=metric.device).expand(len(metric), -1)
+    ranks = torch.arange(total_kept, device=metric.device).expand(metric.shape[0], -1)
     source_dest = (match + total_kept).scatter(1, kept, ranks)
-    dest = interleave(source_dest, targets.expand(len(metric), -1), first)
-    rep = torch.cat([kept * 2 + first, (targets - total_kept).mul(2).add(1 - first).expand(len(metric), -1)], 1)
+    dest = interleave(source_dest, targets.expand(metric.shape[0], -1), first)
+    rep = torch.cat([kept * 2 + first, (targets - total_kept).mul(2).add(1 - first).expand(metric.shape[0], -1)], 1)
     return TokenMap(keep, dest=dest, rep=rep, sources=merged * 2 + first)
 
 
