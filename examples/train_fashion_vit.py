@@ -3,8 +3,8 @@
     python examples/train_fashion_vit.py --out runs/fashion_vit            # resumes where it stopped
     python examples/train_fashion_vit.py --out runs/fashion_vit --finish   # test set, once, and the shipped files
 
-No token is ever dropped or merged in training. 5,000 training images are held out to watch progress; the test images are
-read by `--finish` only. A checkpoint is written after every epoch.
+No token is ever dropped or merged in training. 5,000 training images are held out to watch progress; the test images
+are read by `--finish` only. A checkpoint is written after every epoch.
 """
 
 from __future__ import annotations

@@ -25,8 +25,9 @@ class ReducedBlocks(nn.Sequential):
     """The blocks called as a whole (`forward_features`): tokens stay reduced between them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        reduction = self[0]._tokenreduce[0] if len(self) else None
-        run = open_run(reduction, x, taps=False) if reduction is not None else None
+        first: Any = self[0]
+        reduction: Reduction = first._tokenreduce[0]
+        run = open_run(reduction, x, taps=False)
         if run is None:
             return super().forward(x)
         try:
@@ -39,6 +40,8 @@ class ReducedBlocks(nn.Sequential):
 
 class ReducedBlock(Block):
     """`Block` with its residual lines restated around the reduction."""
+
+    _tokenreduce: tuple[Reduction, int]
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         reduction, layer = self._tokenreduce
@@ -55,6 +58,8 @@ class ReducedBlock(Block):
 
 class ReducedResPostBlock(ResPostBlock):
     """`ResPostBlock` (norms behind attention and MLP) with its residual lines restated around the reduction."""
+
+    _tokenreduce: tuple[Reduction, int]
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         reduction, layer = self._tokenreduce
@@ -89,12 +94,12 @@ def capture_queries(module: nn.Module, args: tuple[Any, ...], output: Tensor) ->
     capture("queries", output)
 
 
-def capture_values(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+def capture_values(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     heads = module._tokenreduce_heads
     capture("values", output.unflatten(-1, (3, heads, -1))[:, :, 2].transpose(1, 2))
 
 
-def capture_grid(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+def capture_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     note_grid(module._tokenreduce, tuple(module.dynamic_feat_size(tuple(args[0].shape[-2:]))))
 
 
@@ -116,16 +121,19 @@ class TimmViT(Adapter):
             reasons.append(f"its blocks are a {type(model.blocks).__name__}, not an nn.Sequential of blocks")
         odd = {type(b).__name__ for b in model.blocks if type(b) not in REDUCED and type(b) not in ORIGINAL}
         if odd:
+            known = ", ".join(c.__name__ for c in REDUCED)
             reasons.append(
-                f"its blocks are of class {', '.join(sorted(odd))} (known: {', '.join(c.__name__ for c in REDUCED)}), or "
-                "another tool has changed them: apply tokenreduce first"
+                f"its blocks are of class {', '.join(sorted(odd))} (known: {known}), or another tool has changed them: "
+                "apply tokenreduce first"
             )
         elif any(type(b.attn) is not Attention for b in model.blocks):
             reasons.append(f"its attention is {type(model.blocks[0].attn).__name__}, only timm's Attention is known")
-        if any("forward" in vars(m) for b in model.blocks for m in (b, b.attn)):
+        if any("forward" in vars(m) for b in model.blocks for m in (b, getattr(b, "attn", b))):
             reasons.append("a forward method was replaced on its blocks by another tool; undo that first")
-        if type(model).forward_features not in _known_forward_features():
-            reasons.append(f"{type(model).__name__} has a forward_features of its own, which may treat tokens by position")
+        if type(model).forward_features is not VisionTransformer.forward_features:
+            reasons.append(
+                f"{type(model).__name__} has a forward_features of its own, which may treat tokens by position"
+            )
         if getattr(model, "grad_checkpointing", False):
             reasons.append("gradient checkpointing is on; call model.set_grad_checkpointing(False) first")
         return reasons
@@ -207,6 +215,8 @@ class TimmViT(Adapter):
 class SlicedBlock(Block):
     """`Block` that cuts tokens off for nothing, where a reducer would act."""
 
+    _tokenreduce_slice: tuple[int, str]
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         count, placement = self._tokenreduce_slice
         x = x[:, :count] if placement == "pre" else x
@@ -219,30 +229,28 @@ class SlicedBlock(Block):
 def model_costs(model: Any) -> Costs:
     """Costs read off the modules: every matrix of a block works on each token, attention on each pair of tokens."""
     width = [block.attn.num_heads * block.attn.head_dim for block in model.blocks]
-    prefix_free = sum(matrix_size(m) for m in model.patch_embed.modules())
+    embedding = sum(matrix_size(m) for m in model.patch_embed.modules())
     pool = model.attn_pool
     kv = matrix_size(pool.kv) if pool is not None and hasattr(pool, "kv") else 0
-    heads = [m for name, child in model.named_children() if name not in ("patch_embed", "blocks") for m in child.modules()]
+    heads = [
+        m for name, child in model.named_children() if name not in ("patch_embed", "blocks") for m in child.modules()
+    ]
     return Costs(
         fixed=sum(matrix_size(m) for m in heads) - kv,
-        per_token=prefix_free + kv,
+        per_token=embedding + kv,
         attention=tuple(sum(matrix_size(m) for m in block.attn.modules()) for block in model.blocks),
         pairs=tuple(2 * w for w in width),
         mlp=tuple(sum(matrix_size(m) for m in block.mlp.modules()) for block in model.blocks),
     )
 
 
-def matrix_size(module: nn.Module) -> int:
+def matrix_size(module: Any) -> int:
     """Multiply-adds a token of a linear layer (quantised ones too) or of a patch convolution."""
     if isinstance(module, nn.Conv2d):
         return module.weight.numel()
     if hasattr(module, "in_features") and hasattr(module, "out_features") and not list(module.children()):
         return int(module.in_features) * int(module.out_features)
     return 0
-
-
-def _known_forward_features() -> tuple[Any, ...]:
-    return (VisionTransformer.forward_features,)
 
 
 ADAPTER = TimmViT()

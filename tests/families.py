@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import timm
@@ -71,7 +71,7 @@ REFERENCE = ("vit_tiny_patch16_224", "qk_norm")
 THREE_METHODS = ("tome", "evit", "pool")
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_of(name: str) -> nn.Module:
     """The family's model in eval mode, shared by all tests of a process: leave it unpatched."""
     torch.manual_seed(0)

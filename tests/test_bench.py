@@ -336,7 +336,11 @@ def test_command_takes_a_timm_model_of_another_size_and_dtype(tmp_path: Path) ->
         (["--r", "2", "--method", "tome,evit", "--option", "metric=keys"], "such as tome.metric=keys"),
         (["--r", "2", "--model", "deit_smal_patch16_224"], "did you mean deit_small_patch16_224"),
         (["--r", "2", "--model", "resnet18"], "holds no backbone"),
-        (["--r", "2", "--model", "resnet18", "--image-size", "64"], "timm cannot make resnet18 with --image-size 64"),
+        (["--r", "2", "--model", "resnet18", "--image-size", "64"], "timm cannot run resnet18 with --image-size 64"),
+        (
+            ["--r", "2", "--model", "vit_tiny_patch16_224", "--image-size", "8"],
+            "timm cannot run vit_tiny_patch16_224 with",
+        ),
     ],
 )
 def test_command_answers_bad_input_with_one_sentence(arguments: list[str], words: str) -> None:

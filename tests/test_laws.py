@@ -1,4 +1,5 @@
-"""The laws, over families and methods. `make test` runs all methods on two families and three methods on all families."""
+"""The laws, over families and methods. `make test` runs all methods on two families and three methods on all
+families."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ import pickle
 import threading
 
 import pytest
-import tokenreduce
 import torch
 from families import BY_NAME, FAMILIES, REFERENCE, THREE_METHODS, Family, model_of
-from tokenreduce import Schedule, patch, reduced, report, unpatch
 from torch import nn
+
+import tokenreduce
+from tokenreduce import Schedule, patch, reduced, report, unpatch
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 EXPORTED = [m for m in tokenreduce.methods() if tokenreduce.describe(m)["exportable"]]
@@ -177,7 +179,11 @@ def test_inductor_and_feature_extraction_compile(model, family) -> None:
     x = family.images()
     with torch.no_grad():
         expected = model.forward_intermediates(x, intermediates_only=True)
-        compiled = torch.compile(lambda images: model.forward_intermediates(images, intermediates_only=True), fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(
+            lambda images: model.forward_intermediates(images, intermediates_only=True),
+            fullgraph=True,
+            backend="aot_eager",
+        )
         for _ in range(2):
             assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(compiled(x), expected, strict=True))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.registry import create
-from tokenreduce.token_map import TokenMap
+from tokenreduce.token_map import TokenMap, identity
 from tokenreduce.tokens import Tokens
 
 
@@ -44,7 +44,9 @@ def plan(
     Raises: ValueError for a count that the method cannot reach or something it needs and did not get.
     """
     if not isinstance(x, Tensor) or x.ndim != 3:
-        raise InvalidTypeError(f"x must be a tensor (B, N, C), not {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
+        raise InvalidTypeError(
+            f"x must be a tensor (B, N, C), not {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+        )
     reducer, n = create(method, options), x.shape[1]
     keep = _count(keep, ratio, n)
     least = reducer.least(n)
@@ -57,10 +59,14 @@ def plan(
         heads["class_attention"] = class_attention.float()
     for name, tensor in heads.items():
         if tensor.shape[0] != len(x) or tensor.shape[1 if tensor.ndim == 2 else 2] != n:
-            raise InvalidValueError(f"{name} has shape {tuple(tensor.shape)}, which does not fit x with shape {tuple(x.shape)}")
+            raise InvalidValueError(
+                f"{name} has shape {tuple(tensor.shape)}, which does not fit x with shape {tuple(x.shape)}"
+            )
     if sizes is not None and sizes.shape != x.shape[:2]:
         raise InvalidValueError(f"sizes has shape {tuple(sizes.shape)}; it must be (B, N) = {tuple(x.shape[:2])}")
     sources = {name: (lambda tensor=tensor: tensor) for name, tensor in heads.items()}
+    if keep == n:
+        return identity(x.shape[0], n, x.device)
     missing = reducer.needs - sources.keys() - ({"grid"} if grid is not None else set())
     if missing:
         raise InvalidValueError(f"{method} needs {', '.join(sorted(missing))}; pass it to plan")
@@ -77,7 +83,8 @@ def apply(token_map: TokenMap, x: Tensor, sizes: Tensor | None = None) -> tuple[
 
 
 def restore(token_map: TokenMap, y: Tensor) -> Tensor:
-    """Tokens `(B, N, C)` in their first order from reduced ones `(B, M, C)`: merged ones as copies, dropped ones too."""
+    """Tokens `(B, N, C)` in their first order from reduced ones `(B, M, C)`: merged ones as copies, dropped ones
+    too."""
     if y.ndim != 3 or y.shape[1] != token_map.count:
         raise InvalidValueError(f"y has shape {tuple(y.shape)}; the map leaves (B, {token_map.count}, C)")
     return token_map.restore(y)

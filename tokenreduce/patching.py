@@ -1,4 +1,5 @@
-"""`patch`, `unpatch`, `reduced` and what can be asked of a model: `compatible`, `report`, `save_patch`, `load_patch`."""
+"""`patch`, `unpatch`, `reduced` and what can be asked of a model: `compatible`, `report`, `save_patch`,
+`load_patch`."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def patch(
     prop_attn: bool | str = "auto",
     **options: Any,
 ) -> Model:
-    """Make `model` process fewer tokens, in place, without training; returns the model. Patching again replaces the patch.
+    """Make `model` process fewer tokens, in place, without training; returns the model. Patching again replaces the
+    patch.
 
     Args:
         model: a vision transformer of a known family, or a module that holds exactly one.
@@ -50,20 +52,23 @@ def patch(
         flops: fraction of the unpatched multiply-adds that is left, the reducer's own work included, in (0, 1].
         schedule: a `Schedule`, which overrides the method's own shape. Exactly one of these four is needed.
         layers: the 0-based layers that reduce, instead of the method's own.
-        restore: "auto" gives all tokens back where an output is a map (`forward_intermediates`, pooling heads) and leaves
-            token outputs reduced; True always gives them back, False never does (a pooling head then weighs each token the
-            same, however many it stands for).
-        prop_attn: "auto" adds the log of its size to the logits of each key, except for weights known to suffer from it.
+        restore: "auto" gives all tokens back where an output is a map (`forward_intermediates`, pooling heads) and
+            leaves token outputs reduced; True always gives them back, False never does (a pooling head then weighs
+            each token the same, however many it stands for).
+        prop_attn: "auto" adds the log of its size to the logits of each key, except for weights known to suffer from
+            it.
         options: the method's own, see `describe(method)`.
 
     Raises:
         ValueError, TypeError: a value, option, method, budget or model that does not fit; the model is left as it was.
     """
-    name, backbone, adapter = find_backbone(model)
+    _, backbone, adapter = find_backbone(model)
     check_mode("restore", restore)
     check_mode("prop_attn", prop_attn)
     reducer = create(method, options)
-    reduction = _prepare(backbone, adapter, reducer, _make_schedule(reducer, ratio, r, flops, schedule, layers), restore, prop_attn)
+    reduction = _prepare(
+        backbone, adapter, reducer, _make_schedule(reducer, ratio, r, flops, schedule, layers), restore, prop_attn
+    )
     if patch_of(backbone) is not None:
         adapter.remove(backbone)
     adapter.install(backbone, reduction)
@@ -72,7 +77,8 @@ def patch(
 
 
 def unpatch(model: Model) -> Model:
-    """Undo `patch`, in place: the same classes, hooks and forwards as before; returns the model, also if it is not patched."""
+    """Undo `patch`, in place: the same classes, hooks and forwards as before; returns the model, also if it is not
+    patched."""
     for _, backbone, adapter in _candidates(_need_module(model)):
         if patch_of(backbone) is not None:
             adapter.remove(backbone)
@@ -82,7 +88,8 @@ def unpatch(model: Model) -> Model:
 
 @contextmanager
 def reduced(model: Model, method: str, **arguments: Any) -> Iterator[Model]:
-    """`patch` for the length of a `with` block; an earlier patch comes back afterwards. Takes the arguments of `patch`."""
+    """`patch` for the length of a `with` block; an earlier patch comes back afterwards. Takes the arguments of
+    `patch`."""
     _, backbone, adapter = find_backbone(model)
     before = vars(backbone).get("_tokenreduce")
     patch(model, method, **arguments)
@@ -92,7 +99,7 @@ def reduced(model: Model, method: str, **arguments: Any) -> Iterator[Model]:
         unpatch(model)
         if before is not None:
             adapter.install(backbone, before)
-            backbone._tokenreduce = before  # type: ignore[assignment]
+            backbone._tokenreduce = before
 
 
 def report(model: nn.Module) -> Report:
@@ -112,7 +119,9 @@ class Compatibility(list[str]):
         self.refused = refused
 
     def __repr__(self) -> str:
-        lines = [f"fits: {', '.join(self) or 'nothing'}"] + [f"  not {name}: {why}" for name, why in self.refused.items()]
+        lines = [f"fits: {', '.join(self) or 'nothing'}"] + [
+            f"  not {name}: {why}" for name, why in self.refused.items()
+        ]
         return "\n".join(lines)
 
 
@@ -166,8 +175,7 @@ def find_backbone(model: nn.Module) -> tuple[str, nn.Module, Adapter]:
 
 def adapters() -> list[Adapter]:
     """The adapters whose library is imported already; a model of a library that is not cannot exist."""
-    from tokenreduce import patches
-
+    patches = importlib.import_module("tokenreduce.patches")
     names = [module.name for module in pkgutil.iter_modules(patches.__path__) if module.name != "base"]
     loaded = [name for name in names if name.split("_")[0] in sys.modules]
     return [importlib.import_module(f"{patches.__name__}.{name}").ADAPTER for name in loaded]
@@ -210,7 +218,9 @@ def _make_schedule(
         raise InvalidTypeError(f"got {what}; give exactly one of ratio, r, flops and schedule, for example flops=0.6")
     if schedule is not None:
         if not isinstance(schedule, Schedule):
-            raise InvalidTypeError(f"schedule is {schedule!r}; it must be a tokenreduce.Schedule, such as Schedule.keep({{3: 0.7}})")
+            raise InvalidTypeError(
+                f"schedule is {schedule!r}; it must be a tokenreduce.Schedule, such as Schedule.keep({{3: 0.7}})"
+            )
         if layers is not None:
             raise InvalidTypeError("layers and schedule exclude each other: the schedule already names its layers")
         return schedule
@@ -220,13 +230,20 @@ def _make_schedule(
 
 
 def _prepare(
-    backbone: nn.Module, adapter: Adapter, reducer: Reducer, schedule: Schedule, restore: bool | str, prop_attn: bool | str
+    backbone: nn.Module,
+    adapter: Adapter,
+    reducer: Reducer,
+    schedule: Schedule,
+    restore: bool | str,
+    prop_attn: bool | str,
 ) -> Reduction:
     """Check everything that can fail before the model is touched."""
     reason = _misfit(type(reducer), backbone, adapter)
     if reason:
         fitting = ", ".join(compatible(backbone)) or "none"
-        raise InvalidValueError(f"{reducer.name} cannot run on this {type(backbone).__name__}: {reason}; methods that fit: {fitting}")
+        raise InvalidValueError(
+            f"{reducer.name} cannot run on this {type(backbone).__name__}: {reason}; methods that fit: {fitting}"
+        )
     geometry = adapter.geometry(backbone)
     schedule.check_depth(geometry.depth)
     reduction = Reduction(
@@ -264,5 +281,7 @@ def _candidates(model: nn.Module) -> list[tuple[str, nn.Module, Adapter]]:
 
 def _need_module(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"model is {type(model).__name__}; it must be a torch.nn.Module, such as a timm vision transformer")
+        raise InvalidTypeError(
+            f"model is {type(model).__name__}; it must be a torch.nn.Module, such as a timm vision transformer"
+        )
     return model

@@ -1,4 +1,5 @@
-"""`Reduction`: everything static about one patch. Blocks share it; it holds no tensor and survives pickle and deepcopy."""
+"""`Reduction`: everything static about one patch. Blocks share it; it holds no tensor and survives pickle and
+deepcopy."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from tokenreduce.tokens import Tokens
 class Costs:
     """MACs of a model as a function of its token count: what each layer costs a token, and a token pair.
 
-    `attention[l]` and `mlp[l]` are MACs a token, `pairs[l]` MACs a pair of tokens; reduction cannot change `fixed` (heads)
-    and `per_token` (embedding and what else runs on all image tokens).
+    `attention[l]` and `mlp[l]` are MACs a token, `pairs[l]` MACs a pair of tokens; reduction cannot change `fixed`
+    (heads) and `per_token` (embedding and what else runs on all image tokens).
     """
 
     fixed: int
@@ -141,5 +142,3 @@ def _resolve(reduction: Reduction, n: int) -> None:
     cost = (lambda counts: reduction.share(n, counts)) if reduction.schedule.flops is not None else None
     depth = reduction.geometry.depth
     reduction._counts[n] = reduction.schedule.resolve(n, depth, reduction.reducer.least, cost)
-
-

@@ -23,8 +23,8 @@ class Reducer:
 
     Class attributes are the method's facts: `kind` (merging, pruning, ...), `paper`, `year`, `needs` (names of
     `tokens.PROVIDABLE`), `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget
-    spreads over layers, see `Schedule`), `adaptive` (can decide counts itself), `merges` (outputs stand for several tokens,
-    so sizes and proportional attention matter), `least` (what a layer must keep of n tokens).
+    spreads over layers, see `Schedule`), `adaptive` (can decide counts itself), `merges` (outputs stand for several
+    tokens, so sizes and proportional attention matter), `least` (what a layer must keep of n tokens).
     """
 
     name: ClassVar[str]
@@ -77,7 +77,9 @@ def register(cls: type[Reducer]) -> type[Reducer]:
         _load_builtin()
     taken = _registry.get(cls.name)
     if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise InvalidValueError(f"method {cls.name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another name")
+        raise InvalidValueError(
+            f"method {cls.name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another name"
+        )
     _registry[cls.name] = cls
     return cls
 
@@ -109,7 +111,8 @@ def create(name: str, options: dict[str, Any]) -> Reducer:
 
 
 def describe(method: str) -> dict[str, Any]:
-    """The facts of a method as a JSON-able dict: name, kind, paper, year, summary, needs, placement, options, defaults."""
+    """The facts of a method as a JSON-able dict: name, kind, paper, year, summary, needs, placement, options,
+    defaults."""
     cls = lookup(method)
     facts = {fact: getattr(cls, fact) for fact in ("name", "kind", "paper", "year", "placement", "adaptive")}
     return facts | {

@@ -182,7 +182,8 @@ def close(run: Run) -> None:
 
 
 def run_for(reduction: Reduction, layer: int, x: Tensor) -> Run | None:
-    """The run that block `layer` takes part in, opened by block 0 when nothing around the blocks did; None: no reduction."""
+    """The run that block `layer` takes part in, opened by block 0 when nothing around the blocks did; None: no
+    reduction."""
     current = _state.runs[-1] if _state.runs else None
     if current is not None and current.reduction is reduction and not current.taps:
         return current
@@ -194,8 +195,10 @@ def run_for(reduction: Reduction, layer: int, x: Tensor) -> Run | None:
     if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
         return None
     raise InvalidValueError(
-        f"block {layer} of a reduced model was called outside a forward pass, or in another thread than block {layer - 1}; "
-        "gradient checkpointing does that: switch it off (set_grad_checkpointing(False)) or call tokenreduce.unpatch(model)"
+        f"block {layer} of a reduced model was called outside a forward pass, or in another thread than "
+        f"block {layer - 1}; "
+        "gradient checkpointing does that: switch it off (set_grad_checkpointing(False)) or call "
+        "tokenreduce.unpatch(model)"
     )
 
 
@@ -211,7 +214,7 @@ def note_grid(reduction: Reduction, grid: tuple[int, ...]) -> None:
 
 
 def current_phase() -> str:
-    """"model", "reducer" or "restore": what the current run is doing."""
+    """What the current run is doing: "model", "reducer" or "restore"."""
     return _state.runs[-1].phase if _state.runs else "model"
 
 
@@ -230,7 +233,13 @@ def restoring(maps: list[TokenMap]) -> list[TokenMap]:
     """The maps to undo one after the other: integer maps in a row become one, so that features move once."""
     out: list[TokenMap] = []
     for token_map in maps:
-        if out and token_map.undo is None and out[-1].undo is None and token_map.dest is not None and out[-1].dest is not None:
+        if (
+            out
+            and token_map.undo is None
+            and out[-1].undo is None
+            and token_map.dest is not None
+            and out[-1].dest is not None
+        ):
             out[-1] = TokenMap(token_map.count, dest=token_map.dest.gather(1, out[-1].dest))
         else:
             out.append(token_map)

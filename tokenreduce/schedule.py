@@ -50,9 +50,13 @@ class Schedule:
         for layer, kept in events.items():
             _check_layer(layer)
             if isinstance(kept, bool) or not isinstance(kept, (int, float)) or math.isnan(kept):
-                raise InvalidTypeError(f"layer {layer} keeps {kept!r}; give a keep ratio (float) or a number of tokens (int)")
+                raise InvalidTypeError(
+                    f"layer {layer} keeps {kept!r}; give a keep ratio (float) or a number of tokens (int)"
+                )
             if kept <= 0 or (isinstance(kept, float) and kept > 1):
-                raise InvalidValueError(f"layer {layer} keeps {kept}; a keep ratio lies in (0, 1], a number of tokens is 1 or more")
+                raise InvalidValueError(
+                    f"layer {layer} keeps {kept}; a keep ratio lies in (0, 1], a number of tokens is 1 or more"
+                )
         return cls("keep", tuple(sorted(events.items())))
 
     @classmethod
@@ -60,13 +64,17 @@ class Schedule:
         """Remove `r` tokens in every block (or in `layers`), or `r[l]` in block l (a shorter list ends with zeros)."""
         counts = [r] if isinstance(r, int) else list(r) if isinstance(r, Sequence) and not isinstance(r, str) else None
         if counts is None or any(isinstance(c, bool) or not isinstance(c, int) for c in counts):
-            raise InvalidTypeError(f"r is {r!r}; give the tokens removed in every block as an int, or a list with one int a block")
+            raise InvalidTypeError(
+                f"r is {r!r}; give the tokens removed in every block as an int, or a list with one int a block"
+            )
         if any(c < 0 for c in counts):
             raise InvalidValueError(f"r is {r!r}; it must not be negative (0 removes nothing)")
         if isinstance(r, int):
             return cls("remove", ((-1, r),), layers=_check_layers(layers))
         if layers is not None:
-            raise InvalidTypeError("layers and a list for r exclude each other: the list already says what each layer removes")
+            raise InvalidTypeError(
+                "layers and a list for r exclude each other: the list already says what each layer removes"
+            )
         return cls("remove", tuple(enumerate(counts)))
 
     @classmethod
@@ -81,7 +89,9 @@ class Schedule:
         if ratio is not None and not 0 <= _number("ratio", ratio) < 1:
             raise InvalidValueError(f"ratio is {ratio}; it is the fraction of image tokens removed and lies in [0, 1)")
         if flops is not None and not 0 < _number("flops", flops) <= 1:
-            raise InvalidValueError(f"flops is {flops}; it is the fraction of the unpatched multiply-adds left and lies in (0, 1]")
+            raise InvalidValueError(
+                f"flops is {flops}; it is the fraction of the unpatched multiply-adds left and lies in (0, 1]"
+            )
         return cls("budget", (), shape, ratio, flops, _check_layers(layers))
 
     def check_depth(self, depth: int) -> None:
@@ -89,7 +99,9 @@ class Schedule:
         named = [layer for layer, _ in self.events] + list(self.layers or ())
         late = [layer for layer in named if layer >= depth]
         if late:
-            raise InvalidValueError(f"layer {late[0]} does not exist: the model has {depth} layers, numbered 0 to {depth - 1}")
+            raise InvalidValueError(
+                f"layer {late[0]} does not exist: the model has {depth} layers, numbered 0 to {depth - 1}"
+            )
 
     def resolve(
         self, n: int, depth: int, least: Callable[[int], int], cost: Callable[[Counts], float] | None = None
@@ -146,15 +158,17 @@ class Schedule:
             goal = self.flops if self.flops is not None else target
             fewest = self._spread(1.0, n, depth, layers, least, target)
             best = min(best, measure(fewest))
-            if best <= goal:  # type: ignore[operator]
-                return self._bisect(n, depth, layers, least, target, measure, goal)  # type: ignore[arg-type]
+            if best <= goal:
+                return self._bisect(n, depth, layers, least, target, measure, goal)
         if self.ratio is not None:
             raise InvalidValueError(
-                f"ratio={self.ratio} asks for {target} of {n} image tokens; this method and its layers reach {best:.0f} at "
+                f"ratio={self.ratio} asks for {target} of {n} image tokens; this method and its layers "
+                f"reach {best:.0f} at "
                 f"least (ratio={1 - best / n:.3f}); ask for less, or give layers= or schedule="
             )
         raise InvalidValueError(
-            f"flops={self.flops} cannot be reached with {n} image tokens; the reachable minimum is flops={best + 0.0005:.3f}; "
+            f"flops={self.flops} cannot be reached with {n} image tokens; the reachable minimum is "
+            f"flops={best + 0.0005:.3f}; "
             "ask for more, or give layers= or schedule="
         )
 

@@ -59,7 +59,8 @@ class TokenMap:
         return self.dest.shape[1] if self.dest is not None else self.share.shape[2]  # type: ignore[union-attr]
 
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
-        """New tokens `(B, prefix + M + suffix, C)` from `x (B, prefix + N + suffix, C)` and sizes `(B, N)` (None: all 1).
+        """New tokens `(B, prefix + M + suffix, C)` from `x (B, prefix + N + suffix, C)` and sizes `(B, N)` (None: all
+        1).
 
         Protected tokens pass through unchanged. Sums run in fp32 for half-precision inputs.
         """
@@ -100,7 +101,9 @@ class TokenMap:
         `size_weight`, `gain` and a missing division act between the two steps and are left out.
         """
         if self.count != then.entered:
-            raise InvalidValueError(f"cannot compose: the first map leaves {self.count} tokens, the next takes {then.entered}")
+            raise InvalidValueError(
+                f"cannot compose: the first map leaves {self.count} tokens, the next takes {then.entered}"
+            )
         if self.dest is None or then.dest is None or self.undo is not None or then.undo is not None:
             return TokenMap(
                 then.count,

@@ -21,7 +21,8 @@ def build(patch_size: int = PATCH, width: int = WIDTH, heads: int = HEADS, depth
 
 
 def fashion_vit(pretrained: bool = True) -> nn.Module:
-    """The shipped model in eval mode, input `(B, 1, 28, 28)`, output `(B, 10)`; its model card lies beside the weights."""
+    """The shipped model in eval mode, input `(B, 1, 28, 28)`, output `(B, 10)`; its model card lies beside the
+    weights."""
     model = build()
     if pretrained:
         from safetensors.torch import load_file

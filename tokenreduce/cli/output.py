@@ -1,4 +1,5 @@
-"""Tables for people, JSON for machines. A row is a dict with the documented keys; shares and accuracies are fractions of 1."""
+"""Tables for people, JSON for machines. A row is a dict with the documented keys; shares and accuracies are
+fractions of 1."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def environment() -> dict[str, Any]:
     """Versions, device and threads, for every JSON file."""
     from tokenreduce import __version__
 
-    versions = {name: sys.modules[name].__version__ for name in ("torch", "timm", "torchvision") if name in sys.modules}
+    versions: dict[str, Any] = {
+        name: sys.modules[name].__version__ for name in ("torch", "timm", "torchvision") if name in sys.modules
+    }
     return {
         "tokenreduce": __version__,
         **versions,

@@ -18,14 +18,14 @@ from tokenreduce.tokens import Tokens
 class EViT(Reducer):
     """Keep the image tokens with most class attention and fuse all others into one extra token.
 
-    Liang et al., "Not All Patches Are What You Need: Expediting Vision Transformers via Token Reorganizations", ICLR 2022,
-    arXiv 2202.07800. The score `(B, N)` is the class token's attention, mean over heads, computed from its one query row
-    so that fused attention stays on. The paper trains with the reduction; this is its training-free part.
+    Liang et al., "Not All Patches Are What You Need: Expediting Vision Transformers via Token Reorganizations", ICLR
+    2022, arXiv 2202.07800. The score `(B, N)` is the class token's attention, mean over heads, computed from its one
+    query row so that fused attention stays on. The paper trains with the reduction; this is its training-free part.
 
-    Departures: the distillation token is protected and its row counts like the class token's; kept tokens stay in raster
-    order; the fused token is normalised by default, since the raw sum of small weights is only right for weights trained
-    with it; it counts as one of the tokens left. For restoring, a dropped token is stood for by the fused one, or without
-    it by the kept token with the most similar key.
+    Departures: the distillation token is protected and its row counts like the class token's; kept tokens stay in
+    raster order; the fused token is normalised by default, since the raw sum of small weights is only right for
+    weights trained with it; it counts as one of the tokens left. For restoring, a dropped token is stood for by the
+    fused one, or without it by the kept token with the most similar key.
 
     Args:
         fuse: append the attention-weighted mean of the dropped tokens.

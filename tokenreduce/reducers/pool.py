@@ -19,8 +19,9 @@ from tokenreduce.tokens import Tokens
 class Pool(Reducer):
     """Average 2 x 2 neighbours of the grid: all cells, or an even spread of them where the budget asks for less.
 
-    A baseline, no paper. Cells pool in a fixed order spread over the image (bit-reversed), the last one in part, so that
-    every count can be met; when all cells of a size are pooled, 2 x 2 of them follow. Features are size-weighted means.
+    A baseline, no paper. Cells pool in a fixed order spread over the image (bit-reversed), the last one in part, so
+    that every count can be met; when all cells of a size are pooled, 2 x 2 of them follow. Features are size-weighted
+    means.
     """
 
     name: ClassVar[str] = "pool"
@@ -36,7 +37,8 @@ class Pool(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         if tokens.grid is None or len(tokens.grid) != 2:
             raise InvalidValueError(
-                f"pool needs the tokens to be a grid (H, W), but {tokens.count} tokens entered and the grid is {tokens.grid}; "
+                f"pool needs the tokens to be a grid (H, W), but {tokens.count} tokens entered and the "
+                f"grid is {tokens.grid}; "
                 "patch dropout in training takes the grid away: use another method, or eval()"
             )
         batch, device = tokens.features.shape[0], tokens.features.device

@@ -18,8 +18,8 @@ from tokenreduce.tokens import Tokens
 class Random(Reducer):
     """Drop image tokens chosen uniformly without replacement, the same ones in every image of every forward.
 
-    A baseline, no paper. The choice depends on the seed, the layer and the counts only, so that an image's result does not
-    depend on the images around it. For restoring, a dropped token is stood for by the kept token before it.
+    A baseline, no paper. The choice depends on the seed, the layer and the counts only, so that an image's result
+    does not depend on the images around it. For restoring, a dropped token is stood for by the kept token before it.
 
     Args:
         seed: another seed drops other tokens.

@@ -19,9 +19,9 @@ from tokenreduce.tokens import Tokens
 class ToMe(Reducer):
     """Token merging: every second token may merge into its most similar neighbour of the other half, the best r do.
 
-    Bolya et al., "Token Merging: Your ViT but Faster", ICLR 2023, arXiv 2210.09461. Cosine similarity of the keys of the
-    block `(B, N, d)`, mean over heads; sources stand at even positions of the whole sequence, prefix tokens counted;
-    merged features are size-weighted means; output order is kept sources, then destinations.
+    Bolya et al., "Token Merging: Your ViT but Faster", ICLR 2023, arXiv 2210.09461. Cosine similarity of the keys of
+    the block `(B, N, d)`, mean over heads; sources stand at even positions of the whole sequence, prefix tokens
+    counted; merged features are size-weighted means; output order is kept sources, then destinations.
 
     Departures: norms are clamped at 1e-6 (the original divides by zero), ties go to the lower index, and any number of
     protected tokens is allowed; they never take part.

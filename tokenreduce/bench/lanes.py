@@ -1,0 +1,72 @@
+"""Lanes: independent copies of one model, each prepared once, so that nothing is patched inside a timed loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokenreduce.patching import find_backbone, patch, unpatch
+
+BUDGETS = ("ratio", "r", "flops", "schedule")
+
+
+class Arm:
+    """A way to reduce the model: a method and the arguments of `tokenreduce.patch`, as in `Arm("tome", flops=0.6)`."""
+
+    def __init__(self, method: str, **arguments: Any) -> None:
+        self.method, self.arguments = method, arguments
+
+    @property
+    def budget(self) -> str:
+        """The budget as the user would type it, such as "flops=0.6"; "none" if there is none."""
+        return next((f"{name}={self.arguments[name]}" for name in BUDGETS if name in self.arguments), "none")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments besides the budget."""
+        return {name: value for name, value in self.arguments.items() if name not in BUDGETS}
+
+    def __repr__(self) -> str:
+        return f"{self.method} at {self.budget}"
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own that shares parameters and buffers with `model`."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def unpatched_lane(model: nn.Module, like: Tensor) -> nn.Module:
+    """The unpatched model in eval mode, on the device and in the dtype of `like`; `model` stays as it is."""
+    fits = all(
+        tensor.device == like.device and (tensor.dtype == like.dtype or not tensor.is_floating_point())
+        for tensor in chain(model.parameters(), model.buffers())
+    )
+    # Weights are shared only where `to` has nothing to do: it would change them in the model that was given.
+    lane = twin(model) if fits else copy.deepcopy(model).to(like.device, like.dtype)
+    return unpatch(lane).eval()
+
+
+def patched_lane(base: nn.Module, arm: Arm) -> nn.Module:
+    """A twin of `base`, patched as `arm` says."""
+    return patch(twin(base), arm.method, **arm.arguments)
+
+
+@contextmanager
+def limit_lane(base: nn.Module, counts: tuple[int, ...] | None, placement: str) -> Iterator[nn.Module]:
+    """A twin of `base` whose layers leave `counts` image tokens by slicing; None removes nothing.
+
+    Raises: ValueError for a model whose family cannot slice.
+    """
+    lane = twin(base)
+    if counts is None:
+        yield lane
+        return
+    _, backbone, adapter = find_backbone(lane)
+    with adapter.sliced(backbone, counts, placement):
+        yield lane

@@ -1,0 +1,87 @@
+"""How long the reducer's own two stages take inside a forward: planning the map and applying it."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokenreduce.bench.timing import Call, seconds, synchronizer
+from tokenreduce.patching import reduction_of
+from tokenreduce.registry import Reducer
+from tokenreduce.token_map import TokenMap
+from tokenreduce.tokens import Tokens
+
+
+def stage_microseconds(model: nn.Module, batch: Tensor, forwards: int = 3) -> tuple[float, float]:
+    """Microseconds of plan and of apply in one forward of the patched `model` on `batch`, summed over its layers.
+
+    Planning includes the method's begin and the entries of `Tokens` it asks for; applying includes the new sizes;
+    medians over a few forwards. The device is synchronised around each stage, so on a GPU the sum is an upper bound.
+    """
+    watches = []
+    for _ in range(forwards):
+        with _watched(model, synchronizer(batch.device)) as watch:
+            model(batch)
+        watches.append(watch.spent)
+    plan, apply = (statistics.median(spent[stage] for spent in watches) for stage in ("plan", "apply"))
+    return 1e6 * plan, 1e6 * apply
+
+
+class _Watch:
+    """Adds up the seconds of each stage."""
+
+    def __init__(self, synchronize: Call) -> None:
+        self.synchronize = synchronize
+        self.spent: defaultdict[str, float] = defaultdict(float)
+
+    def __call__(self, stage: str, function: Callable[..., Any], *args: Any) -> Any:
+        results: list[Any] = []
+        self.spent[stage] += seconds(lambda: results.append(function(*args)), self.synchronize)
+        return results[0]
+
+
+class _WatchedReducer:
+    """Stands for a reducer in one `Reduction` and times what it does; everything else it passes on."""
+
+    def __init__(self, reducer: Reducer, watch: _Watch) -> None:
+        self._reducer, self._watch = reducer, watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reducer, name)
+
+    def begin(self, tokens: Tokens) -> Any:
+        return self._watch("plan", self._reducer.begin, tokens)
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        token_map = self._watch("plan", self._reducer.plan, tokens, keep, state)
+        token_map.__class__ = _WatchedMap
+        token_map.watch = self._watch
+        return token_map
+
+
+class _WatchedMap(TokenMap):
+    """A `TokenMap` that times its application."""
+
+    watch: Any
+
+    def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
+        return self.watch("apply", super().apply, x, sizes, prefix, suffix)
+
+    def sizes(self, sizes: Tensor | None = None) -> Tensor:
+        return self.watch("apply", super().sizes, sizes)
+
+
+@contextmanager
+def _watched(model: nn.Module, synchronize: Call) -> Iterator[_Watch]:
+    reduction = reduction_of(model)
+    reducer, watch = reduction.reducer, _Watch(synchronize)
+    reduction.reducer = _WatchedReducer(reducer, watch)  # type: ignore[assignment]
+    try:
+        yield watch
+    finally:
+        reduction.reducer = reducer

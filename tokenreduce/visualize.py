@@ -1,0 +1,135 @@
+"""Pictures: which tokens an image still has layer by layer, and accuracy against compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.token_map import TokenMap
+
+Labels = npt.NDArray[np.int64]
+Image = npt.NDArray[np.float32]
+GREY, DIMMED, LINE = 0.5, 0.75, 0.4
+
+
+def paint_tokens(image: Tensor, token_map: TokenMap, grid: tuple[int, int], index: int = 0) -> Image:
+    """One image redrawn with the patches of every token in one colour: `(H, W, 3)`, values in [0, 1].
+
+    The colour is the mean of the token's pixels. A dropped token is a patch of its own, faded to grey.
+
+    Args:
+        image: `(1 or 3, H, W)`, uint8 or floats in [0, 1].
+        token_map: from the image tokens of the input to those to be drawn.
+        grid: `(H, W)` of the input's image tokens.
+        index: the image's place in the batch of the map.
+    """
+    pixels = as_pixels(image)
+    labels, dropped = label_cells(token_map, grid, index)
+    flat = enlarge(labels, pixels.shape[:2]).ravel()
+    members = np.bincount(flat, minlength=len(dropped)).clip(1)
+    colours = np.stack([np.bincount(flat, pixels[..., c].ravel(), len(dropped)) / members for c in range(3)], 1)
+    colours[dropped] = GREY * DIMMED + colours[dropped] * (1 - DIMMED)
+    painted: Image = colours.astype(np.float32)[flat].reshape(pixels.shape)
+    return painted
+
+
+def label_cells(token_map: TokenMap, grid: tuple[int, int], index: int) -> tuple[Labels, npt.NDArray[np.bool_]]:
+    """For each cell of the grid the token that it belongs to, `(H, W)`, and for each token whether it was dropped.
+
+    Tokens are numbered 0 ... M - 1; dropped ones follow, M + their place in the grid.
+    """
+    if grid[0] * grid[1] != token_map.entered:
+        raise InvalidValueError(f"the grid is {grid[0]} x {grid[1]} but {token_map.entered} tokens entered the map")
+    dest = token_map.dest_or_argmax()[index].cpu()
+    weight = token_map.weight if token_map.share is None else token_map.share.sum(1)
+    gone = torch.zeros_like(dest, dtype=torch.bool) if weight is None else weight[index].cpu() == 0
+    places = torch.arange(len(dest)) + token_map.count
+    labels = torch.where(gone, places, dest).reshape(grid).numpy()
+    return labels, np.arange(token_map.count + len(dest)) >= token_map.count
+
+
+def outline(painted: Image, labels: Labels, scale: int) -> Image:
+    """`painted` enlarged `scale` times, with grey lines, two pixels wide, between tokens: `(scale H, scale W, 3)`."""
+    big = painted.repeat(scale, 0).repeat(scale, 1)
+    cells = enlarge(labels, big.shape[:2])
+    across, down = cells[:, 1:] != cells[:, :-1], cells[1:] != cells[:-1]
+    for part, edge in ((big[:, 1:], across), (big[:, :-1], across), (big[1:], down), (big[:-1], down)):
+        part[edge] = LINE
+    return big
+
+
+def draw_tokens(
+    images: Tensor, maps: Mapping[str, TokenMap], grid: tuple[int, int], path: str | Path, title: str = ""
+) -> None:
+    """Write a picture with one row an image: the image, then its tokens in each map, under the map's name.
+
+    Args:
+        images: `(B, 1 or 3, H, W)`, uint8 or floats in [0, 1], the batch that the maps are of.
+        maps: heading -> map, such as `{"after layer 3": report(model).map_after(3)}`.
+    """
+    from matplotlib.figure import Figure
+
+    columns = 1 + len(maps)
+    figure = Figure(figsize=(1.5 * columns, 1.5 * len(images) + 0.6), layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False)
+    scale = max(1, 224 // images.shape[-1])
+    for row, image in enumerate(images):
+        axes[row, 0].imshow(as_pixels(image), interpolation="nearest")
+        for axis, token_map in zip(axes[row, 1:], maps.values(), strict=True):
+            labels, _ = label_cells(token_map, grid, row)
+            axis.imshow(outline(paint_tokens(image, token_map, grid, row), labels, scale), interpolation="nearest")
+    for axis, heading in zip(axes[0], ["input", *maps], strict=True):
+        axis.set_title(heading, fontsize=9)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def draw_tradeoff(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
+    """Write a picture of top-1 against the share of the unpatched MACs, one line a method.
+
+    Args:
+        rows: with the keys method, flops_share and top1 (rows without them are left out); the method "unpatched"
+            becomes the reference line.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    drawn = [row for row in rows if row.get("top1") is not None and row.get("flops_share") is not None]
+    for name in dict.fromkeys(row["method"] for row in drawn):
+        points = sorted((100 * row["flops_share"], 100 * row["top1"]) for row in drawn if row["method"] == name)
+        if name == "unpatched":
+            label = f"unpatched, {points[0][1]:.2f} %"
+            axis.axhline(points[0][1], color="black", linestyle="--", linewidth=1, label=label)
+        else:
+            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+    axis.set(xlabel="multiply-adds, % of the unpatched model", ylabel="top-1, %", title=title)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def as_pixels(image: Tensor) -> Image:
+    """`(1 or 3, H, W)`, uint8 or floats in [0, 1], as `(H, W, 3)` floats."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise InvalidValueError(f"the image has shape {tuple(image.shape)}; it must be (1, H, W) or (3, H, W)")
+    values = image.float() / 255 if image.dtype == torch.uint8 else image.float().clamp(0, 1)
+    pixels: Image = values.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+def enlarge(labels: Labels, size: tuple[int, ...]) -> Labels:
+    """Labels of cells `(h, w)` as labels of pixels, `size` (H, W)."""
+    big = F.interpolate(torch.from_numpy(labels)[None, None].double(), size, mode="nearest")
+    pixels: Labels = big[0, 0].long().numpy()
+    return pixels
