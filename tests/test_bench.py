@@ -22,7 +22,8 @@ from tokenreduce.bench.lanes import limit_lane, patched_lane, twin, unpatched_la
 from tokenreduce.bench.profiling import MIB, attention_backend, peak_memory
 from tokenreduce.bench.stages import stage_microseconds
 from tokenreduce.bench.timing import Times, bootstrap_interval, interleave, quantile
-from tokenreduce.cli.bench import bench, literal, parse_options
+from tokenreduce.cli.arguments import literal, parse_options
+from tokenreduce.cli.bench import bench
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, TokenReduceError
 
 CPU = torch.device("cpu")

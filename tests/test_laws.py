@@ -7,6 +7,7 @@ import copy
 import io
 import pickle
 import threading
+import warnings
 
 import pytest
 import torch
@@ -172,20 +173,94 @@ def test_exports_with_a_free_batch_size(model, family, method, strict) -> None:
         assert torch.allclose(program.module()(x), model(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", [BY_NAME[n] for n in REFERENCE], ids=lambda f: f.name)
-def test_inductor_and_feature_extraction_compile(model, family) -> None:
+def test_feature_extraction_compiles_whole() -> None:
     torch._dynamo.reset()
+    model, x = copy.deepcopy(model_of("qk_norm")), BY_NAME["qk_norm"].images()
     patch(model, "tome", flops=0.6)
-    x = family.images()
+
+    def maps(images: torch.Tensor) -> list[torch.Tensor]:
+        return model.forward_intermediates(images, intermediates_only=True)
+
     with torch.no_grad():
-        expected = model.forward_intermediates(x, intermediates_only=True)
-        compiled = torch.compile(
-            lambda images: model.forward_intermediates(images, intermediates_only=True),
-            fullgraph=True,
-            backend="aot_eager",
-        )
+        compiled, expected = torch.compile(maps, fullgraph=True, backend="aot_eager"), maps(x)
         for _ in range(2):
             assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(compiled(x), expected, strict=True))
+
+
+def test_a_size_first_seen_while_compiling_has_its_counts() -> None:
+    torch._dynamo.reset()
+    model, x = copy.deepcopy(model_of("dynamic_size")), torch.randn(1, 3, 24, 40)
+    patch(model, "tome", flops=0.6)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        first = compiled(x)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert torch.equal(compiled(x), first)
+        assert torch.allclose(first, model(x), atol=1e-5)
+    assert report(model).flops_share == pytest.approx(0.6, abs=0.02)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", EXPORTED)
+def test_inductor(method) -> None:
+    torch._dynamo.reset()
+    model, x = copy.deepcopy(model_of("qk_norm")), BY_NAME["qk_norm"].images()
+    patch(model, method, flops=0.6)
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(model, fullgraph=True)(x), model(x), atol=1e-4)
+
+
+def test_traces_with_torchscript() -> None:
+    model, x = copy.deepcopy(model_of("qk_norm")), BY_NAME["qk_norm"].images()
+    patch(model, "tome", flops=0.6)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, x, check_trace=False)
+        other = BY_NAME["qk_norm"].images(seed=1)
+        assert torch.allclose(traced(other), model(other), atol=1e-5)
+
+
+class LowRank(nn.Module):
+    """A LoRA layer around a Linear, as adapter libraries make them."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def test_low_rank_adapters_before_and_after_patching() -> None:
+    x, torch_state = BY_NAME["qk_norm"].images(), torch.random.get_rng_state()
+    results = []
+    for patch_first in (True, False):
+        torch.random.set_rng_state(torch_state)
+        model = copy.deepcopy(model_of("qk_norm"))
+        if patch_first:
+            patch(model, "tome", r=9)
+        for block in model.blocks:
+            block.attn.qkv, block.mlp.fc1 = LowRank(block.attn.qkv), LowRank(block.mlp.fc1)
+        if not patch_first:
+            patch(model, "tome", r=9)
+        results.append(model(x))
+    assert torch.equal(*results)
+
+
+def test_distributed_data_parallel(tmp_path) -> None:
+    model, x = copy.deepcopy(model_of("qk_norm")), BY_NAME["qk_norm"].images()
+    patch(model, "tome", flops=0.7)
+    expected = model(x)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        out = parallel(x)
+        out.sum().backward()
+        assert torch.equal(out, expected) and all(p.grad is not None for p in model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_user_hooks_on_blocks_are_honoured() -> None:

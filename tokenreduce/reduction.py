@@ -82,9 +82,9 @@ class Reduction:
 
     def counts(self, n: int) -> Counts:
         """Image tokens left after each layer when `n` enter the first."""
-        if n not in self._counts:
-            _resolve(self, n)
-        return self._counts[n]
+        if torch.compiler.is_compiling():  # a guard on the dict would fail once the dict has grown
+            return _resolve(self, n)
+        return self._counts[n] if n in self._counts else _resolve(self, n)
 
     def is_identity(self, n: int) -> bool:
         """Whether nothing is ever removed of `n` tokens."""
@@ -137,8 +137,10 @@ class Reduction:
 
 
 @torch.compiler.assume_constant_result
-def _resolve(reduction: Reduction, n: int) -> None:
-    """Fill in the counts of `n`; a constant to the compiler, which must not trace a search."""
-    cost = (lambda counts: reduction.share(n, counts)) if reduction.schedule.flops is not None else None
-    depth = reduction.geometry.depth
-    reduction._counts[n] = reduction.schedule.resolve(n, depth, reduction.reducer.least, cost)
+def _resolve(reduction: Reduction, n: int) -> Counts:
+    """The counts of `n`, remembered; a constant to the compiler, which must not trace a search."""
+    if n not in reduction._counts:
+        cost = (lambda counts: reduction.share(n, counts)) if reduction.schedule.flops is not None else None
+        least, depth = reduction.reducer.least, reduction.geometry.depth
+        reduction._counts[n] = reduction.schedule.resolve(n, depth, least, cost)
+    return reduction._counts[n]

@@ -86,16 +86,18 @@ class Run:
         if reducer.placement != placement or self.counts[layer] >= n:
             return x
         self.phase = "reducer"
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            tokens = self._tokens(layer, x)
-            if not self.begun:
-                self.method_state, self.begun = reducer.begin(tokens), True
-            token_map = reducer.plan(tokens, self.counts[layer], self.method_state)
-        x = token_map.apply(x, self.sizes, shape.prefix, shape.suffix)
-        if self.sizes is not None or not token_map.drops:
-            self.sizes, self.bias = token_map.sizes(self.sizes), None
+        try:
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                tokens = self._tokens(layer, x)
+                if not self.begun:
+                    self.method_state, self.begun = reducer.begin(tokens), True
+                token_map = reducer.plan(tokens, self.counts[layer], self.method_state)
+            x = token_map.apply(x, self.sizes, shape.prefix, shape.suffix)
+            if self.sizes is not None or not token_map.drops:
+                self.sizes, self.bias = token_map.sizes(self.sizes), None
+        finally:
+            self.phase = "model"
         self.maps.append((layer, token_map))
-        self.phase = "model"
         return x
 
     def restore(self, x: Tensor) -> Tensor:

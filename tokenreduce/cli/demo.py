@@ -16,7 +16,7 @@ import tokenreduce
 from tokenreduce.backbones.fashion_vit import fashion_vit
 from tokenreduce.bench.lanes import Arm, patched_lane
 from tokenreduce.bench.timing import interleave, synchronizer
-from tokenreduce.cli.bench import progress_bar
+from tokenreduce.cli.arguments import progress_bar
 from tokenreduce.cli.evaluate import prepare, print_refused, watch
 from tokenreduce.cli.output import Row, console, print_table, write_json
 from tokenreduce.evaluation import fashion_mnist

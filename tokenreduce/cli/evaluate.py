@@ -10,7 +10,7 @@ import typer
 from torch import Tensor, nn
 
 from tokenreduce.bench.lanes import Arm, patched_lane
-from tokenreduce.cli.bench import load_model, make_arms, place_name, progress_bar, usable_device
+from tokenreduce.cli.arguments import load_model, make_arms, place_name, progress_bar, usable_device
 from tokenreduce.cli.output import Row, console, print_table, write_json
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.evaluation.datasets import Data, check_labels, load_data, load_gallery

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +28,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "tokens_left": ("tokens left", lambda v: f"{v:.0f}"),
     "top1": ("top-1", lambda v: f"{v:.2%}"),
     "top5": ("top-5", lambda v: f"{v:.2%}"),
-    "top1_change": ("change", lambda v: f"{100 * v:+.2f} pt"),
+    "top1_change": ("change, points", lambda v: f"{100 * v:+.2f}"),
     "class_error": ("class error", lambda v: f"{v:.4f}"),
     "token_error": ("token error", lambda v: f"{v:.4f}"),
     "median_ms": ("median ms", lambda v: f"{v:.1f}"),
@@ -36,7 +37,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "speedup": ("speed-up", lambda v: f"{v:.2f} x"),
     "speedup_interval": ("95 % interval", lambda v: f"{v[0]:.2f} - {v[1]:.2f}"),
     "limit_share": ("time / limit", lambda v: f"{v:.3f}"),
-    "peak_memory_mib": ("peak MiB", lambda v: f"{v:.0f}"),
+    "peak_memory_mib": ("peak MiB", lambda v: f"{v:.1f}"),
     "plan_us": ("plan us", lambda v: f"{v:.0f}"),
     "apply_us": ("apply us", lambda v: f"{v:.0f}"),
     "attention": ("attention", str),
@@ -45,10 +46,11 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def print_table(rows: Sequence[Row], title: str) -> None:
     """Print the rows with every documented column that some row has."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     keys = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     for key in keys:
-        table.add_column(COLUMNS[key][0], justify="left" if key in ("method", "budget", "attention") else "right")
+        words = key in ("method", "budget", "attention")
+        table.add_column(COLUMNS[key][0], justify="left" if words else "right", no_wrap=words)
     for row in rows:
         table.add_row(*[COLUMNS[key][1](row[key]) if row.get(key) is not None else "-" for key in keys])
     console.print(table)

@@ -1,0 +1,55 @@
+"""What the README and the docs say is run: code blocks, commands and the table of methods."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+
+import tokenreduce
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_python_blocks_run(block, monkeypatch, tmp_path) -> None:
+    """As written, except that weights are random: tests do not download."""
+    from tokenreduce import registry
+
+    create, known = timm.create_model, dict(registry._registry)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **kw: create(name, **kw))
+    monkeypatch.chdir(tmp_path)
+    try:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    finally:
+        registry._registry.clear()
+        registry._registry.update(known)
+
+
+def test_commands_exist() -> None:
+    from tokenreduce.cli.app import app
+
+    commands = {command.name for command in app.registered_commands}
+    assert set(re.findall(r"^tokenreduce (\w+)", README, re.MULTILINE)) == commands
+    targets = set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
+    assert (
+        targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) and "demo" in targets
+    )
+
+
+def test_every_method_has_its_row() -> None:
+    rows = {m[1]: m[0] for m in re.finditer(r"^\| `(\w+)` \|.*$", (ROOT / "docs/methods.md").read_text(), re.MULTILINE)}
+    assert sorted(rows) == tokenreduce.methods()
+    for name, row in rows.items():
+        facts = tokenreduce.describe(name)
+        assert f"| {facts['kind']} |" in row and facts["paper"] in row
+        assert f"`{name}`" in README
+
+
+def test_pictures_and_links_exist() -> None:
+    for text, folder in ((README, ROOT), ((ROOT / "docs/methods.md").read_text(), ROOT / "docs")):
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("http") or (folder / target).exists(), target

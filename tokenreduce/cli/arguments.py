@@ -1,0 +1,136 @@
+"""What commands share: parsing of methods, budgets and options, models by name, devices and the progress bar."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from tokenreduce.bench import Arm
+from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
+from tokenreduce.registry import create
+
+Size = tuple[int, ...]
+
+
+def make_arms(methods: str, budgets: dict[str, str | None], options: Sequence[str]) -> list[Arm]:
+    """Every method at every value of the one budget that was given."""
+    names = [name.strip() for name in methods.split(",")]
+    chosen = parse_options(options, names)
+    for name in names:
+        create(name, chosen[name])  # a wrong name or option is known before a model is built
+    given = {kind: text for kind, text in budgets.items() if text is not None}
+    if len(given) != 1:
+        what = " and ".join(f"--{kind} {text}" for kind, text in given.items()) or "no budget"
+        raise InvalidTypeError(f"got {what}; give exactly one of --flops, --ratio and --r, for example --flops 0.6")
+    [(kind, text)] = given.items()
+    values = numbers(f"--{kind}", text, int if kind == "r" else float)
+    return [Arm(name, **{kind: value}, **chosen[name]) for name, value in itertools.product(names, values)]
+
+
+def parse_options(options: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The options of each method from texts `key=value` or `method.key=value`."""
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in methods}
+    for text in options:
+        path, equals, value = text.partition("=")
+        name, _, key = path.rpartition(".")
+        if not equals or not key:
+            raise InvalidValueError(
+                f"--option is {text!r}; it must be key=value or method.key=value, as in metric=features"
+            )
+        if not name and len(methods) > 1:
+            raise InvalidValueError(f"--option is {text!r}; say which method it is for, such as {methods[0]}.{text}")
+        if name and name not in chosen:
+            raise unknown("method in --option", name, methods)
+        chosen[name or methods[0]][key] = literal(value)
+    return chosen
+
+
+def literal(text: str) -> Any:
+    """A number, a boolean, None or a list where the text reads as one, else the text."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def numbers(name: str, text: str, kind: type[int] | type[float]) -> list[Any]:
+    """The numbers in a list separated by commas."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InvalidValueError(f"{name} is {text!r}; give {what} separated by commas") from None
+
+
+def usable_device(name: str) -> torch.device:
+    """The CPU or CUDA device of that name, if this machine has it."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown("device", name, ("cpu", "cuda", "cuda:N")) from None
+    if device.type not in ("cpu", "cuda"):
+        raise unknown("device", name, ("cpu", "cuda", "cuda:N"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        raise InvalidValueError(f"device {name!r} is not available: PyTorch sees {seen} CUDA devices; use cpu")
+    return device
+
+
+def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Size]:
+    """The model and its input's shape without the batch."""
+    if name == "fashion_vit":
+        return load_fashion_vit(image_size, pretrained)
+    import timm
+
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), 3, 0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists all"
+        raise InvalidValueError(f"unknown model {name!r}; valid: fashion_vit or a name of timm; {hint}")
+    sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    try:
+        model: Any = timm.create_model(name, pretrained=pretrained, **sized).eval()
+        channels, *own = model.pretrained_cfg["input_size"]
+        shape = (channels, *([image_size] * 2 if image_size else own))
+        if image_size is not None:
+            with torch.inference_mode():
+                model(torch.zeros(1, *shape))  # some sizes fail only here
+    except (TypeError, RuntimeError, OSError, AssertionError) as error:
+        given = f" with --image-size {image_size}" if image_size else ""
+        raise InvalidValueError(f"timm cannot run {name}{given}: {error}") from None
+    return model, shape
+
+
+def load_fashion_vit(image_size: int | None, pretrained: bool) -> tuple[nn.Module, Size]:
+    """The model that ships with the library."""
+    from tokenreduce.backbones.fashion_vit import fashion_vit
+
+    if image_size not in (None, 28):
+        raise InvalidValueError(f"--image-size is {image_size}; fashion_vit takes 28")
+    return fashion_vit(pretrained), (1, 28, 28)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[float, str], None]]:
+    """A bar on stderr that disappears; the value is the function that moves it."""
+    columns = (BarColumn(), TextColumn("{task.percentage:.0f} % {task.description}"), TimeRemainingColumn())
+    stderr = Console(stderr=True)
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+        task = progress.add_task("preparing", total=1.0)
+        yield lambda fraction, what: progress.update(task, completed=fraction, description=what)
+
+
+def place_name(device: torch.device) -> str:
+    """The device, a CUDA device with the name of its card."""
+    return str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
