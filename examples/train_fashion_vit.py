@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--phases", default="4:14,2:3", help="patch size : epochs, comma separated")
+    parser.add_argument("--phases", default="4:11,2:2", help="patch size : epochs, comma separated")
     parser.add_argument("--width", type=int, default=fashion_vit.WIDTH)
     parser.add_argument("--heads", type=int, default=fashion_vit.HEADS)
     parser.add_argument("--depth", type=int, default=fashion_vit.DEPTH)
@@ -105,7 +105,7 @@ def run_epoch(model, opts, data, schedule, args, generator) -> float:
             opt.param_groups[0]["lr"] = args.lr * scale
             opt.step()
             opt.zero_grad(set_to_none=True)
-        total += float(loss)
+        total += loss.item()
     return total / len(batches)
 
 

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from timm.layers import Attention
+import torch
+from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.flops import count_flops
 from tokenreduce.reduction import Costs, Geometry, Reduction
 from tokenreduce.run import capture, close, note_grid, open_run, record, run_for
 
@@ -26,7 +28,9 @@ class ReducedBlocks(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         first: Any = self[0]
-        reduction: Reduction = first._tokenreduce[0]
+        reduction, layer = first._tokenreduce
+        if layer > 0:  # model.blocks[6:](x): the blocks find out whether they may run apart from those before
+            return super().forward(x)
         run = open_run(reduction, x, taps=False)
         if run is None:
             return super().forward(x)
@@ -47,7 +51,7 @@ class ReducedBlock(Block):
         reduction, layer = self._tokenreduce
         run = run_for(reduction, layer, x)
         if run is None:
-            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+            return super().forward(x, **given_masks(attn_mask, is_causal))
         refuse_masks(attn_mask, is_causal)
         x = run.reduce(layer, run.enter(x), "pre")
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=run.attention_bias(x))))
@@ -65,7 +69,7 @@ class ReducedResPostBlock(ResPostBlock):
         reduction, layer = self._tokenreduce
         run = run_for(reduction, layer, x)
         if run is None:
-            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+            return super().forward(x, **given_masks(attn_mask, is_causal))
         refuse_masks(attn_mask, is_causal)
         x = run.reduce(layer, run.enter(x), "pre")
         x = x + self.drop_path1(self.norm1(self.attn(x, attn_mask=run.attention_bias(x))))
@@ -78,6 +82,11 @@ REDUCED: dict[type[nn.Module], type[nn.Module]] = {Block: ReducedBlock, ResPostB
 ORIGINAL = {reduced: original for original, reduced in REDUCED.items()} | {ReducedBlocks: nn.Sequential}
 
 
+def given_masks(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
+    """Only the arguments that were given: timm before 1.0.21 has no `is_causal`."""
+    return {k: v for k, v in (("attn_mask", attn_mask), ("is_causal", is_causal)) if v is not None and v is not False}
+
+
 def refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
     if attn_mask is not None or is_causal:
         raise InvalidValueError(
@@ -86,24 +95,25 @@ def refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
         )
 
 
-def capture_keys(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    capture("keys", output)
+def capture_keys(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    capture(module._tokenreduce, "keys", output)
 
 
-def capture_queries(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    capture("queries", output)
+def capture_queries(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    capture(module._tokenreduce, "queries", output)
 
 
 def capture_values(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    heads = module._tokenreduce_heads
-    capture("values", output.unflatten(-1, (3, heads, -1))[:, :, 2].transpose(1, 2))
+    reduction: Reduction = module._tokenreduce
+    values = output.unflatten(-1, (3, reduction.geometry.heads, -1))[:, :, 2]
+    capture(reduction, "values", values.transpose(1, 2))
 
 
 def capture_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     note_grid(module._tokenreduce, tuple(module.dynamic_feat_size(tuple(args[0].shape[-2:]))))
 
 
-HOOKS = (capture_keys, capture_queries, capture_values, capture_grid)
+HOOKS = {"keys": capture_keys, "queries": capture_queries, "values": capture_values, "grid": capture_grid}
 
 
 class TimmViT(Adapter):
@@ -133,6 +143,10 @@ class TimmViT(Adapter):
         if type(model).forward_features is not VisionTransformer.forward_features:
             reasons.append(
                 f"{type(model).__name__} has a forward_features of its own, which may treat tokens by position"
+            )
+        if not hasattr(model.patch_embed, "grid_size") or not hasattr(model.patch_embed, "dynamic_feat_size"):
+            reasons.append(
+                f"its patch embedding {type(model.patch_embed).__name__} does not tell the grid of its tokens"
             )
         if getattr(model, "grad_checkpointing", False):
             reasons.append("gradient checkpointing is on; call model.set_grad_checkpointing(False) first")
@@ -168,32 +182,28 @@ class TimmViT(Adapter):
 
     def install(self, model: Any, reduction: Reduction) -> None:
         needs = reduction.reducer.needs
-        captures_class = "class_attention" in needs
-        model.patch_embed._tokenreduce = reduction
-        model.patch_embed.register_forward_hook(capture_grid)
+        if "class_attention" in needs:
+            needs = needs | {"queries", "keys"}
+        hooked = [(model.patch_embed, capture_grid)]
         for layer, block in enumerate(model.blocks):
             block._tokenreduce = (reduction, layer)
-            if captures_class or "keys" in needs:
-                block.attn.k_norm.register_forward_hook(capture_keys)
-            if captures_class or "queries" in needs:
-                block.attn.q_norm.register_forward_hook(capture_queries)
-            if "values" in needs:
-                block.attn.qkv._tokenreduce_heads = block.attn.num_heads
-                block.attn.qkv.register_forward_hook(capture_values)
             block.__class__ = REDUCED[type(block)]
+            inside = {"keys": block.attn.k_norm, "queries": block.attn.q_norm, "values": block.attn.qkv}
+            hooked += [(inside[need], HOOKS[need]) for need in inside if need in needs]
+        for module, hook in hooked:
+            module._tokenreduce = reduction
+            module.register_forward_hook(hook)
         model.blocks.__class__ = ReducedBlocks
 
     def remove(self, model: Any) -> None:
         model.blocks.__class__ = nn.Sequential
-        vars(model.patch_embed).pop("_tokenreduce", None)
-        hooked = [model.patch_embed]
+        touched = [model.patch_embed]
         for block in model.blocks:
             block.__class__ = ORIGINAL[type(block)]
-            vars(block).pop("_tokenreduce", None)
-            vars(block.attn.qkv).pop("_tokenreduce_heads", None)
-            hooked += [block.attn.k_norm, block.attn.q_norm, block.attn.qkv]
-        for module in hooked:
-            for key in [key for key, hook in module._forward_hooks.items() if hook in HOOKS]:
+            touched += [block, block.attn.k_norm, block.attn.q_norm, block.attn.qkv]
+        for module in touched:
+            vars(module).pop("_tokenreduce", None)
+            for key in [key for key, hook in module._forward_hooks.items() if hook in HOOKS.values()]:
                 del module._forward_hooks[key]
 
     @contextmanager
@@ -229,7 +239,13 @@ class SlicedBlock(Block):
 def model_costs(model: Any) -> Costs:
     """Costs read off the modules: every matrix of a block works on each token, attention on each pair of tokens."""
     width = [block.attn.num_heads * block.attn.head_dim for block in model.blocks]
-    embedding = sum(matrix_size(m) for m in model.patch_embed.modules())
+    embed = model.patch_embed
+    if type(embed) is PatchEmbed:
+        embedding = sum(matrix_size(m) for m in embed.modules())
+    else:  # convolutions on other grids than the tokens': only counting tells
+        weight = next(embed.parameters())
+        images = torch.zeros(1, model.in_chans, *embed.img_size, device=weight.device, dtype=weight.dtype)
+        embedding = count_flops(embed, images).total // max(1, embed.num_patches)
     pool = model.attn_pool
     kv = matrix_size(pool.kv) if pool is not None and hasattr(pool, "kv") else 0
     heads = [

@@ -9,13 +9,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Attention
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
-
-
-class GatedAttention(Attention):
-    """timm's attention with its output gate switched on."""
 
 
 def small_vit(**arguments: Any) -> nn.Module:

@@ -327,6 +327,25 @@ def test_threads_do_not_disturb_each_other(model, family, method) -> None:
     assert wrong == []
 
 
+def test_two_reduced_models_stepped_block_by_block() -> None:
+    x = BY_NAME["qk_norm"].images()
+    models = [patch(copy.deepcopy(model_of("qk_norm")), method, ratio=0.5) for method in ("tome", "evit")]
+    expected = [m.forward_intermediates(x, intermediates_only=True)[-1] for m in models]
+    states = [m.norm_pre(m._pos_embed(m.patch_embed(x))) for m in models]
+    for pair in zip(*(m.blocks for m in models), strict=True):
+        states = [block(state) for block, state in zip(pair, states, strict=True)]
+    for state, maps in zip(states, expected, strict=True):
+        assert torch.equal(state[:, 1:].transpose(1, 2).reshape(maps.shape), maps)
+
+
+def test_a_slice_of_the_blocks_runs_in_order_or_not_at_all() -> None:
+    model, x = copy.deepcopy(model_of("qk_norm")), torch.randn(2, 65, 32)
+    patch(model, "tome", ratio=0.5)
+    first = model.blocks[:2](x)
+    with pytest.raises(ValueError, match="outside a forward pass"):
+        model.blocks[2:](first)
+
+
 def test_two_reduced_models_interleaved() -> None:
     x, y = BY_NAME["qk_norm"].images(), BY_NAME["vit_tiny_patch16_224"].images()
     first, second = copy.deepcopy(model_of("qk_norm")), copy.deepcopy(model_of("vit_tiny_patch16_224"))
@@ -456,7 +475,17 @@ def test_restore_can_be_forced(restore) -> None:
     patch(model, "tome", ratio=0.5, restore=restore)
     assert model.forward_features(family.images()).shape[1] == (17 if restore else 9)
     if not restore:
-        assert model.get_intermediate_layers(family.images(), 1)[0].shape[1] == 8
+        with pytest.raises(ValueError, match="restore=False leaves no map to return"):
+            model.forward_intermediates(family.images())
+        assert model.forward_features(family.images()).shape[1] == 9
+
+
+def test_double_precision_and_meta_tensors() -> None:
+    model, x = copy.deepcopy(model_of("qk_norm")).double(), BY_NAME["qk_norm"].images().double()
+    patch(model, "tome", ratio=0.5)
+    single = patch(copy.deepcopy(model_of("qk_norm")), "tome", ratio=0.5)
+    assert torch.allclose(model(x), single(x.float()).double(), atol=1e-5)
+    assert model.to("meta")(x.to("meta")).shape == (2, 7)
 
 
 def test_features_only_wrapper() -> None:

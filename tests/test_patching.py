@@ -84,6 +84,11 @@ def checkpointing() -> nn.Module:
         ({"method": "tome", "r": -1}, ValueError, "must not be negative"),
         ({"method": "tome", "r": [1] * 9}, ValueError, "the model has 4 layers, numbered 0 to 3"),
         ({"method": "tome", "ratio": 0.5, "layers": [7]}, ValueError, "layer 7 does not exist"),
+        (
+            {"method": "tome", "schedule": Schedule.keep({1: 0.2})},
+            ValueError,
+            "should keep 0.2 of 64 .* leaves 32 at least",
+        ),
         ({"method": "tome", "schedule": {3: 0.5}}, TypeError, "must be a tokenreduce.Schedule"),
         ({"method": "tome", "schedule": Schedule.keep({1: 0.5}), "layers": [1]}, TypeError, "exclude each other"),
         (
@@ -262,6 +267,14 @@ def test_a_saved_patch_loads(model, tmp_path, method, arguments) -> None:
     assert torch.equal(twin.forward_features(X), model.forward_features(X))
 
 
+def test_automatic_modes_stay_automatic_in_a_file(model, tmp_path) -> None:
+    save_patch(patch(model, "tome", ratio=0.6), tmp_path / "patch.json")
+    auto_encoder = copy.deepcopy(model_of("qk_norm"))
+    auto_encoder.pretrained_cfg = {"tag": "mae"}
+    load_patch(auto_encoder, tmp_path / "patch.json")
+    assert torch.equal(auto_encoder(X), patch(model, "tome", ratio=0.6, prop_attn=False)(X))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"tokenreduce": 99}', '{"tokenreduce": 1, "method": "tome"}'])
 def test_a_wrong_file_is_refused(model, tmp_path, text) -> None:
     (tmp_path / "patch.json").write_text(text)
@@ -300,6 +313,12 @@ def test_dynamic_input_sizes_have_their_own_counts() -> None:
         n = size[0] * size[1] // 16
         assert report(model).input_tokens == n and report(model).tokens_left == n // 2
         assert model.forward_intermediates(x, intermediates_only=True)[-1].shape[-2:] == (size[0] // 4, size[1] // 4)
+    for size in ((40, 40), (24, 72)):
+        with reduced(model, "pool", flops=0.6):
+            x = torch.randn(1, 3, *size)
+            first = tokenreduce.count_flops(model, x)
+            assert tokenreduce.count_flops(model, x) == first, "resolving a budget must not be counted"
+            assert report(model).flops_share == pytest.approx(0.6, abs=0.02)
     with reduced(model, "pool", ratio=0.5):
         model(torch.randn(1, 3, 16, 64))
         assert report(model).map.dest.view(4, 16)[0, :2].tolist() == [0, 0]
@@ -360,6 +379,8 @@ def test_a_new_method_is_one_class() -> None:
             tokenreduce.register(dataclass(frozen=True)(type("Tome2", (First,), {"name": "tome"})))
         with pytest.raises(ValueError, match="lacks the class attribute 'kind'"):
             tokenreduce.register(type("Nameless", (tokenreduce.Reducer,), {"name": "nameless"}))
+        with pytest.raises(TypeError, match="must be a frozen dataclass"):
+            tokenreduce.register(type("Bare", (First,), {"name": "bare"}))
         with pytest.raises(TypeError, match=r"derived from tokenreduce\.Reducer"):
             tokenreduce.register(dict)
     finally:
@@ -372,3 +393,11 @@ def test_describe_is_complete_and_json(method) -> None:
     assert json.loads(json.dumps(facts)) == facts
     assert {"name", "kind", "paper", "year", "needs", "options", "adaptive", "summary"} <= facts.keys()
     assert facts["name"] == method and facts["summary"].endswith(".")
+
+
+def test_hybrid_embeddings_are_counted() -> None:
+    model = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64).eval()
+    x = torch.zeros(1, 3, 64, 64)
+    whole = tokenreduce.count_flops(model, x).total
+    patch(model, "pool", flops=0.9)
+    assert tokenreduce.count_flops(model, x).total / whole == pytest.approx(0.9, abs=0.02)

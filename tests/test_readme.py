@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import timm
@@ -22,8 +24,10 @@ def test_python_blocks_run(block, monkeypatch, tmp_path) -> None:
     create, known = timm.create_model, dict(registry._registry)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **kw: create(name, **kw))
     monkeypatch.chdir(tmp_path)
+    module = ModuleType("readme_block")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up
     try:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(block, "README.md", "exec"), vars(module))
     finally:
         registry._registry.clear()
         registry._registry.update(known)

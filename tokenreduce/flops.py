@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -67,6 +68,14 @@ def count_flops(model: Callable[..., Any], input: torch.Tensor | tuple[Any, ...]
     return FlopCount(macs.get("model", 0), macs.get("reducer", 0), macs.get("restore", 0), dict(counter.uncounted))
 
 
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.counters: list[_MacCounter] = []
+
+
+_active = _Active()
+
+
 class _MacCounter(FlopCounterMode):
     """Keeps FLOPs by phase (not by module) and the operators that nothing is known about."""
 
@@ -76,7 +85,18 @@ class _MacCounter(FlopCounterMode):
         self.mod_tracker = nullcontext()  # type: ignore[assignment]
         self.uncounted: Counter[str] = Counter()
 
+    def __enter__(self) -> _MacCounter:
+        _active.counters.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *args: Any) -> Any:
+        _active.counters.remove(self)
+        return super().__exit__(*args)
+
     def _count_flops(self, func_packet: Any, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _active.counters[-1] is not self:  # a forward that rehearses its reducer for a budget counts that apart
+            return out
         formula = _MACS.get(_plain_name(func_packet))
         known = formula is not None or func_packet in self.flop_registry
         if known and all(_is_dense(value) for value in (*args, *kwargs.values())):
@@ -89,8 +109,8 @@ class _MacCounter(FlopCounterMode):
 
 
 def _eager() -> AbstractContextManager[Any]:
-    # A model compiled with fullgraph=True refuses to run under any counter. PyTorch has stances since 2.6.
-    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+    # A model compiled with fullgraph=True refuses to run under any counter.
+    return torch.compiler.set_stance("force_eager")
 
 
 def _is_dense(value: Any) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.registry import create
+from tokenreduce.run import without_autocast
 from tokenreduce.token_map import TokenMap, identity
 from tokenreduce.tokens import Tokens
 
@@ -58,7 +59,8 @@ def plan(
     if class_attention is not None:
         heads["class_attention"] = class_attention.float()
     for name, tensor in heads.items():
-        if tensor.shape[0] != len(x) or tensor.shape[1 if tensor.ndim == 2 else 2] != n:
+        fits = tensor.ndim == (2 if name == "class_attention" else 4) and tensor.shape[0] == len(x)
+        if not fits or tensor.shape[1 if tensor.ndim == 2 else 2] != n:
             raise InvalidValueError(
                 f"{name} has shape {tuple(tensor.shape)}, which does not fit x with shape {tuple(x.shape)}"
             )
@@ -71,7 +73,7 @@ def plan(
     if missing:
         raise InvalidValueError(f"{method} needs {', '.join(sorted(missing))}; pass it to plan")
     tokens = Tokens(x, None if sizes is None else sizes.float(), sources, grid, prefix, 0, layer, depth)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(x.device):
         return reducer.plan(tokens, keep, reducer.begin(tokens))
 
 
@@ -97,5 +99,6 @@ def _count(keep: int | None, ratio: float | None, n: int) -> int:
         if not 0 <= ratio < 1:
             raise InvalidValueError(f"ratio is {ratio}; it is the fraction of tokens removed and lies in [0, 1)")
         return max(1, math.floor(n * (1 - ratio) + 1e-9))
-    assert keep is not None
+    if isinstance(keep, bool) or not isinstance(keep, int):
+        raise InvalidTypeError(f"keep is {keep!r}; it must be a number of tokens (int)")
     return keep

@@ -254,7 +254,7 @@ def _prepare(
         restore=adapter.pools(backbone) if restore == "auto" else bool(restore),
         restore_taps=restore is not False,
         prop_attn=adapter.prop_attn(backbone) if prop_attn == "auto" else bool(prop_attn),
-        requested_restore=restore,
+        requested={"restore": restore, "prop_attn": prop_attn},
     )
     reduction.counts(geometry.count)
     return reduction

@@ -76,7 +76,7 @@ class Reduction:
     restore: bool
     restore_taps: bool
     prop_attn: bool
-    requested_restore: bool | str = "auto"
+    requested: dict[str, bool | str]
     _counts: dict[int, Counts] = field(default_factory=dict)
     _plan_macs: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
 
@@ -109,15 +109,15 @@ class Reduction:
 
     def _rehearse(self, n: int, keep: int) -> torch.Tensor:
         shape = self.geometry
-        generator = torch.Generator().manual_seed(0)
-        per_head = torch.randn(1, shape.heads, n, shape.head_dim, generator=generator)
-        features = torch.randn(1, n, shape.width, generator=generator)
-        attention = torch.rand(1, n, generator=generator)
+        on_cpu: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(0), "device": "cpu"}
+        per_head = torch.randn(1, shape.heads, n, shape.head_dim, **on_cpu)
+        features = torch.randn(1, n, shape.width, **on_cpu)
+        attention = torch.rand(1, n, **on_cpu)
         sources = {name: lambda: per_head for name in ("keys", "queries", "values")}
         tokens = Tokens(
             features,
             sources=sources | {"class_attention": lambda: attention},
-            grid=shape.grid,
+            grid=shape.grid if n <= shape.count else (-(-n // shape.grid[-1]), shape.grid[-1]),
             prefix=shape.prefix,
             suffix=shape.suffix,
             depth=shape.depth,
@@ -131,8 +131,7 @@ class Reduction:
             "method": self.reducer.name,
             "options": self.reducer.options(),
             "schedule": self.schedule.to_json(),
-            "restore": self.requested_restore,
-            "prop_attn": self.prop_attn,
+            **self.requested,
         }
 
 

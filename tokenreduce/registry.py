@@ -23,8 +23,8 @@ class Reducer:
 
     Class attributes are the method's facts: `kind` (merging, pruning, ...), `paper`, `year`, `needs` (names of
     `tokens.PROVIDABLE`), `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget
-    spreads over layers, see `Schedule`), `adaptive` (can decide counts itself), `merges` (outputs stand for several
-    tokens, so sizes and proportional attention matter), `least` (what a layer must keep of n tokens).
+    spreads over layers, see `Schedule`), `adaptive` (can decide counts itself), `least` (what a layer must keep of n
+    tokens).
     """
 
     name: ClassVar[str]
@@ -37,7 +37,6 @@ class Reducer:
     adaptive: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
     exportable: ClassVar[bool] = True
-    merges: ClassVar[bool] = True
 
     def least(self, n: int) -> int:
         """The fewest tokens this method can leave of `n` in one layer."""
@@ -66,6 +65,12 @@ def register(cls: type[Reducer]) -> type[Reducer]:
     for fact in ("name", "kind", "paper", "year"):
         if not hasattr(cls, fact):
             raise InvalidValueError(f"{cls.__name__} lacks the class attribute {fact!r}; see tokenreduce.Reducer")
+    if "__dataclass_params__" not in vars(cls) or not vars(cls)["__dataclass_params__"].frozen:
+        raise InvalidTypeError(
+            f"{cls.__name__} must be a frozen dataclass: put @dataclass(frozen=True) below @register"
+        )
+    if cls.shape not in SHAPES:
+        raise unknown(f"shape of {cls.__name__}", cls.shape, SHAPES)
     if cls.plan is Reducer.plan:
         raise InvalidValueError(f"{cls.__name__} has no plan(tokens, keep, state) method")
     if cls.placement not in PLACEMENTS or not cls.needs <= PROVIDABLE.keys():

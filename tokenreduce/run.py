@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +88,7 @@ class Run:
             return x
         self.phase = "reducer"
         try:
-            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            with torch.no_grad(), without_autocast(x.device):
                 tokens = self._tokens(layer, x)
                 if not self.begun:
                     self.method_state, self.begun = reducer.begin(tokens), True
@@ -125,9 +126,9 @@ class Run:
 
     def leave(self, layer: int, x: Tensor) -> Tensor:
         """What the block returns."""
-        self.captured.clear()
+        self.captured = {}
         self.next_layer = layer + 1
-        if self.taps and self.reduction.restore_taps and self.maps:
+        if self.taps and self.maps:
             self.waiting, x = x, self.restore(x)
             self.given = x
         if self.taps:
@@ -172,28 +173,31 @@ def open_run(reduction: Reduction, x: Tensor, taps: bool) -> Run | None:
     _state.runs[:] = [run for run in _state.runs if not (run.taps and run.reduction is reduction)]
     if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
         return None
+    if taps and not reduction.restore_taps:
+        raise InvalidValueError(
+            "restore=False leaves no map to return, but the blocks were called one by one, as "
+            'forward_intermediates does; patch with restore="auto" or True, or use forward_features'
+        )
     run = Run(reduction, x, taps)
     _state.runs.append(run)
     return run
 
 
 def close(run: Run) -> None:
-    """Take `run`, and whatever an exception left above it, off the stack."""
-    if run in _state.runs:
-        del _state.runs[_state.runs.index(run) :]
+    """Take `run` off the stack; runs of other models may lie above it."""
+    _state.runs[:] = [other for other in _state.runs if other is not run]
 
 
 def run_for(reduction: Reduction, layer: int, x: Tensor) -> Run | None:
-    """The run that block `layer` takes part in, opened by block 0 when nothing around the blocks did; None: no
-    reduction."""
-    current = _state.runs[-1] if _state.runs else None
-    if current is not None and current.reduction is reduction and not current.taps:
-        return current
+    """The run that block `layer` takes part in, opened by block 0 where nothing around the blocks did.
+
+    None: nothing is ever removed.
+    """
+    for run in reversed(_state.runs):
+        if run.reduction is reduction and run.next_layer == layer and (layer or not run.taps):
+            return run
     if layer == 0:
         return open_run(reduction, x, taps=True)
-    for run in _state.runs:
-        if run.reduction is reduction and run.next_layer == layer:
-            return run
     if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
         return None
     raise InvalidValueError(
@@ -204,10 +208,12 @@ def run_for(reduction: Reduction, layer: int, x: Tensor) -> Run | None:
     )
 
 
-def capture(name: str, value: Tensor) -> None:
-    """Keep what a hook saw inside attention for the reducer of the current run, if there is one."""
-    if _state.runs:
-        _state.runs[-1].captured[name] = value
+def capture(reduction: Reduction, name: str, value: Tensor) -> None:
+    """Keep what a hook saw inside attention for the reducer, if this model is in a run."""
+    for run in reversed(_state.runs):
+        if run.reduction is reduction:
+            run.captured[name] = value
+            return
 
 
 def note_grid(reduction: Reduction, grid: tuple[int, ...]) -> None:
@@ -215,9 +221,18 @@ def note_grid(reduction: Reduction, grid: tuple[int, ...]) -> None:
     _state.grid = (reduction, grid)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Matching runs in fp32 also under autocast."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
 def current_phase() -> str:
     """What the current run is doing: "model", "reducer" or "restore"."""
-    return _state.runs[-1].phase if _state.runs else "model"
+    for run in _state.runs:
+        if run.phase != "model":
+            return run.phase
+    return "model"
 
 
 def record(run: Run) -> None:

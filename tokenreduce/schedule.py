@@ -114,7 +114,7 @@ class Schedule:
         """
         if self.rule == "keep":
             events = dict(self.events)
-            return _walk(n, depth, least, lambda layer, now: _kept(events.get(layer), now))
+            return _walk(n, depth, least, lambda layer, now: _kept(events.get(layer), now, layer, least))
         if self.rule == "remove":
             removed = dict(self.events)
             every = removed.get(-1, 0) if self.layers is None else 0
@@ -231,10 +231,18 @@ def _walk(n: int, depth: int, least: Callable[[int], int], kept: Callable[[int, 
     return tuple(counts)
 
 
-def _kept(event: float | None, now: int) -> int:
+def _kept(event: float | None, now: int, layer: int, least: Callable[[int], int]) -> int:
     if event is None:
         return now
-    return event if isinstance(event, int) else max(1, math.floor(now * event + 1e-9))
+    if isinstance(event, int):  # met as far as possible: the same number may suit another input size
+        return event
+    wanted = max(1, math.floor(now * event + 1e-9))
+    if wanted < least(now) - 1:  # one token is rounding
+        raise InvalidValueError(
+            f"layer {layer} should keep {event} of {now} image tokens, but this method leaves {least(now)} at least "
+            "in one layer; keep more there, or spread it over several layers"
+        )
+    return wanted
 
 
 def _number(name: str, value: object) -> float:

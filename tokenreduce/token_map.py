@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -86,13 +87,14 @@ class TokenMap:
             return sizes.gather(1, self.rep)  # type: ignore[arg-type]
         weight = self.size_weight if self.size_weight is not None else self.weight
         grown = sizes if weight is None else sizes * weight
-        return grown.new_zeros(grown.shape[0], self.count).scatter_add(1, self.dest_or_argmax(), grown)
+        return scatter_sums(grown.new_zeros(grown.shape[0], self.count), self.dest_or_argmax(), grown)
 
     def restore(self, y: Tensor, prefix: int = 0, suffix: int = 0) -> Tensor:
         """Tokens `(B, prefix + N + suffix, C)` in the order before: each takes what its outputs `y` hold now."""
         if self.undo is None and self.dest is not None:
             return take(y, with_protected(self.dest, prefix, prefix + self.count, suffix))
-        image = torch.einsum("bnm,bmc->bnc", self.undo_matrix(), y[:, prefix : prefix + self.count].float()).to(y.dtype)
+        reduced = summing(y[:, prefix : prefix + self.count])
+        image = (self.undo_matrix().to(reduced.dtype) @ reduced).to(y.dtype)
         return torch.cat([y[:, :prefix], image, y[:, prefix + self.count :]], 1)
 
     def compose(self, then: TokenMap) -> TokenMap:
@@ -152,13 +154,14 @@ class TokenMap:
         """Without a known representative: scatter the integer encoding, multiply the dense one."""
         if self.share is not None:
             share = self.dense() if sizes is None else self.dense() * sizes[:, None, :]
-            total, summed = share.sum(-1), share @ x.float()
+            total, summed = share.sum(-1), share.to(summing(x).dtype) @ summing(x)
         else:
             mass = self._mass(sizes)
-            rows = x.float() if mass is None else x.float() * mass[..., None]
-            summed = scatter_rows(rows.new_zeros(x.shape[0], self.count, x.shape[-1]), self.dest, rows)  # type: ignore[arg-type]
-            ones = torch.ones_like(self.dest, dtype=torch.float32) if mass is None else mass  # type: ignore[arg-type]
-            total = ones.new_zeros(x.shape[0], self.count).scatter_add(1, self.dest, ones)  # type: ignore[arg-type]
+            mass = torch.ones_like(self.dest, dtype=torch.float32) if mass is None else mass  # type: ignore[arg-type]
+            rows = summing(x) * mass[..., None]
+            empty = rows.new_zeros(x.shape[0], self.count, x.shape[-1])
+            summed = scatter_rows(empty, self.dest, rows)  # type: ignore[arg-type]
+            total = scatter_sums(mass.new_zeros(x.shape[0], self.count), self.dest, mass)  # type: ignore[arg-type]
         if self.divide:
             summed = summed / total.clamp_min(1e-12)[..., None]
         return (summed if self.gain is None else summed * self.gain[..., None]).to(x.dtype)
@@ -174,15 +177,15 @@ class TokenMap:
         mass = self._mass(sizes)
         if mass is None:
             ones = torch.ones_like(dest, dtype=torch.float32)
-            total = torch.ones(dest.shape[0], self.count, device=dest.device).scatter_add(1, dest, ones)
+            total = scatter_sums(ones.new_ones(dest.shape[0], self.count), dest, ones)
             ratio = 1 / total.gather(1, dest)
         else:
             moved = mass.gather(1, sources)
-            total = mass.gather(1, self.rep).scatter_add(1, dest, moved)
+            total = scatter_sums(mass.gather(1, self.rep), dest, moved)
             ratio = moved / total.gather(1, dest).clamp_min(1e-12)
         target = dest + prefix
-        delta = (take(x, sources + prefix) - take(out, target)).float() * ratio[..., None]
-        return scatter_rows(out.float(), target, delta).to(x.dtype)
+        delta = summing(take(x, sources + prefix) - take(out, target)) * ratio[..., None]
+        return scatter_rows(summing(out), target, delta.to(summing(out).dtype)).to(x.dtype)
 
     def _mass(self, sizes: Tensor | None) -> Tensor | None:
         if self.weight is None or sizes is None:
@@ -213,6 +216,16 @@ def scatter_rows(out: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
+def scatter_sums(out: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """`out (B, M)`, contiguous, with `values (B, K)` added in place at `index (B, K)`, always in the same order."""
+    return scatter_rows(out[..., None], index, values[..., None])[..., 0]
+
+
+def summing(x: Tensor) -> Tensor:
+    """`x` in the type in which sums of it run: fp32 for half precision."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def flat_index(index: Tensor, n: int) -> Tensor:
     """`index (B, K)` into rows of n as an index `(B K,)` into all rows."""
     return (index + n * torch.arange(index.shape[0], device=index.device)[:, None]).flatten()
@@ -228,6 +241,19 @@ def with_protected(index: Tensor, prefix: int, suffix_start: int, suffix: int) -
     return torch.cat([front, index + prefix, back], 1)
 
 
+def constant(index: tuple[int, ...], device: torch.device) -> Tensor:
+    """`index` as a tensor `(K,)`, kept on the device so that a forward does not wait for the copy."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(index, device=device)
+    return _constant(index, device)
+
+
+@lru_cache(maxsize=512)
+def _constant(index: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
+        return torch.tensor(index, device=device)
+
+
 def identity(batch: int, count: int, device: torch.device | str | None = None) -> TokenMap:
     """The map that keeps every token where it is."""
     index = torch.arange(count, device=device).expand(batch, -1)
@@ -235,7 +261,9 @@ def identity(batch: int, count: int, device: torch.device | str | None = None) -
 
 
 def keep_tokens(kept: Tensor, dest: Tensor) -> TokenMap:
-    """The pruning map that keeps `kept (B, M)` in that order; `dest (B, N)` says who stands for each token."""
+    """The pruning map that keeps `kept (B, M)` in that order; `dest (B, N)` says who stands for a dropped one."""
     count = kept.shape[1]
+    ranks = torch.arange(count, device=kept.device).expand_as(kept)
+    dest = dest.scatter(1, kept, ranks)
     weight = torch.zeros_like(dest, dtype=torch.float32).scatter(1, kept, 1.0)
     return TokenMap(count, dest=dest, weight=weight, rep=kept, drops=True)

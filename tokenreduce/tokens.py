@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
@@ -68,19 +67,13 @@ class Tokens:
         return self._compute("class_attention")
 
     def metric(self) -> Tensor:
-        """Mean key over heads `(B, N, d)` in fp32; the features themselves where keys were not provided."""
-        return self.keys.float().mean(1) if "keys" in self.sources else self.features.float()
-
-    def sizes_or_ones(self) -> Tensor:
-        """Sizes `(B, N)` in fp32."""
-        if self.sizes is not None:
-            return self.sizes
-        return torch.ones(self.features.shape[:2], device=self.features.device)
+        """Mean key over heads `(B, N, d)` in fp32."""
+        return self.keys.float().mean(1)
 
     def _compute(self, name: str) -> Tensor:
         if name not in self.sources:
             raise InvalidValueError(
                 f"{name} is not available here (available: {', '.join(self.sources) or 'features only'}); "
-                "declare it in the reducer's needs, or pass it to the functional layer"
+                "a reducer declares it in its needs; after changing a model's attention, patch again"
             )
         return self.sources[name]()

@@ -8,7 +8,11 @@ import sys
 
 def main() -> None:
     """Entry point of the console script `tokenreduce`."""
-    missing = [name for name in ("typer", "rich", "timm", "torchvision") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("typer", "rich", "timm", "torchvision", "numpy", "safetensors", "matplotlib", "torchmetrics")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         sys.exit(
             f"tokenreduce: the command line needs {', '.join(missing)}, which the extra 'bench' brings: "

@@ -66,9 +66,7 @@ class EViT(Reducer):
 
 
 def nearest_kept(metric: Tensor, kept: Tensor) -> Tensor:
-    """`(B, N)`: for every token the rank in `kept (B, M)` of the most similar kept token, for a kept token its own."""
+    """`(B, N)`: for every token which of `kept (B, M)` has the most similar `metric (B, N, d)`."""
     unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     chosen = unit.gather(1, kept[..., None].expand(-1, -1, unit.shape[-1]))
-    nearest = (unit @ chosen.transpose(1, 2)).argmax(-1)
-    ranks = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
-    return nearest.scatter(1, kept, ranks)
+    return (unit @ chosen.transpose(1, 2)).argmax(-1)

@@ -10,7 +10,7 @@ import torch
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.registry import Reducer, register
-from tokenreduce.token_map import TokenMap
+from tokenreduce.token_map import TokenMap, constant
 from tokenreduce.tokens import Tokens
 
 
@@ -35,28 +35,31 @@ class Pool(Reducer):
         return (n + 3) // 4
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        if tokens.grid is None or len(tokens.grid) != 2:
+        if tokens.grid is None or len(tokens.grid) != 2 or tokens.grid[0] * tokens.grid[1] < tokens.count:
             raise InvalidValueError(
-                f"pool needs the tokens to be a grid (H, W), but {tokens.count} tokens entered and the "
-                f"grid is {tokens.grid}; "
+                f"pool needs the tokens to be a grid (H, W), but there are {tokens.count} and the grid is {tokens.grid}; "
                 "patch dropout in training takes the grid away: use another method, or eval()"
             )
         batch, device = tokens.features.shape[0], tokens.features.device
-        dest, rep = pooling(tokens.grid[0], tokens.grid[1], tokens.count, keep)
-        return TokenMap(
-            keep,
-            dest=torch.tensor(dest, device=device).expand(batch, -1),
-            rep=torch.tensor(rep, device=device).expand(batch, -1),
+        dest, rep, sources = (
+            constant(index, device).expand(batch, -1) for index in pooling(*tokens.grid, tokens.count, keep)
         )
+        return TokenMap(keep, dest=dest, rep=rep, sources=sources)
 
 
 @torch.compiler.assume_constant_result
-def pooling(height: int, width: int, before: int, after: int) -> tuple[list[int], list[int]]:
-    """Destinations of `before` pooled tokens when `after` are left, and the representative of each one left."""
+def pooling(height: int, width: int, before: int, after: int) -> tuple[tuple[int, ...], ...]:
+    """Destinations of `before` pooled tokens when `after` are left, a representative of each, and the others."""
+    return _pooling(height, width, before, after)
+
+
+@lru_cache(maxsize=256)
+def _pooling(height: int, width: int, before: int, after: int) -> tuple[tuple[int, ...], ...]:
     old, new = partition(height, width, before), partition(height, width, after)
     first = {label: cell for cell, label in reversed(list(enumerate(old)))}
-    dest = [new[first[label]] for label in range(before)]
-    return dest, [dest.index(label) for label in range(after)]
+    dest = tuple(new[first[label]] for label in range(before))
+    rep = tuple(dest.index(label) for label in range(after))
+    return dest, rep, tuple(i for i in range(before) if dest.index(dest[i]) != i)
 
 
 @lru_cache(maxsize=256)

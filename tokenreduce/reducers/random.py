@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from tokenreduce.registry import Reducer, check_option, register
-from tokenreduce.token_map import TokenMap, keep_tokens
+from tokenreduce.token_map import TokenMap, constant, keep_tokens
 from tokenreduce.tokens import Tokens
 
 
@@ -31,20 +31,19 @@ class Random(Reducer):
     kind: ClassVar[str] = "baseline"
     paper: ClassVar[str] = "none"
     year: ClassVar[int] = 2026
-    merges: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_option("seed", self.seed, int)
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         batch, device = tokens.features.shape[0], tokens.features.device
-        kept = torch.tensor(choose(self.seed, tokens.layer, tokens.count, keep), device=device)
+        kept = constant(choose(self.seed, tokens.layer, tokens.count, keep), device)
         is_kept = torch.zeros(tokens.count, dtype=torch.long, device=device).scatter(0, kept, 1)
         dest = (is_kept.cumsum(0) - 1).clamp_min(0)
         return keep_tokens(kept.expand(batch, -1), dest.expand(batch, -1))
 
 
 @torch.compiler.assume_constant_result
-def choose(seed: int, layer: int, n: int, keep: int) -> list[int]:
+def choose(seed: int, layer: int, n: int, keep: int) -> tuple[int, ...]:
     """`keep` of `n` indices in ascending order."""
-    return sorted(Generator(f"{seed}/{layer}/{n}").sample(range(n), keep))
+    return tuple(sorted(Generator(f"{seed}/{layer}/{n}").sample(range(n), keep)))
