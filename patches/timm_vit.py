@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.flops import count_flops
 from tokenreduce.reduction import Costs, Geometry, Reduction
-from tokenreduce.run import capture, close, note_grid, open_run, record, run_for
+from tokenreduce.run import capturing, close, note_grid, open_run, record, run_for
 
 from .base import Adapter
 
@@ -96,24 +96,41 @@ def refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
 
 
 def capture_keys(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    capture(module._tokenreduce, "keys", output)
+    run = capturing(module._tokenreduce)
+    if run is not None:
+        run.captured["keys"] = output
+
+
+def capture_mean_keys(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    run = capturing(module._tokenreduce)
+    if run is not None:  # here the keys are still in the cache
+        run.captured["mean_keys"] = output.detach().float().mean(1)
 
 
 def capture_queries(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    capture(module._tokenreduce, "queries", output)
+    run = capturing(module._tokenreduce)
+    if run is not None:
+        run.captured["queries"] = output
 
 
 def capture_values(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    reduction: Reduction = module._tokenreduce
-    values = output.unflatten(-1, (3, reduction.geometry.heads, -1))[:, :, 2]
-    capture(reduction, "values", values.transpose(1, 2))
+    run = capturing(module._tokenreduce)
+    if run is not None:
+        values = output.unflatten(-1, (3, run.reduction.geometry.heads, -1))[:, :, 2]
+        run.captured["values"] = values.transpose(1, 2)
 
 
 def capture_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     note_grid(module._tokenreduce, tuple(module.dynamic_feat_size(tuple(args[0].shape[-2:]))))
 
 
-HOOKS = {"keys": capture_keys, "queries": capture_queries, "values": capture_values, "grid": capture_grid}
+HOOKS = {
+    "mean_keys": capture_mean_keys,
+    "keys": capture_keys,
+    "queries": capture_queries,
+    "values": capture_values,
+    "grid": capture_grid,
+}
 
 
 class TimmViT(Adapter):
@@ -188,7 +205,8 @@ class TimmViT(Adapter):
         for layer, block in enumerate(model.blocks):
             block._tokenreduce = (reduction, layer)
             block.__class__ = REDUCED[type(block)]
-            inside = {"keys": block.attn.k_norm, "queries": block.attn.q_norm, "values": block.attn.qkv}
+            attn = block.attn
+            inside = {"queries": attn.q_norm, "keys": attn.k_norm, "mean_keys": attn.k_norm, "values": attn.qkv}
             hooked += [(inside[need], HOOKS[need]) for need in inside if need in needs]
         for module, hook in hooked:
             module._tokenreduce = reduction

@@ -56,11 +56,12 @@ def plan(
     given = {"keys": keys, "queries": queries, "values": values}
     heads = {name: t[:, None] if t.ndim == 3 else t for name, t in given.items() if t is not None}
     heads.setdefault("keys", x[:, None])
+    heads["mean_keys"] = heads["keys"].float().mean(1)
     if class_attention is not None:
         heads["class_attention"] = class_attention.float()
     for name, tensor in heads.items():
-        fits = tensor.ndim == (2 if name == "class_attention" else 4) and tensor.shape[0] == len(x)
-        if not fits or tensor.shape[1 if tensor.ndim == 2 else 2] != n:
+        ndim, axis = {"class_attention": (2, 1), "mean_keys": (3, 1)}.get(name, (4, 2))
+        if tensor.ndim != ndim or tensor.shape[0] != len(x) or tensor.shape[axis] != n:
             raise InvalidValueError(
                 f"{name} has shape {tuple(tensor.shape)}, which does not fit x with shape {tuple(x.shape)}"
             )

@@ -116,7 +116,7 @@ class Reduction:
         sources = {name: lambda: per_head for name in ("keys", "queries", "values")}
         tokens = Tokens(
             features,
-            sources=sources | {"class_attention": lambda: attention},
+            sources=sources | {"class_attention": lambda: attention, "mean_keys": lambda: per_head[:, 0]},
             grid=shape.grid if n <= shape.count else (-(-n // shape.grid[-1]), shape.grid[-1]),
             prefix=shape.prefix,
             suffix=shape.suffix,

@@ -141,7 +141,7 @@ class Run:
         shape = self.reduction.geometry
         end = x.shape[1] - shape.suffix
         sources: dict[str, Callable[[], Tensor]] = {
-            name: (lambda full=full: full[:, :, shape.prefix : full.shape[2] - shape.suffix])  # type: ignore[misc]
+            name: (lambda full=full: full[..., shape.prefix : full.shape[-2] - shape.suffix, :])  # type: ignore[misc]
             for name, full in self.captured.items()
         }
         if shape.class_tokens and "queries" in self.captured and "keys" in self.captured:
@@ -208,12 +208,13 @@ def run_for(reduction: Reduction, layer: int, x: Tensor) -> Run | None:
     )
 
 
-def capture(reduction: Reduction, name: str, value: Tensor) -> None:
-    """Keep what a hook saw inside attention for the reducer, if this model is in a run."""
+def capturing(reduction: Reduction) -> Run | None:
+    """The run of this model if its current layer reduces, so that hooks keep nothing that no reducer will see."""
     for run in reversed(_state.runs):
         if run.reduction is reduction:
-            run.captured[name] = value
-            return
+            before = run.counts[run.next_layer - 1] if run.next_layer else run.entered
+            return run if run.counts[run.next_layer] < before else None
+    return None
 
 
 def note_grid(reduction: Reduction, grid: tuple[int, ...]) -> None:

@@ -147,7 +147,7 @@ class TokenMap:
         return self.dest if self.dest is not None else self.share.argmax(1)  # type: ignore[union-attr]
 
     def _one_hot(self) -> Tensor:
-        outputs = torch.arange(self.count, device=self.dest.device)  # type: ignore[union-attr]
+        outputs = counting(self.count, self.dest.device)  # type: ignore[union-attr]
         return (self.dest[:, None, :] == outputs[None, :, None]).float()  # type: ignore[index]
 
     def _apply_generic(self, x: Tensor, sizes: Tensor | None) -> Tensor:
@@ -218,7 +218,9 @@ def scatter_rows(out: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 
 def scatter_sums(out: Tensor, index: Tensor, values: Tensor) -> Tensor:
     """`out (B, M)`, contiguous, with `values (B, K)` added in place at `index (B, K)`, always in the same order."""
-    return scatter_rows(out[..., None], index, values[..., None])[..., 0]
+    if out.is_cuda:
+        return scatter_rows(out[..., None], index, values[..., None])[..., 0]
+    return out.scatter_add_(1, index, values)
 
 
 def summing(x: Tensor) -> Tensor:
@@ -228,7 +230,7 @@ def summing(x: Tensor) -> Tensor:
 
 def flat_index(index: Tensor, n: int) -> Tensor:
     """`index (B, K)` into rows of n as an index `(B K,)` into all rows."""
-    return (index + n * torch.arange(index.shape[0], device=index.device)[:, None]).flatten()
+    return (index + counting(index.shape[0], index.device, n)[:, None]).flatten()
 
 
 def with_protected(index: Tensor, prefix: int, suffix_start: int, suffix: int) -> Tensor:
@@ -236,9 +238,23 @@ def with_protected(index: Tensor, prefix: int, suffix_start: int, suffix: int) -
     if not prefix and not suffix:
         return index
     batch = index.shape[0]
-    front = torch.arange(prefix, device=index.device).expand(batch, -1)
-    back = torch.arange(suffix_start, suffix_start + suffix, device=index.device).expand(batch, -1)
-    return torch.cat([front, index + prefix, back], 1)
+    parts = [counting(prefix, index.device).expand(batch, -1), index + prefix]
+    if suffix:
+        parts.append((counting(suffix, index.device) + suffix_start).expand(batch, -1))
+    return torch.cat(parts, 1)
+
+
+def counting(count: int, device: torch.device, step: int = 1) -> Tensor:
+    """0, step, 2 step ... as a tensor `(count,)`; do not write to it: outside the compiler it is shared."""
+    if torch.compiler.is_compiling():
+        return torch.arange(count, device=device) * step
+    return _counting(count, device, step)
+
+
+@lru_cache(maxsize=2048)
+def _counting(count: int, device: torch.device, step: int) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
+        return torch.arange(count, device=device) * step
 
 
 def constant(index: tuple[int, ...], device: torch.device) -> Tensor:
@@ -250,7 +266,7 @@ def constant(index: tuple[int, ...], device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=512)
 def _constant(index: tuple[int, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
+    with torch.inference_mode(False):
         return torch.tensor(index, device=device)
 
 
@@ -263,7 +279,7 @@ def identity(batch: int, count: int, device: torch.device | str | None = None) -
 def keep_tokens(kept: Tensor, dest: Tensor) -> TokenMap:
     """The pruning map that keeps `kept (B, M)` in that order; `dest (B, N)` says who stands for a dropped one."""
     count = kept.shape[1]
-    ranks = torch.arange(count, device=kept.device).expand_as(kept)
+    ranks = counting(count, kept.device).expand_as(kept)
     dest = dest.scatter(1, kept, ranks)
     weight = torch.zeros_like(dest, dtype=torch.float32).scatter(1, kept, 1.0)
     return TokenMap(count, dest=dest, weight=weight, rep=kept, drops=True)

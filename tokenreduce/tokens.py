@@ -11,6 +11,7 @@ from tokenreduce.errors import InvalidValueError
 
 # What a reducer may need and an adapter may provide, beyond features and sizes.
 PROVIDABLE = {
+    "mean_keys": "mean over heads of the keys (B, N, d), which costs less than keeping the keys",
     "keys": "keys (B, H, N, d) after k-norm and before rotary embedding",
     "queries": "queries (B, H, N, d)",
     "values": "values (B, H, N, d)",
@@ -66,9 +67,10 @@ class Tokens:
         """`(B, N)`, fp32, mean over heads and class tokens; rows of the full softmax, so they sum to less than 1."""
         return self._compute("class_attention")
 
-    def metric(self) -> Tensor:
-        """Mean key over heads `(B, N, d)` in fp32."""
-        return self.keys.float().mean(1)
+    @property
+    def mean_keys(self) -> Tensor:
+        """`(B, N, d)` in fp32: the mean over heads of the keys after k-norm and before rotary embedding."""
+        return self._compute("mean_keys")
 
     def _compute(self, name: str) -> Tensor:
         if name not in self.sources:

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 Row = dict[str, Any]
-console = Console()
+# Where there is no terminal, as in a log, lines may be long.
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 # key -> (heading, how a value is shown)
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -50,7 +51,10 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     keys = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     for key in keys:
         words = key in ("method", "budget", "attention")
-        table.add_column(COLUMNS[key][0], justify="left" if words else "right", no_wrap=words)
+        heading, show = COLUMNS[key]
+        cells = [show(row[key]) for row in rows if row.get(key) is not None]
+        width = max(map(len, cells + heading.split()))  # headings wrap between words, nothing is cut
+        table.add_column(heading, justify="left" if words else "right", min_width=width)
     for row in rows:
         table.add_row(*[COLUMNS[key][1](row[key]) if row.get(key) is not None else "-" for key in keys])
     console.print(table)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.registry import Reducer, check_option, register
-from tokenreduce.token_map import TokenMap, keep_tokens
+from tokenreduce.token_map import TokenMap, counting, keep_tokens
 from tokenreduce.tokens import Tokens
 
 
@@ -39,7 +39,7 @@ class EViT(Reducer):
     kind: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "arXiv 2202.07800"
     year: ClassVar[int] = 2022
-    needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "keys"})
+    needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "mean_keys"})
     shape: ClassVar[str] = "stages"
 
     def __post_init__(self) -> None:
@@ -51,9 +51,9 @@ class EViT(Reducer):
         order = score.argsort(dim=1, descending=True, stable=True)
         if not self.fuse or keep < 2:
             kept = order[:, :keep].sort(dim=1).values
-            return keep_tokens(kept, nearest_kept(tokens.metric(), kept))
+            return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
         kept, dropped = order[:, : keep - 1].sort(dim=1).values, order[:, keep - 1 :]
-        ranks = torch.arange(keep - 1, device=score.device).expand(score.shape[0], -1)
+        ranks = counting(keep - 1, score.device).expand(score.shape[0], -1)
         dest = torch.full_like(order, keep - 1).scatter(1, kept, ranks)
         # Attention to a token of size s already counts it s times: a share of a / s lets the sizes cancel.
         share = score if tokens.sizes is None else score / tokens.sizes

@@ -37,7 +37,7 @@ class Pool(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         if tokens.grid is None or len(tokens.grid) != 2 or tokens.grid[0] * tokens.grid[1] < tokens.count:
             raise InvalidValueError(
-                f"pool needs the tokens to be a grid (H, W), but there are {tokens.count} and the grid is {tokens.grid}; "
+                f"pool needs the tokens to be a grid (H, W), but there are {tokens.count} in a grid {tokens.grid}; "
                 "patch dropout in training takes the grid away: use another method, or eval()"
             )
         batch, device = tokens.features.shape[0], tokens.features.device

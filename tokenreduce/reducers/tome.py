@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tokenreduce.registry import Reducer, check_option, register
-from tokenreduce.token_map import TokenMap
+from tokenreduce.token_map import TokenMap, counting
 from tokenreduce.tokens import Tokens
 
 
@@ -36,7 +35,7 @@ class ToMe(Reducer):
     kind: ClassVar[str] = "merging"
     paper: ClassVar[str] = "arXiv 2210.09461"
     year: ClassVar[int] = 2023
-    needs: ClassVar[frozenset[str]] = frozenset({"keys"})
+    needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
 
     def __post_init__(self) -> None:
         check_option("metric", self.metric, ("keys", "features"))
@@ -45,7 +44,7 @@ class ToMe(Reducer):
         return n - n // 2
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        metric = tokens.metric() if self.metric == "keys" else tokens.features.float()
+        metric = tokens.mean_keys if self.metric == "keys" else tokens.features.float()
         return match_bipartite(metric, keep, first=tokens.prefix % 2)
 
 
@@ -57,24 +56,16 @@ def match_bipartite(metric: Tensor, keep: int, first: int = 0) -> TokenMap:
         keep: tokens left; at least N - N // 2.
         first: index of the first source; sources are every second token from there.
     """
-    n = metric.shape[1]
-    removed = n - keep
+    batch, n, _ = metric.shape
+    device = metric.device
     unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     best, match = (unit[:, first::2] @ unit[:, 1 - first :: 2].transpose(1, 2)).max(-1)
     order = best.argsort(dim=1, descending=True, stable=True)
-    merged, kept = order[:, :removed], order[:, removed:].sort(dim=1).values
-    total_kept = kept.shape[1]
-    targets = total_kept + torch.arange(n - best.shape[1], device=metric.device)
-    ranks = torch.arange(total_kept, device=metric.device).expand(metric.shape[0], -1)
-    source_dest = (match + total_kept).scatter(1, kept, ranks)
-    dest = interleave(source_dest, targets.expand(metric.shape[0], -1), first)
-    rep = torch.cat([kept * 2 + first, (targets - total_kept).mul(2).add(1 - first).expand(metric.shape[0], -1)], 1)
-    return TokenMap(keep, dest=dest, rep=rep, sources=merged * 2 + first)
-
-
-def interleave(sources: Tensor, targets: Tensor, first: int) -> Tensor:
-    """`(B, N)` with `sources` at every second place from `first` and `targets` at the others."""
-    even, odd = (targets, sources) if first else (sources, targets)
-    missing = even.shape[1] - odd.shape[1]
-    pairs = torch.stack([even, F.pad(odd, (0, missing))], -1).flatten(1)
-    return pairs[:, : even.shape[1] + odd.shape[1]]
+    chosen, removed, kept_sources = order[:, : n - keep], n - keep, best.shape[1] - (n - keep)
+    places = order * 2 + first
+    sources, kept = places[:, :removed], places[:, removed:].sort(dim=1).values
+    targets = counting(n - best.shape[1], device, 2) + (1 - first)
+    rep = torch.cat([kept, targets.expand(batch, -1)], 1)
+    dest = counting(1, device).expand(batch, n).scatter(1, rep, counting(keep, device).expand(batch, -1))
+    dest = dest.scatter_(1, sources, match.gather(1, chosen) + kept_sources)
+    return TokenMap(keep, dest=dest, rep=rep, sources=sources)
