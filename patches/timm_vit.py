@@ -262,7 +262,8 @@ def model_costs(model: Any) -> Costs:
         embedding = sum(matrix_size(m) for m in embed.modules())
     else:  # convolutions on other grids than the tokens': only counting tells
         weight = next(embed.parameters())
-        images = torch.zeros(1, model.in_chans, *embed.img_size, device=weight.device, dtype=weight.dtype)
+        channels = next(m.in_channels for m in embed.modules() if isinstance(m, nn.Conv2d))
+        images = torch.zeros(1, channels, *embed.img_size, device=weight.device, dtype=weight.dtype)
         embedding = count_flops(embed, images).total // max(1, embed.num_patches)
     pool = model.attn_pool
     kv = matrix_size(pool.kv) if pool is not None and hasattr(pool, "kv") else 0

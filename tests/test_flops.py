@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from tokenreduce import flops
+from tokenreduce import mac_counter
 from tokenreduce.flops import FlopCount, count_flops
 
 IMAGE = torch.zeros(1, 3, 224, 224)
@@ -194,7 +194,7 @@ def test_nested_tensors_are_listed_not_guessed() -> None:
 
 def test_work_goes_to_the_current_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     phase = "model"
-    monkeypatch.setattr(flops, "current_phase", lambda: phase)
+    monkeypatch.setattr(mac_counter, "current_phase", lambda: phase)
 
     def forward(x: torch.Tensor) -> None:
         nonlocal phase

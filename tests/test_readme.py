@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ def test_python_blocks_run(block, monkeypatch, tmp_path) -> None:
     """As written, except that weights are random: tests do not download."""
     from tokenreduce import registry
 
+    tokenreduce.methods()  # all are registered before the copy is made
     create, known = timm.create_model, dict(registry._registry)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **kw: create(name, **kw))
     monkeypatch.chdir(tmp_path)
@@ -57,3 +60,12 @@ def test_pictures_and_links_exist() -> None:
     for text, folder in ((README, ROOT), ((ROOT / "docs/methods.md").read_text(), ROOT / "docs")):
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             assert target.startswith("http") or (folder / target).exists(), target
+
+
+@pytest.mark.parametrize(("marker", "results"), [("demo", "demo"), ("bench", "deit_small_tome_r13")])
+def test_tables_are_those_of_the_results(marker, results) -> None:
+    script = importlib.util.spec_from_file_location("make_table", ROOT / "benchmarks/make_table.py")
+    make_table = importlib.util.module_from_spec(script)
+    script.loader.exec_module(make_table)
+    rows = json.loads((ROOT / f"benchmarks/results/{results}.json").read_text())["rows"]
+    assert f"<!-- {marker} table -->\n{make_table.markdown(rows)}\n<!-- end of {marker} table -->" in README

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tokenreduce.constant import constant_result
 from tokenreduce.registry import Reducer
 from tokenreduce.schedule import Counts, Schedule
 from tokenreduce.tokens import Tokens
@@ -135,7 +136,7 @@ class Reduction:
         }
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _resolve(reduction: Reduction, n: int) -> Counts:
     """The counts of `n`, remembered; a constant to the compiler, which must not trace a search."""
     if n not in reduction._counts:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import torch
-
+from tokenreduce.constant import constant_result
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.registry import Reducer, register
 from tokenreduce.token_map import TokenMap, constant
@@ -47,7 +46,7 @@ class Pool(Reducer):
         return TokenMap(keep, dest=dest, rep=rep, sources=sources)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def pooling(height: int, width: int, before: int, after: int) -> tuple[tuple[int, ...], ...]:
     """Destinations of `before` pooled tokens when `after` are left, a representative of each, and the others."""
     return _pooling(height, width, before, after)

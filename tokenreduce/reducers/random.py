@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from tokenreduce.constant import constant_result
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, constant, keep_tokens
 from tokenreduce.tokens import Tokens
@@ -43,7 +44,7 @@ class Random(Reducer):
         return keep_tokens(kept.expand(batch, -1), dest.expand(batch, -1))
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def choose(seed: int, layer: int, n: int, keep: int) -> tuple[int, ...]:
     """`keep` of `n` indices in ascending order."""
     return tuple(sorted(Generator(f"{seed}/{layer}/{n}").sample(range(n), keep)))
