@@ -218,7 +218,8 @@ class Schedule:
                 return now
             if SHAPES[self.shape].by == "count":
                 return max(target, n - math.floor(order[layer] * amount * n + 1e-9))
-            return max(target, math.floor(now * (1 - amount) + 1e-9))
+            # Of the exact ratio, rounded: rounding down in every layer would take a token from each at once.
+            return max(target, math.floor(n * (1 - amount) ** order[layer] + 0.5))
 
         return _walk(n, depth, least, kept)
 
