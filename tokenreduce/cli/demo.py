@@ -27,7 +27,7 @@ from tokenreduce.visualize import draw_tokens, draw_tradeoff
 METHODS = ("tome", "evit", "random", "pool")
 BUDGETS = (0.80, 0.60, 0.45)
 HIDDEN = ("budget", "top5", "token_error")
-BATCH, ROUNDS = 100, 5
+BATCH, ROUNDS = 100, 9
 
 
 def demo(
