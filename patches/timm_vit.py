@@ -6,7 +6,7 @@ and only the two residual lines of each block are restated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,40 +42,43 @@ class ReducedBlocks(nn.Sequential):
             close(run)
 
 
-class ReducedBlock(Block):
-    """`Block` with its residual lines restated around the reduction."""
+class ReducedForward:
+    """The forward of a block with the reduction between its two residual lines, which a block class restates."""
 
     _tokenreduce: tuple[Reduction, int]
+    attention_line: Callable[[Tensor, Tensor | None], Tensor]
+    mlp_line: Callable[[Tensor], Tensor]
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         reduction, layer = self._tokenreduce
         run = run_for(reduction, layer, x)
         if run is None:
-            return super().forward(x, **given_masks(attn_mask, is_causal))
+            return super().forward(x, **given_masks(attn_mask, is_causal))  # type: ignore[misc]
         refuse_masks(attn_mask, is_causal)
         x = run.reduce(layer, run.enter(x), "pre")
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=run.attention_bias(x))))
-        x = run.reduce(layer, x, "mid")
-        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        x = self.attention_line(x, run.attention_bias(x))
+        x = self.mlp_line(run.reduce(layer, x, "mid"))
         return run.leave(layer, run.reduce(layer, x, "post"))
 
 
-class ReducedResPostBlock(ResPostBlock):
-    """`ResPostBlock` (norms behind attention and MLP) with its residual lines restated around the reduction."""
+class ReducedBlock(ReducedForward, Block):
+    """`Block`: norms in front of attention and MLP, LayerScale."""
 
-    _tokenreduce: tuple[Reduction, int]
+    def attention_line(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=bias)))
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        reduction, layer = self._tokenreduce
-        run = run_for(reduction, layer, x)
-        if run is None:
-            return super().forward(x, **given_masks(attn_mask, is_causal))
-        refuse_masks(attn_mask, is_causal)
-        x = run.reduce(layer, run.enter(x), "pre")
-        x = x + self.drop_path1(self.norm1(self.attn(x, attn_mask=run.attention_bias(x))))
-        x = run.reduce(layer, x, "mid")
-        x = x + self.drop_path2(self.norm2(self.mlp(x)))
-        return run.leave(layer, run.reduce(layer, x, "post"))
+    def mlp_line(self, x: Tensor) -> Tensor:
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class ReducedResPostBlock(ReducedForward, ResPostBlock):
+    """`ResPostBlock`: norms behind attention and MLP."""
+
+    def attention_line(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return x + self.drop_path1(self.norm1(self.attn(x, attn_mask=bias)))
+
+    def mlp_line(self, x: Tensor) -> Tensor:
+        return x + self.drop_path2(self.norm2(self.mlp(x)))
 
 
 REDUCED: dict[type[nn.Module], type[nn.Module]] = {Block: ReducedBlock, ResPostBlock: ReducedResPostBlock}
