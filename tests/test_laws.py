@@ -462,11 +462,13 @@ def test_maps_have_all_tokens_in_raster_order(model, family, method) -> None:
         unreduced = unpatch(copy.deepcopy(twin)).forward_intermediates(x, intermediates_only=True)
         twin(x)
         composed = report(twin).map
-    pooled = composed.restore(composed.apply(unreduced[-1].flatten(2).transpose(1, 2)))
+    # Blocks add the same to every token, so each position must hold the mean of the tokens merged with it.
+    if method != "evit":  # its fused token is weighed anew in each stage, which a composed map does not record
+        expected = composed.restore(composed.apply(unreduced[-1].flatten(2).transpose(1, 2)))
+        assert torch.allclose(maps[-1].flatten(2).transpose(1, 2), expected, atol=1e-4)
     own = (maps[-1] - unreduced[-1]).flatten(1).norm() / unreduced[-1].flatten(1).norm()
     shuffled = unreduced[-1].flatten(2)[..., torch.randperm(unreduced[-1][0, 0].numel())].view_as(unreduced[-1])
     assert own < (maps[-1] - shuffled).flatten(1).norm() / unreduced[-1].flatten(1).norm()
-    assert pooled.shape == (2, shapes[-1][2] * shapes[-1][3], shapes[-1][1])
 
 
 @pytest.mark.parametrize("restore", [True, False])

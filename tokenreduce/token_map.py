@@ -185,7 +185,8 @@ class TokenMap:
             ratio = moved / total.gather(1, dest).clamp_min(1e-12)
         target = dest + prefix
         delta = summing(take(x, sources + prefix) - take(out, target)) * ratio[..., None]
-        return scatter_rows(summing(out), target, delta.to(summing(out).dtype)).to(x.dtype)
+        total_out = summing(out)
+        return scatter_rows(total_out, target, delta.to(total_out.dtype)).to(x.dtype)
 
     def _mass(self, sizes: Tensor | None) -> Tensor | None:
         if self.weight is None or sizes is None:
