@@ -19,6 +19,7 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.flops import count_flops
 from tokenreduce.reduction import Costs, Geometry, Reduction
 from tokenreduce.run import capturing, close, note_grid, open_run, record, run_for
+from tokenreduce.tokens import ATTENTION
 
 from .base import Adapter
 
@@ -201,9 +202,9 @@ class TimmViT(Adapter):
         return "mae" not in str(config.get("tag", "")).split("_")
 
     def install(self, model: Any, reduction: Reduction) -> None:
-        needs = reduction.reducer.needs
-        if "class_attention" in needs:
-            needs = needs | {"queries", "keys"}
+        needs = (reduction.reducer.required() | reduction.reducer.uses) - self.provides(model).keys()
+        if needs & ATTENTION:
+            needs |= {"queries", "keys"}
         hooked = [(model.patch_embed, capture_grid)]
         for layer, block in enumerate(model.blocks):
             block._tokenreduce = (reduction, layer)

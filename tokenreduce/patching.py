@@ -50,7 +50,8 @@ def patch(
         ratio: fraction of the image tokens that is gone after the last reducing layer, in [0, 1).
         r: image tokens removed in every block, an int or a list with one int a block.
         flops: fraction of the unpatched multiply-adds that is left, the reducer's own work included, in (0, 1].
-        schedule: a `Schedule`, which overrides the method's own shape. Exactly one of these four is needed.
+        schedule: a `Schedule`, which overrides the method's own shape. Exactly one of these four is needed; adaptive
+            methods alone run without one too: then their threshold decides, and counts follow the data.
         layers: the 0-based layers that reduce, instead of the method's own.
         restore: "auto" gives all tokens back where an output is a map (`forward_intermediates`, pooling heads) and
             leaves token outputs reduced; True always gives them back, False never does (a pooling head then weighs
@@ -131,7 +132,7 @@ def compatible(model: nn.Module) -> Compatibility:
     Raises: ValueError if no family knows the model, or several parts of it are backbones.
     """
     _, backbone, adapter = find_backbone(model)
-    reasons = {name: _misfit(lookup(name), backbone, adapter) for name in methods()}
+    reasons = {name: _misfit(lookup(name).needs, backbone, adapter) for name in methods()}
     return Compatibility([n for n, why in reasons.items() if not why], {n: why for n, why in reasons.items() if why})
 
 
@@ -213,6 +214,8 @@ def _make_schedule(
 ) -> Schedule:
     given = {"ratio": ratio, "r": r, "flops": flops, "schedule": schedule}
     named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if not named and reducer.adaptive:
+        return Schedule.adaptive(layers)
     if len(named) != 1:
         what = " and ".join(named) if named else "no budget"
         raise InvalidTypeError(f"got {what}; give exactly one of ratio, r, flops and schedule, for example flops=0.6")
@@ -223,6 +226,8 @@ def _make_schedule(
             )
         if layers is not None:
             raise InvalidTypeError("layers and schedule exclude each other: the schedule already names its layers")
+        if schedule.rule == "adaptive" and not reducer.adaptive:
+            raise InvalidTypeError(f"{reducer.name} cannot decide counts itself; give a budget, for example flops=0.6")
         return schedule
     if r is not None:
         return Schedule.remove(r, layers)
@@ -238,7 +243,7 @@ def _prepare(
     prop_attn: bool | str,
 ) -> Reduction:
     """Check everything that can fail before the model is touched."""
-    reason = _misfit(type(reducer), backbone, adapter)
+    reason = _misfit(reducer.required(), backbone, adapter)
     if reason:
         fitting = ", ".join(compatible(backbone)) or "none"
         raise InvalidValueError(
@@ -256,15 +261,16 @@ def _prepare(
         prop_attn=adapter.prop_attn(backbone) if prop_attn == "auto" else bool(prop_attn),
         requested={"restore": restore, "prop_attn": prop_attn},
     )
-    reduction.counts(geometry.count)
+    if not reduction.adaptive:
+        reduction.counts(geometry.count)
     return reduction
 
 
-def _misfit(reducer: type[Reducer], backbone: nn.Module, adapter: Adapter) -> str:
+def _misfit(needs: frozenset[str], backbone: nn.Module, adapter: Adapter) -> str:
     """Why a method cannot run on a backbone; empty if it can."""
     reasons = adapter.refusals(backbone)
     missing = adapter.provides(backbone)
-    reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(reducer.needs) if need in missing]
+    reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(needs) if need in missing]
     return "; ".join(reasons)
 
 

@@ -3,11 +3,13 @@ deepcopy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from tokenreduce.attention import image_sources
 from tokenreduce.constant import constant_result
 from tokenreduce.registry import Reducer
 from tokenreduce.schedule import Counts, Schedule
@@ -81,6 +83,16 @@ class Reduction:
     _counts: dict[int, Counts] = field(default_factory=dict)
     _plan_macs: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method decides the counts from the data."""
+        return self.schedule.rule == "adaptive"
+
+    @property
+    def deciding_layers(self) -> tuple[int, ...]:
+        """The layers in which an adaptive method without a budget reduces."""
+        return self.schedule.layers or self.reducer.deciding_layers(self.geometry.depth)
+
     def counts(self, n: int) -> Counts:
         """Image tokens left after each layer when `n` enter the first."""
         if torch.compiler.is_compiling():  # a guard on the dict would fail once the dict has grown
@@ -89,6 +101,8 @@ class Reduction:
 
     def is_identity(self, n: int) -> bool:
         """Whether nothing is ever removed of `n` tokens."""
+        if self.adaptive:
+            return False
         counts = self.counts(n)
         return counts[-1] == n if counts else True
 
@@ -98,33 +112,41 @@ class Reduction:
         entered = (n, *counts[:-1])
         everything = costs.macs((n,) * len(counts), (n,) * len(counts), self.geometry.protected, "mid")
         work = sum(self.plan_macs(a, b) for a, b in zip(entered, counts, strict=True) if b < a)
+        work += self.begin_macs(n)
         return (costs.macs(entered, counts, self.geometry.protected, self.reducer.placement) + work) / everything
 
     def plan_macs(self, n: int, keep: int) -> int:
         """MACs of planning and applying one reduction of one image, counted by dispatch on random tokens."""
         if (n, keep) not in self._plan_macs:
-            from tokenreduce.flops import count_flops
-
-            self._plan_macs[n, keep] = count_flops(lambda: self._rehearse(n, keep), ()).total
+            state = self.reducer.begin(self._random_tokens(max(n, self.geometry.count)))
+            tokens = self._random_tokens(n)
+            self._plan_macs[n, keep] = _counted(
+                lambda: self.reducer.plan(tokens, keep, state).apply(tokens.features),
+            )
         return self._plan_macs[n, keep]
 
-    def _rehearse(self, n: int, keep: int) -> torch.Tensor:
+    def begin_macs(self, n: int) -> int:
+        """MACs of the method's state for one image of `n` tokens."""
+        if (n, 0) not in self._plan_macs:
+            tokens = self._random_tokens(n)
+            self._plan_macs[n, 0] = _counted(lambda: self.reducer.begin(tokens))
+        return self._plan_macs[n, 0]
+
+    def _random_tokens(self, n: int) -> Tokens:
         shape = self.geometry
+        start, end = shape.prefix, shape.prefix + n
         on_cpu: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(0), "device": "cpu"}
-        per_head = torch.randn(1, shape.heads, n, shape.head_dim, **on_cpu)
+        full = torch.randn(1, shape.heads, n + shape.protected, shape.head_dim, **on_cpu)
         features = torch.randn(1, n, shape.width, **on_cpu)
-        attention = torch.rand(1, n, **on_cpu)
-        sources = {name: lambda: per_head for name in ("keys", "queries", "values")}
-        tokens = Tokens(
-            features,
-            sources=sources | {"class_attention": lambda: attention, "mean_keys": lambda: per_head[:, 0]},
-            grid=shape.grid if n <= shape.count else (-(-n // shape.grid[-1]), shape.grid[-1]),
-            prefix=shape.prefix,
-            suffix=shape.suffix,
-            depth=shape.depth,
-        )
-        state = self.reducer.begin(tokens)
-        return self.reducer.plan(tokens, keep, state).apply(features)
+        sources: dict[str, Callable[[], torch.Tensor]] = {
+            "mean_keys": lambda: full[:, 0, start:end],
+            "positions": lambda: torch.rand(1, n, 2, **on_cpu) * max(shape.grid),
+            "origin": lambda: torch.arange(n)[None],
+        }
+        sources |= {name: lambda: full[:, :, start:end] for name in ("keys", "queries", "values")}
+        sources |= image_sources(full, full, None, shape.class_tokens, slice(start, end))
+        grid = shape.grid if n <= shape.count else (-(-n // shape.grid[-1]), shape.grid[-1])
+        return Tokens(features, None, sources, grid, shape.prefix, shape.suffix, 0, shape.depth)
 
     def to_json(self) -> dict[str, Any]:
         """Method, options, schedule and modes as JSON-able values."""
@@ -134,6 +156,13 @@ class Reduction:
             "schedule": self.schedule.to_json(),
             **self.requested,
         }
+
+
+def _counted(call: Callable[[], Any]) -> int:
+    from tokenreduce.flops import count_flops
+
+    with torch.no_grad():
+        return count_flops(call, ()).total
 
 
 @constant_result

@@ -22,9 +22,11 @@ class Reducer:
     """One method: from what a layer shows and a count to keep, to a `TokenMap`. Its fields are the user's options.
 
     Class attributes are the method's facts: `kind` (merging, pruning, ...), `paper`, `year`, `needs` (names of
-    `tokens.PROVIDABLE`), `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget
-    spreads over layers, see `Schedule`), `adaptive` (can decide counts itself), `least` (what a layer must keep of n
-    tokens).
+    `tokens.PROVIDABLE` without which its defaults cannot run), `uses` (names it takes where the model has them),
+    `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget spreads over layers,
+    see `Schedule`), `adaptive` (can decide counts itself: has `decide`), `budgeted` (what an adaptive method does with
+    a budget, in one line), `checked` (what its results were compared with), `restoring` ("copy": restored tokens are what stands for them now; "delta": what they were, plus the change
+    since), `size_bias` (a merged key's logit grows by this times its log size).
     """
 
     name: ClassVar[str]
@@ -32,19 +34,36 @@ class Reducer:
     paper: ClassVar[str]
     year: ClassVar[int]
     needs: ClassVar[frozenset[str]] = frozenset()
+    uses: ClassVar[frozenset[str]] = frozenset()
     placement: ClassVar[str] = "mid"
     shape: ClassVar[str] = "constant"
     adaptive: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
     exportable: ClassVar[bool] = True
+    checked: ClassVar[str] = "its specification"
+    budgeted: ClassVar[str] = ""
+    restoring: ClassVar[str] = "copy"
+    size_bias: ClassVar[float] = 1.0
 
     def least(self, n: int) -> int:
         """The fewest tokens this method can leave of `n` in one layer."""
         return 1
 
+    def required(self) -> frozenset[str]:
+        """What these options need of the model; most methods need the same with all options."""
+        return self.needs
+
     def begin(self, tokens: Tokens) -> Any:
-        """State for one forward, made before the first reducing layer; None for most methods."""
+        """State for one forward, made of the tokens that enter the first block (features and grid only)."""
         return None
+
+    def deciding_layers(self, depth: int) -> tuple[int, ...]:
+        """The layers in which an adaptive method without a budget reduces."""
+        return tuple(range(depth))
+
+    def decide(self, tokens: Tokens, state: Any = None) -> int:
+        """How many of `tokens` an adaptive method without a budget keeps here: one count for the batch."""
+        raise NotImplementedError  # every adaptive method overrides it; `register` checks
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         """The map that leaves `keep` of `tokens`; runs without gradient and outside autocast."""
@@ -73,11 +92,13 @@ def register(cls: type[Reducer]) -> type[Reducer]:
         raise unknown(f"shape of {cls.__name__}", cls.shape, SHAPES)
     if cls.plan is Reducer.plan:
         raise InvalidValueError(f"{cls.__name__} has no plan(tokens, keep, state) method")
-    if cls.placement not in PLACEMENTS or not cls.needs <= PROVIDABLE.keys():
+    if cls.placement not in PLACEMENTS or not cls.needs | cls.uses <= PROVIDABLE.keys():
         raise InvalidValueError(
             f"{cls.__name__}: placement {cls.placement!r} must be one of {PLACEMENTS} "
-            f"and needs {sorted(cls.needs)} among {sorted(PROVIDABLE)}"
+            f"and needs and uses {sorted(cls.needs | cls.uses)} among {sorted(PROVIDABLE)}"
         )
+    if not cls.adaptive == (cls.decide is not Reducer.decide) == bool(cls.budgeted):
+        raise InvalidValueError(f"{cls.__name__}: an adaptive method, and no other, has decide(...) and `budgeted`")
     if not cls.__module__.startswith("tokenreduce.reducers."):
         _load_builtin()
     taken = _registry.get(cls.name)
@@ -123,9 +144,12 @@ def describe(method: str) -> dict[str, Any]:
     return facts | {
         "summary": (cls.__doc__ or "").strip().split("\n")[0],
         "needs": sorted(cls.needs),
+        "uses": sorted(cls.uses),
         "budget": SHAPES[cls.shape].summary,
+        "budgeted": cls.budgeted,
         "deterministic": cls.deterministic,
         "exportable": cls.exportable,
+        "checked": cls.checked,
         "options": {f.name: f.default for f in dataclasses.fields(cls)},
     }
 

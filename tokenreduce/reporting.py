@@ -25,6 +25,10 @@ class Report:
         self.options = reduction.reducer.options()
         self.protected = geometry.protected
         self.input_tokens = record.entered if record is not None else geometry.count
+        if record is None and reduction.adaptive:
+            raise InvalidValueError(
+                f"{self.method} has no budget, so that its counts follow the data: run the model first, then report"
+            )
         self.tokens = record.counts if record is not None else reduction.counts(geometry.count)
         self.flops_share = reduction.share(self.input_tokens, self.tokens)
 

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokenreduce.attention import image_sources
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.places import Places
 from tokenreduce.reduction import Reduction
+from tokenreduce.registry import Reducer
 from tokenreduce.token_map import TokenMap
 from tokenreduce.tokens import Tokens
 
@@ -56,13 +59,15 @@ class Run:
         self.reduction = reduction
         self.taps = taps
         self.entered = x.shape[1] - shape.protected
-        self.counts = reduction.counts(self.entered)
+        self.planned = None if reduction.adaptive else reduction.counts(self.entered)
+        self.counts: list[int] = []  # image tokens left after each layer so far
         self.next_layer = 0
         self.sizes: Tensor | None = None
         self.bias: Tensor | None = None
         self.maps: list[tuple[int, TokenMap]] = []
-        self.begun = False
-        self.method_state: Any = None
+        # For "delta" restoring: the tokens before and after each map.
+        self.around: list[tuple[Tensor, Tensor]] = []
+        self.keeps_around = reduction.reducer.restoring == "delta" and (reduction.restore or taps)
         self.captured: dict[str, Tensor] = {}
         self.waiting: Tensor | None = None
         self.given: Tensor | None = None
@@ -70,43 +75,62 @@ class Run:
         noted = _state.grid
         grid = noted[1] if noted is not None and noted[0] is reduction else shape.grid
         self.grid = grid if _product(grid) == self.entered else None
+        reducer = reduction.reducer
+        self.places = Places(self.entered, self.grid, reducer.required() | reducer.uses)
+        self.method_state: Any = None
 
-    def attention_bias(self, x: Tensor) -> Tensor | None:
+    def attention_bias(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
         """Additive logits `(B, 1, 1, N)`, log size of each key, 0 for protected tokens; None while all sizes are 1."""
         if self.sizes is None or not self.reduction.prop_attn:
             return None
         if self.bias is None:
             shape = self.reduction.geometry
-            self.bias = F.pad(self.sizes.log(), (shape.prefix, shape.suffix))[:, None, None, :]
-        return self.bias.to(x.dtype)
+            logs = self.sizes.log() * self.reduction.reducer.size_bias
+            self.bias = F.pad(logs, (shape.prefix, shape.suffix))[:, None, None, :]
+        return self.bias.to(dtype or x.dtype)
+
+    def may_reduce(self, layer: int) -> bool:
+        """Whether the schedule, or the method in the place of one, removes something in this layer."""
+        if self.planned is None:
+            return layer in self.reduction.deciding_layers
+        return self.planned[layer] < (self.planned[layer - 1] if layer else self.entered)
 
     def reduce(self, layer: int, x: Tensor, placement: str) -> Tensor:
         """Reduce `x (B, prefix + N + suffix, C)` if the schedule says so at this layer and placement."""
         shape, reducer = self.reduction.geometry, self.reduction.reducer
-        n = x.shape[1] - shape.protected
-        if reducer.placement != placement or self.counts[layer] >= n:
+        if reducer.placement != placement or not self.may_reduce(layer):
             return x
+        before = x
         self.phase = "reducer"
         try:
             with torch.no_grad(), without_autocast(x.device):
                 tokens = self._tokens(layer, x)
-                if not self.begun:
-                    self.method_state, self.begun = reducer.begin(tokens), True
-                token_map = reducer.plan(tokens, self.counts[layer], self.method_state)
+                keep = reducer.decide(tokens, self.method_state) if self.planned is None else self.planned[layer]
+                if keep >= tokens.count:
+                    return x
+                token_map = reducer.plan(tokens, keep, self.method_state)
+                self.places.follow(token_map, self.sizes)
             x = token_map.apply(x, self.sizes, shape.prefix, shape.suffix)
             if self.sizes is not None or not token_map.drops:
                 self.sizes, self.bias = token_map.sizes(self.sizes), None
         finally:
             self.phase = "model"
         self.maps.append((layer, token_map))
+        if self.keeps_around:
+            self.around.append((before, x))
         return x
 
     def restore(self, x: Tensor) -> Tensor:
         """All tokens again, in the order in which they entered."""
         shape = self.reduction.geometry
         self.phase = "restore"
-        for token_map in restoring([m for _, m in self.maps]):
-            x = token_map.restore(x, shape.prefix, shape.suffix)
+        maps = [token_map for _, token_map in self.maps]
+        if self.keeps_around:
+            for token_map, (before, after) in zip(maps[::-1], self.around[::-1], strict=True):
+                x = before + token_map.restore(x - after, shape.prefix, shape.suffix)
+        else:
+            for token_map in restoring(maps):
+                x = token_map.restore(x, shape.prefix, shape.suffix)
         self.phase = "model"
         return x
 
@@ -128,6 +152,7 @@ class Run:
         """What the block returns."""
         self.captured = {}
         self.next_layer = layer + 1
+        self.counts.append(x.shape[1] - self.reduction.geometry.protected)
         if self.taps and self.maps:
             self.waiting, x = x, self.restore(x)
             self.given = x
@@ -137,34 +162,35 @@ class Run:
                 close(self)
         return x
 
+    def begin(self, x: Tensor) -> None:
+        """Make the method's state of the tokens that enter the first block."""
+        reducer = self.reduction.reducer
+        if type(reducer).begin is Reducer.begin:
+            return
+        self.phase = "reducer"
+        try:
+            with torch.no_grad(), without_autocast(x.device):
+                self.method_state = reducer.begin(self._tokens(0, x))
+        finally:
+            self.phase = "model"
+
     def _tokens(self, layer: int, x: Tensor) -> Tokens:
         shape = self.reduction.geometry
-        end = x.shape[1] - shape.suffix
+        start, end = shape.prefix, x.shape[1] - shape.suffix
         sources: dict[str, Callable[[], Tensor]] = {
-            name: (lambda full=full: full[..., shape.prefix : full.shape[-2] - shape.suffix, :])  # type: ignore[misc]
+            name: (lambda full=full: full[..., start : full.shape[-2] - shape.suffix, :])  # type: ignore[misc]
             for name, full in self.captured.items()
         }
-        if shape.class_tokens and "queries" in self.captured and "keys" in self.captured:
-            sources["class_attention"] = lambda: self._class_attention()
-        return Tokens(
-            x[:, shape.prefix : end],
-            self.sizes,
-            sources,
-            self.grid,
-            shape.prefix,
-            shape.suffix,
-            layer,
-            shape.depth,
-        )
-
-    def _class_attention(self) -> Tensor:
-        shape = self.reduction.geometry
-        queries, keys = self.captured["queries"], self.captured["keys"]
-        rows = queries[:, :, : shape.class_tokens].float() * queries.shape[-1] ** -0.5
-        logits = rows @ keys.float().transpose(-2, -1)
-        bias = self.attention_bias(logits)
-        logits = logits if bias is None else logits + bias
-        return logits.softmax(-1).mean((1, 2))[:, shape.prefix : keys.shape[2] - shape.suffix]
+        if "queries" in self.captured and "keys" in self.captured:
+            queries, keys = self.captured["queries"], self.captured["keys"]
+            image = slice(start, keys.shape[2] - shape.suffix)
+            sources |= image_sources(
+                queries, keys, self.attention_bias(queries, torch.float32), shape.class_tokens, image
+            )
+        sources["origin"] = lambda: self.places.origin(x.shape[0], x.device)
+        if self.grid is not None:
+            sources["positions"] = lambda: self.places.positions(x.shape[0], x.device)
+        return Tokens(x[:, start:end], self.sizes, sources, self.grid, start, shape.suffix, layer, shape.depth)
 
 
 def open_run(reduction: Reduction, x: Tensor, taps: bool) -> Run | None:
@@ -180,6 +206,11 @@ def open_run(reduction: Reduction, x: Tensor, taps: bool) -> Run | None:
         )
     run = Run(reduction, x, taps)
     _state.runs.append(run)
+    try:
+        run.begin(x)
+    except BaseException:
+        close(run)
+        raise
     return run
 
 
@@ -212,8 +243,7 @@ def capturing(reduction: Reduction) -> Run | None:
     """The run of this model if its current layer reduces, so that hooks keep nothing that no reducer will see."""
     for run in reversed(_state.runs):
         if run.reduction is reduction:
-            before = run.counts[run.next_layer - 1] if run.next_layer else run.entered
-            return run if run.counts[run.next_layer] < before else None
+            return run if run.may_reduce(run.next_layer) else None
     return None
 
 
@@ -239,7 +269,7 @@ def current_phase() -> str:
 def record(run: Run) -> None:
     """Store what `report` shows. Skipped while compiling: it would make every map an output of the graph."""
     if not torch.compiler.is_compiling():
-        _records[run.reduction] = Record(run.entered, run.counts, tuple(run.maps))
+        _records[run.reduction] = Record(run.entered, tuple(run.counts), tuple(run.maps))
 
 
 def last_record(reduction: Reduction) -> Record | None:

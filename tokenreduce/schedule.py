@@ -16,15 +16,18 @@ class Shape(NamedTuple):
     """How a budget spreads over the layers: by `count` or by keep `ratio`, in which layers."""
 
     by: str
-    parts: tuple[int, ...]  # quarters of the depth; empty: every layer
+    parts: tuple[int, ...]  # twelfths of the depth; empty: every layer from `start` on
     summary: str
+    start: int = 0  # twelfths of the depth
 
 
 SHAPES = {
     "constant": Shape("count", (), "the same count from every block"),
+    "delayed": Shape("count", (), "the same count from every block after the first third", 4),
     "ratio": Shape("ratio", (), "the same keep ratio in every block"),
-    "stages": Shape("ratio", (1, 2, 3), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),
-    "once": Shape("ratio", (1,), "everything at 1/4 of the depth"),
+    "stages": Shape("ratio", (3, 6, 9), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),
+    "once": Shape("ratio", (3,), "everything at 1/4 of the depth"),
+    "first_and_third": Shape("ratio", (0, 4), "the same keep ratio in the first block and at 1/3 of the depth"),
 }
 
 
@@ -32,7 +35,7 @@ SHAPES = {
 class Schedule:
     """A rule that resolves to plain integers: the image tokens left after each layer (0-based, fractions round down).
 
-    Make one with `keep`, `remove` or `budget`.
+    Make one with `keep`, `remove`, `budget` or `adaptive`.
     """
 
     rule: str
@@ -94,6 +97,11 @@ class Schedule:
             )
         return cls("budget", (), shape, ratio, flops, _check_layers(layers))
 
+    @classmethod
+    def adaptive(cls, layers: Sequence[int] | None = None) -> Schedule:
+        """Leave the counts to an adaptive method, in its own layers or in `layers`: they follow the data."""
+        return cls("adaptive", layers=_check_layers(layers))
+
     def check_depth(self, depth: int) -> None:
         """Raise if an event or a layer lies behind the model's last layer."""
         named = [layer for layer, _ in self.events] + list(self.layers or ())
@@ -112,6 +120,8 @@ class Schedule:
             least: the fewest tokens one layer can leave of so many.
             cost: share of the unpatched MACs for given counts; needed for a `flops` budget.
         """
+        if self.rule == "adaptive":
+            raise InvalidValueError("an adaptive schedule has no counts of its own: they follow the data of a forward")
         if self.rule == "keep":
             events = dict(self.events)
             return _walk(n, depth, least, lambda layer, now: _kept(events.get(layer), now, layer, least))
@@ -144,7 +154,9 @@ class Schedule:
             return cls.remove(r, data["layers"])
         if data["rule"] == "budget":
             return cls.budget(data["shape"], data["ratio"], data["flops"], data["layers"])
-        raise unknown("schedule rule", data["rule"], ("keep", "remove", "budget"))
+        if data["rule"] == "adaptive":
+            return cls.adaptive(data["layers"])
+        raise unknown("schedule rule", data["rule"], ("keep", "remove", "budget", "adaptive"))
 
     def _resolve_budget(
         self, n: int, depth: int, least: Callable[[int], int], cost: Callable[[Counts], float] | None
@@ -176,10 +188,10 @@ class Schedule:
         """The shape's layers, then the same moved to earlier layers one by one."""
         if self.layers is not None:
             return [self.layers]
-        parts = SHAPES[self.shape].parts
+        parts, start = SHAPES[self.shape].parts, depth * SHAPES[self.shape].start // 12
         if not parts:
-            return [tuple(range(depth))]
-        own = [depth * part // 4 for part in parts]
+            return [tuple(range(max(0, start - back), depth)) for back in range(start + 1)]
+        own = [depth * part // 12 for part in parts]
         return [tuple(sorted({max(0, layer - back) for layer in own})) for back in range(own[-1] + 1)]
 
     def _bisect(

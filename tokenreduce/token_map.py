@@ -15,7 +15,8 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError
 class TokenMap:
     """How N image tokens became M, in one of two encodings of the share matrix G `(B, M, N)`.
 
-    With sizes s, the new tokens are `Y = diag(1 / G s) G diag(s) X` and the new sizes `G s`.
+    With sizes s, the new tokens are `Y = diag(1 / G s) G diag(s) X` and the new sizes `G s`; without division
+    `Y = G X`.
 
     Integer encoding: `dest (B, N)` holds for every token its output, also for a dropped one (the output that stands for
     it when restoring); `weight (B, N)` its share, 1 when None, 0 for a dropped token.
@@ -28,7 +29,7 @@ class TokenMap:
         sources: `(B, N - M)`, the tokens that represent no output; saves work when `rep` and `sources` are both known.
         drops: every token that represents no output is dropped, so that applying is a plain gather.
         gain: `(B, M)`, a factor on each output (norm-preserving merges, unnormalised sums).
-        divide: False leaves out the division by `G s` (propagation).
+        divide: False adds shares of features as they are, whatever their sizes (propagation).
         undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G.
         grid: the output's `(H, W)` if it still is one.
     """
@@ -152,6 +153,8 @@ class TokenMap:
 
     def _apply_generic(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """Without a known representative: scatter the integer encoding, multiply the dense one."""
+        if not self.divide:
+            sizes = None
         if self.share is not None:
             share = self.dense() if sizes is None else self.dense() * sizes[:, None, :]
             total, summed = share.sum(-1), share.to(summing(x).dtype) @ summing(x)

@@ -16,13 +16,19 @@ PROVIDABLE = {
     "queries": "queries (B, H, N, d)",
     "values": "values (B, H, N, d)",
     "class_attention": "attention of the class token to the image tokens (B, N), mean over heads",
+    "received_attention": "attention that each image token receives from all tokens (B, H, N)",
+    "own_attention": "attention of each image token to itself (B, H, N)",
+    "attention": "the full attention (B, H, N, N) of all tokens, protected ones included",
     "grid": "the image tokens' grid (H, W)",
+    "positions": "the mean place (row, column) of the input tokens in each token (B, N, 2)",
+    "origin": "the input token that represents each token (B, N)",
 }
+ATTENTION = frozenset({"class_attention", "received_attention", "own_attention", "attention"})
 
 
 @dataclass
 class Tokens:
-    """The image tokens of one layer; protected tokens are left out of every entry.
+    """The image tokens of one layer; protected tokens are left out of every entry except `attention`.
 
     Args:
         features: `(B, N, C)`, the residual stream where the reducer is placed.
@@ -71,6 +77,35 @@ class Tokens:
     def mean_keys(self) -> Tensor:
         """`(B, N, d)` in fp32: the mean over heads of the keys after k-norm and before rotary embedding."""
         return self._compute("mean_keys")
+
+    @property
+    def received_attention(self) -> Tensor:
+        """`(B, H, N)`, fp32: column sums of the full softmax over all queries, protected tokens and itself included."""
+        return self._compute("received_attention")
+
+    @property
+    def own_attention(self) -> Tensor:
+        """`(B, H, N)`, fp32: the diagonal of the full softmax."""
+        return self._compute("own_attention")
+
+    @property
+    def attention(self) -> Tensor:
+        """`(B, H, N, N)`, fp32: the full softmax over `prefix + N + suffix` tokens; needs memory of its size."""
+        return self._compute("attention")
+
+    @property
+    def positions(self) -> Tensor:
+        """`(B, N, 2)`, fp32: mean row and column in the input's grid of the input tokens in each token."""
+        return self._compute("positions")
+
+    @property
+    def origin(self) -> Tensor:
+        """`(B, N)`: the index in the input of the token that represents each token."""
+        return self._compute("origin")
+
+    def provides(self, name: str) -> bool:
+        """Whether the entry `name` of `PROVIDABLE` is here."""
+        return self.grid is not None if name == "grid" else name in self.sources
 
     def _compute(self, name: str) -> Tensor:
         if name not in self.sources:

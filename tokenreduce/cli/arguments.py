@@ -22,12 +22,14 @@ Size = tuple[int, ...]
 
 
 def make_arms(methods: str, budgets: dict[str, str | None], options: Sequence[str]) -> list[Arm]:
-    """Every method at every value of the one budget that was given."""
+    """Every method at every value of the one budget that was given; adaptive methods may go without."""
     names = [name.strip() for name in methods.split(",")]
     chosen = parse_options(options, names)
-    for name in names:
-        create(name, chosen[name])  # a wrong name or option is known before a model is built
+    # A wrong name or option is known before a model is built.
+    reducers = [create(name, chosen[name]) for name in names]
     given = {kind: text for kind, text in budgets.items() if text is not None}
+    if not given and all(reducer.adaptive for reducer in reducers):
+        return [Arm(name, **chosen[name]) for name in names]
     if len(given) != 1:
         what = " and ".join(f"--{kind} {text}" for kind, text in given.items()) or "no budget"
         raise InvalidTypeError(f"got {what}; give exactly one of --flops, --ratio and --r, for example --flops 0.6")

@@ -15,7 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.evaluation.heads import Classify, MakeHead, trained
 from tokenreduce.flops import count_flops
-from tokenreduce.patching import find_backbone, report
+from tokenreduce.patching import find_backbone, reduction_of, report
+from tokenreduce.reporting import Report
 
 Row = dict[str, Any]
 
@@ -58,8 +59,9 @@ def measure(
     """Compare every arm with the unpatched `model` in one pass over `batches`; the first row is the unpatched model.
 
     Rows have the keys method, budget, macs, flops_share, tokens_left, top1, top5 (from five classes on), top1_change,
-    class_error, token_error and uncounted (operators whose MACs are unknown). MACs are those of one image; shares,
-    accuracies and their changes are fractions of 1.
+    class_error, token_error and uncounted (operators whose MACs are unknown). MACs are those of one image
+    (the mean over images where a method without a budget decides); shares, accuracies and their changes are
+    fractions of 1.
 
     Args:
         batches: images `(B, C, H, W)` and labels `(B,)`, moved to the model's device here.
@@ -80,10 +82,17 @@ def measure(
         scores[0].update(reference, reference, labels)
         for one, head, score in list(zip(everyone, heads, scores, strict=True))[1:]:
             score.update(observe(one, head, images, shape.prefix), reference, labels)
+            score.update_amount(report(one), len(images))
     if example is None:
         raise InvalidValueError("there are no images to measure on; give at least one batch")
     full: Row = {"method": "unpatched", "budget": None, "tokens_left": shape.count, **cost(model, example)}
     rows = [full, *(arm_row(arm, example) for arm in arms)]
+    for arm, row, score in zip(arms, rows[1:], scores[1:], strict=True):
+        if reduction_of(arm.deployed).adaptive:  # means over the images: their counts differ
+            row |= {
+                "macs": round(full["macs"] * float(score.share.compute())),
+                "tokens_left": float(score.left.compute()),
+            }
     rows = [row | score.row() for row, score in zip(rows, scores, strict=True)]
     macs, top1 = rows[0]["macs"], rows[0]["top1"]
     return [row | {"flops_share": row["macs"] / macs, "top1_change": round(row["top1"] - top1, 6)} for row in rows]
@@ -116,12 +125,20 @@ class Scores:
         top = {"top1": 1, "top5": 5} if classes >= 5 else {"top1": 1}
         self.accuracy = {name: MulticlassAccuracy(classes, k, average="micro").to(device) for name, k in top.items()}
         self.class_error, self.token_error = MeanMetric().to(device), MeanMetric().to(device)
+        self.share, self.left = MeanMetric().to(device), MeanMetric().to(device)
 
     def update(self, seen: Seen, reference: Seen, labels: Tensor) -> None:
         for accuracy in self.accuracy.values():
             accuracy.update(seen.logits, labels)
         self.class_error.update(distance(seen.features, reference.features))
         self.token_error.update(distance(seen.tokens, reference.tokens).mean(-1))
+
+    def update_amount(self, seen: Report, images: int) -> None:
+        self.share.update(seen.flops_share, images)
+        self.left.update(float(seen.tokens_left), images)
+
+    def amount(self, macs: int) -> Row:
+        return {"macs": round(macs * float(self.share.compute())), "tokens_left": float(self.left.compute())}
 
     def row(self) -> Row:
         # torchmetrics divides counts in fp32; six digits are exact for any test set that exists.

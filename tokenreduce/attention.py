@@ -1,0 +1,62 @@
+"""What reducers may ask of a block's attention, computed from its queries and keys beside the fused kernel.
+
+Everywhere `queries`, `keys (B, H, N, d)` are those of the whole sequence, protected tokens included, and `bias` the
+additive logits of the keys `(B, 1, 1, N)` or None. Results are in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+TILE = 1024  # queries whose attention is in memory at once
+
+
+def attention_map(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The attention of `queries (B, H, Q, d)` to all keys after softmax: `(B, H, Q, N)`."""
+    logits = (queries.float() * queries.shape[-1] ** -0.5) @ keys.float().transpose(-2, -1)
+    return (logits if bias is None else logits + bias).softmax(-1)
+
+
+def class_rows(queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens: int) -> Tensor:
+    """Attention of the first tokens to every token, `(B, N)`: mean over heads and `class_tokens`."""
+    return attention_map(queries[:, :, :class_tokens], keys, bias).mean((1, 2))
+
+
+def received_and_own(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The attention that each token receives from all queries, itself included, and its attention to itself:
+    `(B, H, N)` each.
+
+    Goes through the queries in tiles, so that memory grows with N and not with its square.
+    """
+    received, own = None, []
+    for start in range(0, queries.shape[2], TILE):
+        tile = attention_map(queries[:, :, start : start + TILE], keys, bias)
+        total = tile.sum(2)
+        received = total if received is None else received + total
+        own.append(tile.diagonal(offset=start, dim1=2, dim2=3))
+    assert received is not None
+    return received, torch.cat(own, -1)
+
+
+def image_sources(
+    queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens: int, image: slice
+) -> dict[str, Callable[[], Tensor]]:
+    """The entries of `Tokens` that attention yields, as functions; `image` says where the image tokens stand."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def statistics() -> tuple[Tensor, Tensor]:
+        if not found:
+            found.append(received_and_own(queries, keys, bias))
+        return found[0]
+
+    sources: dict[str, Callable[[], Tensor]] = {
+        "attention": lambda: attention_map(queries, keys, bias),
+        "received_attention": lambda: statistics()[0][..., image],
+        "own_attention": lambda: statistics()[1][..., image],
+    }
+    if class_tokens:
+        sources["class_attention"] = lambda: class_rows(queries, keys, bias, class_tokens)[:, image]
+    return sources

@@ -1,0 +1,1 @@
+"""Kernels beside their PyTorch references: one file each, the reference in it as oracle and fallback."""
