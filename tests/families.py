@@ -43,7 +43,7 @@ def named(name: str, size: int, refuses: frozenset[str] = frozenset(), **argumen
     return Family(name, build, (size, size), refuses)
 
 
-NO_CLASS = frozenset({"evit"})
+NO_CLASS = frozenset({"evit", "diffrate", "ats", "topk"})
 FAMILIES = [
     named("vit_tiny_patch16_224", 64),
     named("deit_small_distilled_patch16_224", 64),

@@ -463,7 +463,9 @@ def test_maps_have_all_tokens_in_raster_order(model, family, method) -> None:
         twin(x)
         composed = report(twin).map
     # Blocks add the same to every token, so each position must hold the mean of the tokens merged with it.
-    if method != "evit":  # its fused token is weighed anew in each stage, which a composed map does not record
+    # Not so where sizes, gains or missing divisions act between steps, nor where restoring adds changes.
+    plain = all(m.divide and m.gain is None and m.size_weight is None for _, m in report(twin).maps)
+    if plain and tokenreduce.registry.lookup(method).restoring == "copy":
         expected = composed.restore(composed.apply(unreduced[-1].flatten(2).transpose(1, 2)))
         assert torch.allclose(maps[-1].flatten(2).transpose(1, 2), expected, atol=1e-4)
     own = (maps[-1] - unreduced[-1]).flatten(1).norm() / unreduced[-1].flatten(1).norm()

@@ -9,7 +9,19 @@ from timm.models.vision_transformer import VisionTransformer
 
 import tokenreduce
 from tokenreduce.token_map import TokenMap, identity, keep_tokens
-from tokenreduce.visualize import LINE, draw_tokens, draw_tradeoff, label_cells, outline, paint_tokens
+from tokenreduce.visualize import (
+    DARK,
+    LINE,
+    Reduced,
+    draw_methods,
+    draw_tokens,
+    draw_tradeoff,
+    hatch,
+    label_cells,
+    outline,
+    paint_tokens,
+    size_cells,
+)
 
 PNG = b"\x89PNG"
 
@@ -77,6 +89,40 @@ def test_maps_of_a_model_are_drawn_layer_by_layer(tmp_path) -> None:
         assert len(np.unique(labels)) == report.tokens[layer]
     draw_tokens(images, maps, (8, 8), tmp_path / "tokens.png", "a title")
     assert (tmp_path / "tokens.png").read_bytes()[:4] == PNG
+
+
+def test_every_cell_shows_the_size_of_its_token_and_dropped_cells_none() -> None:
+    merged = TokenMap(2, dest=torch.tensor([[0, 1, 1, 1]]))
+    np.testing.assert_array_equal(size_cells(merged, torch.tensor([1.0, 3.0]), (2, 2)), [[1, 3], [3, 3]])
+    pruned = keep_tokens(torch.tensor([[1, 2]]), torch.tensor([[0, 0, 1, 1]]))
+    np.testing.assert_array_equal(size_cells(pruned, torch.tensor([5.0, 7.0]), (2, 2)), [[np.nan, 5], [7, np.nan]])
+    share = torch.tensor([[[0.9, 0.8, 0.1, 0.0], [0.1, 0.2, 0.9, 0.0]]])
+    dense = size_cells(TokenMap(2, share=share), torch.tensor([1.8, 1.2]), (2, 2))
+    np.testing.assert_allclose(dense, [[1.8, 1.8], [1.2, np.nan]], rtol=1e-6)
+
+
+def test_stripes_run_over_dropped_cells_only() -> None:
+    plain = np.full((16, 16, 3), 0.9, np.float32)
+    out = hatch(plain, np.array([[True, False], [False, False]]))
+    striped = (out == np.float32(DARK)).all(-1)
+    assert not striped[8:].any() and not striped[:, 8:].any()
+    assert striped[:8, :8].sum() == 16, "two of eight pixels in each row"
+    assert (plain == np.float32(0.9)).all() and (out[~striped] == plain[~striped]).all()
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (3, 24, 40)])
+def test_methods_are_drawn_below_each_other(tmp_path, size) -> None:
+    everything, half = identity(1, 4), TokenMap(2, dest=torch.tensor([[0, 0, 1, 1]]))
+    pruned = keep_tokens(torch.tensor([[1, 2]]), torch.tensor([[0, 0, 1, 1]]))
+    rows = [
+        Reduced("merged", {"first": everything, "last": half}, torch.tensor([2.0, 2.0])),
+        Reduced("pruned", {"first": everything, "last": pruned}, torch.tensor([1.0, 1.0])),
+        Reduced("below one", {"first": everything, "last": half}, torch.tensor([0.5, 400.0])),
+    ]
+    draw_methods(torch.rand(size), rows, (2, 2), tmp_path / "methods.png")
+    draw_methods(torch.rand(size), rows[:1], (2, 2), tmp_path / "one.svg")
+    assert (tmp_path / "methods.png").read_bytes()[:4] == PNG
+    assert "<svg" in (tmp_path / "one.svg").read_text()
 
 
 def test_tradeoff_leaves_out_rows_without_figures(tmp_path) -> None:

@@ -158,5 +158,6 @@ _FREE = {
         _assert_async _assert_scalar _assert_tensor_metadata _fused_sdp_choice _local_scalar_dense dequantize int_repr
         is_pinned is_same_size is_set_to q_scale q_zero_point quantize_per_channel quantize_per_tensor
         quantize_per_tensor_dynamic prim.device profiler._record_function_enter_new profiler._record_function_exit""",
+    "this library's own, which compare and average distances": "tokenreduce.agglomerate",
 }
 _NO_MATRIX_WORK = frozenset(name for names in _FREE.values() for name in names.split())

@@ -3,6 +3,7 @@ deepcopy."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,7 +82,7 @@ class Reduction:
     prop_attn: bool
     requested: dict[str, bool | str]
     _counts: dict[int, Counts] = field(default_factory=dict)
-    _plan_macs: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
+    _plan_macs: dict[tuple[int, int, int], int] = field(default_factory=dict, repr=False)
 
     @property
     def adaptive(self) -> bool:
@@ -111,28 +112,29 @@ class Reduction:
         costs = self.geometry.costs
         entered = (n, *counts[:-1])
         everything = costs.macs((n,) * len(counts), (n,) * len(counts), self.geometry.protected, "mid")
-        work = sum(self.plan_macs(a, b) for a, b in zip(entered, counts, strict=True) if b < a)
+        work = sum(self.plan_macs(n, a, b) for a, b in zip(entered, counts, strict=True) if b < a)
         work += self.begin_macs(n)
         return (costs.macs(entered, counts, self.geometry.protected, self.reducer.placement) + work) / everything
 
-    def plan_macs(self, n: int, keep: int) -> int:
-        """MACs of planning and applying one reduction of one image, counted by dispatch on random tokens."""
-        if (n, keep) not in self._plan_macs:
-            state = self.reducer.begin(self._random_tokens(max(n, self.geometry.count)))
-            tokens = self._random_tokens(n)
-            self._plan_macs[n, keep] = _counted(
+    def plan_macs(self, entered: int, n: int, keep: int) -> int:
+        """MACs of planning and applying one reduction of one image, of which `n` tokens of `entered` are left, counted
+        by dispatch on random tokens."""
+        if (entered, n, keep) not in self._plan_macs:
+            state = self.reducer.begin(self._random_tokens(entered, entered))
+            tokens = self._random_tokens(entered, n)
+            self._plan_macs[entered, n, keep] = _counted(
                 lambda: self.reducer.plan(tokens, keep, state).apply(tokens.features),
             )
-        return self._plan_macs[n, keep]
+        return self._plan_macs[entered, n, keep]
 
     def begin_macs(self, n: int) -> int:
         """MACs of the method's state for one image of `n` tokens."""
-        if (n, 0) not in self._plan_macs:
-            tokens = self._random_tokens(n)
-            self._plan_macs[n, 0] = _counted(lambda: self.reducer.begin(tokens))
-        return self._plan_macs[n, 0]
+        if (n, n, 0) not in self._plan_macs:
+            tokens = self._random_tokens(n, n)
+            self._plan_macs[n, n, 0] = _counted(lambda: self.reducer.begin(tokens))
+        return self._plan_macs[n, n, 0]
 
-    def _random_tokens(self, n: int) -> Tokens:
+    def _random_tokens(self, entered: int, n: int) -> Tokens:
         shape = self.geometry
         start, end = shape.prefix, shape.prefix + n
         on_cpu: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(0), "device": "cpu"}
@@ -145,7 +147,9 @@ class Reduction:
         }
         sources |= {name: lambda: full[:, :, start:end] for name in ("keys", "queries", "values")}
         sources |= image_sources(full, full, None, shape.class_tokens, slice(start, end))
-        grid = shape.grid if n <= shape.count else (-(-n // shape.grid[-1]), shape.grid[-1])
+        # Of an image of another size only the count is known here; any full grid of it will do.
+        rows = next(side for side in range(math.isqrt(entered), 0, -1) if entered % side == 0)
+        grid = shape.grid if entered == shape.count else (rows, entered // rows)
         return Tokens(features, None, sources, grid, shape.prefix, shape.suffix, 0, shape.depth)
 
     def to_json(self) -> dict[str, Any]:

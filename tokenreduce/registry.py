@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,8 +26,9 @@ class Reducer:
     `tokens.PROVIDABLE` without which its defaults cannot run), `uses` (names it takes where the model has them),
     `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget spreads over layers,
     see `Schedule`), `adaptive` (can decide counts itself: has `decide`), `budgeted` (what an adaptive method does with
-    a budget, in one line), `checked` (what its results were compared with), `restoring` ("copy": restored tokens are what stands for them now; "delta": what they were, plus the change
-    since), `size_bias` (a merged key's logit grows by this times its log size).
+    a budget, in one line), `checked` (what its results were compared with), `restoring` ("copy": restored tokens are
+    what stands for them now; "delta": what they were, plus the change since), `size_bias` (a merged key's logit grows
+    by this times its log size).
     """
 
     name: ClassVar[str]
@@ -161,6 +163,15 @@ def check_option(name: str, value: object, valid: tuple[object, ...] | type) -> 
             raise InvalidValueError(f"option {name} is {value!r}; valid: {', '.join(map(repr, valid))}")
     elif not isinstance(value, valid) or (valid is int and isinstance(value, bool)):
         raise InvalidTypeError(f"option {name} is {value!r}; it must be of type {valid.__name__}")
+
+
+def check_number(name: str, value: object, low: float, high: float = math.inf) -> None:
+    """Raise unless the option `name` has a number between `low` and `high` as its `value`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidTypeError(f"option {name} is {value!r}; it must be a number")
+    if not low <= value <= high or math.isinf(value):
+        valid = f"lie in [{low}, {high}]" if math.isfinite(high) else f"be finite and at least {low}"
+        raise InvalidValueError(f"option {name} is {value!r}; it must {valid}")
 
 
 def _load_builtin() -> None:

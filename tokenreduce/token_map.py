@@ -27,7 +27,8 @@ class TokenMap:
         size_weight: `(B, N)`, where sizes add differently from features; None: as `weight`.
         rep: `(B, M)`, the member that represents each output (its position, its bias rows).
         sources: `(B, N - M)`, the tokens that represent no output; saves work when `rep` and `sources` are both known.
-        drops: every token that represents no output is dropped, so that applying is a plain gather.
+        drops: every token that represents no output is dropped with its size; in the integer encoding with its
+            features too, so that applying is a plain gather.
         gain: `(B, M)`, a factor on each output (norm-preserving merges, unnormalised sums).
         divide: False adds shares of features as they are, whatever their sizes (propagation).
         undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G.
@@ -82,10 +83,10 @@ class TokenMap:
         like = self.dest if self.dest is not None else self.share
         if sizes is None:
             sizes = torch.ones(like.shape[0], self.entered, device=like.device)  # type: ignore[union-attr]
-        if self.size_weight is None and self.share is not None:
-            return torch.einsum("bmn,bn->bm", self.share.float(), sizes)
         if self.drops and self.size_weight is None:
             return sizes.gather(1, self.rep)  # type: ignore[arg-type]
+        if self.size_weight is None and self.share is not None:
+            return torch.einsum("bmn,bn->bm", self.share.float(), sizes)
         weight = self.size_weight if self.size_weight is not None else self.weight
         grown = sizes if weight is None else sizes * weight
         return scatter_sums(grown.new_zeros(grown.shape[0], self.count), self.dest_or_argmax(), grown)
@@ -261,7 +262,7 @@ def _counting(count: int, device: torch.device, step: int) -> Tensor:
         return torch.arange(count, device=device) * step
 
 
-def constant(index: tuple[int, ...], device: torch.device) -> Tensor:
+def constant(index: tuple[int, ...] | tuple[float, ...], device: torch.device) -> Tensor:
     """`index` as a tensor `(K,)`, kept on the device so that a forward does not wait for the copy."""
     if torch.compiler.is_compiling():
         return torch.tensor(index, device=device)
@@ -269,7 +270,7 @@ def constant(index: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=512)
-def _constant(index: tuple[int, ...], device: torch.device) -> Tensor:
+def _constant(index: tuple[int, ...] | tuple[float, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(index, device=device)
 

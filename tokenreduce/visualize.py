@@ -1,8 +1,9 @@
-"""Pictures: which tokens an image still has layer by layer, and accuracy against compute."""
+"""Pictures: which tokens an image still has layer by layer, what size they are, and accuracy against compute."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,24 @@ from tokenreduce.token_map import TokenMap
 
 Labels = npt.NDArray[np.int64]
 Image = npt.NDArray[np.float32]
-GREY, DIMMED, LINE = 0.5, 0.75, 0.4
+GREY, DIMMED, LINE, DARK = 0.5, 0.75, 0.4, 0.2
+STRIPE = 8  # pixels from one stripe to the next
+TICKS = tuple(digit * 10.0**power for power in range(6) for digit in (1, 2, 5))
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What one method made of an image: a row of a picture.
+
+    Args:
+        name: written beside the row.
+        maps: heading -> map of a batch of one, the last of them that of `sizes`.
+        sizes: `(M,)`, how many input tokens each token stands for.
+    """
+
+    name: str
+    maps: Mapping[str, TokenMap]
+    sizes: Tensor
 
 
 def paint_tokens(image: Tensor, token_map: TokenMap, grid: tuple[int, int], index: int = 0) -> Image:
@@ -66,6 +84,15 @@ def outline(painted: Image, labels: Labels, scale: int) -> Image:
     return big
 
 
+def hatch(painted: Image, cells: npt.NDArray[np.bool_]) -> Image:
+    """`painted` with dark diagonal stripes over `cells (h, w)`: faded to grey, a grey garment looks as before."""
+    height, width = painted.shape[:2]
+    stripes = np.add.outer(np.arange(height), np.arange(width)) % STRIPE < 2
+    out = painted.copy()
+    out[stripes & (enlarge(cells.astype(np.int64), (height, width)) > 0)] = DARK
+    return out
+
+
 def draw_tokens(
     images: Tensor, maps: Mapping[str, TokenMap], grid: tuple[int, int], path: str | Path, title: str = ""
 ) -> None:
@@ -92,6 +119,59 @@ def draw_tokens(
         axis.set_axis_off()
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
+
+
+def draw_methods(image: Tensor, rows: Sequence[Reduced], grid: tuple[int, int], path: str | Path) -> None:
+    """Write a picture with one row a method: the image, its tokens in each map, and the sizes of the last tokens.
+
+    Sizes have one colour scale for all rows, so that methods compare; cells of dropped tokens stay grey.
+
+    Args:
+        image: `(1 or 3, H, W)`, uint8 or floats in [0, 1].
+        rows: the same number of maps in each.
+        grid: `(H, W)` of the input's image tokens.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    columns = 2 + len(rows[0].maps)
+    height, width = image.shape[1:]
+    side = 2 * height / width
+    figure = Figure(figsize=(2 * columns + 1, (side + 0.5) * len(rows) + 0.2), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    scale = max(1, 448 // width)
+    ends = torch.cat([row.sizes.float().cpu() for row in rows])
+    least, most = min(1.0, float(ends.min())), max(2.0, float(ends.max()))
+    for row, line in zip(rows, axes, strict=True):
+        line[0].imshow(as_pixels(image), interpolation="nearest")
+        line[0].set_ylabel(row.name, fontsize=10)
+        for axis, token_map in zip(line[1:-1], row.maps.values(), strict=True):
+            labels, dropped = label_cells(token_map, grid, 0)
+            painted = hatch(outline(paint_tokens(image, token_map, grid), labels, scale), dropped[labels])
+            # Picking nearest pixels would lose one line and double another.
+            axis.imshow(painted, interpolation="antialiased")
+        cells = size_cells(list(row.maps.values())[-1], row.sizes, grid)
+        line[-1].set_facecolor(str(GREY))
+        drawn = line[-1].imshow(cells, norm=LogNorm(least, most), interpolation="nearest", aspect="auto")
+        line[-1].set_box_aspect(height / width)
+        bar = figure.colorbar(drawn, ax=line[-1], shrink=0.8)
+        bar.set_ticks([tick for tick in TICKS if least <= tick <= most], minor=False)
+        bar.minorticks_off()
+        bar.ax.yaxis.set_major_formatter("{x:.0f}")
+        for axis, heading in zip(line, ["input", *row.maps, "size of each\nlast token"], strict=True):
+            axis.set_title(heading, fontsize=9)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def size_cells(token_map: TokenMap, sizes: Tensor, grid: tuple[int, int]) -> Image:
+    """For each cell of the grid the size, one of `sizes (M,)`, of the token that it belongs to; NaN: dropped."""
+    labels, dropped = label_cells(token_map, grid, 0)
+    of_label = np.full(len(dropped), np.nan, np.float32)
+    of_label[: token_map.count] = sizes.float().cpu().numpy()
+    cells: Image = of_label[labels]
+    return cells
 
 
 def draw_tradeoff(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:

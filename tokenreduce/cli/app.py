@@ -11,6 +11,7 @@ from tokenreduce.cli.bench import bench
 from tokenreduce.cli.demo import demo
 from tokenreduce.cli.evaluate import evaluate
 from tokenreduce.cli.methods import methods
+from tokenreduce.cli.visualize import visualize
 from tokenreduce.errors import TokenReduceError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app.command("methods")(methods)
 app.command("demo")(demo)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
+app.command("visualize")(visualize)
 
 
 def run() -> None:

@@ -56,16 +56,44 @@ def match_bipartite(metric: Tensor, keep: int, first: int = 0) -> TokenMap:
         keep: tokens left; at least N - N // 2.
         first: index of the first source; sources are every second token from there.
     """
+    sources, targets = alternating(metric, first)
+    best, match = alternating_scores(metric, first).max(-1)
+    return merge_best(best, match, sources, targets, keep)
+
+
+def alternating(metric: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Places of the sources `(B, A)`, every second token from `first`, and of the targets `(B, N - A)`."""
     batch, n, _ = metric.shape
-    device = metric.device
-    unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-    best, match = (unit[:, first::2] @ unit[:, 1 - first :: 2].transpose(1, 2)).max(-1)
+    count = (n - first + 1) // 2
+    sources = counting(count, metric.device, 2) + first
+    targets = counting(n - count, metric.device, 2) + (1 - first)
+    return sources.expand(batch, -1), targets.expand(batch, -1)
+
+
+def alternating_scores(metric: Tensor, first: int) -> Tensor:
+    """Cosine of every source and every target of `alternating`, `(B, A, N - A)`."""
+    unit = normalised(metric)
+    return unit[:, first::2] @ unit[:, 1 - first :: 2].transpose(1, 2)
+
+
+def normalised(metric: Tensor) -> Tensor:
+    """Rows of length 1; zero rows stay zero."""
+    return metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+
+
+def merge_best(best: Tensor, match: Tensor, sources: Tensor, targets: Tensor, keep: int) -> TokenMap:
+    """The map that merges the N - `keep` sources with the best scores, each into its match.
+
+    Args:
+        best, match: `(B, A)`, every source's score and which of the targets it would merge into.
+        sources, targets: places of both `(B, A)`, `(B, N - A)`, in ascending order.
+    """
+    batch, n = best.shape[0], sources.shape[1] + targets.shape[1]
+    device, removed = best.device, n - keep
     order = best.argsort(dim=1, descending=True, stable=True)
-    chosen, removed, kept_sources = order[:, : n - keep], n - keep, best.shape[1] - (n - keep)
-    places = order * 2 + first
-    sources, kept = places[:, :removed], places[:, removed:].sort(dim=1).values
-    targets = counting(n - best.shape[1], device, 2) + (1 - first)
-    rep = torch.cat([kept, targets.expand(batch, -1)], 1)
+    places = sources.gather(1, order)
+    moved, kept = places[:, :removed], places[:, removed:].sort(dim=1).values
+    rep = torch.cat([kept, targets], 1)
     dest = counting(1, device).expand(batch, n).scatter(1, rep, counting(keep, device).expand(batch, -1))
-    dest = dest.scatter_(1, sources, match.gather(1, chosen) + kept_sources)
-    return TokenMap(keep, dest=dest, rep=rep, sources=sources)
+    dest = dest.scatter_(1, moved, match.gather(1, order[:, :removed]) + kept.shape[1])
+    return TokenMap(keep, dest=dest, rep=rep, sources=moved)

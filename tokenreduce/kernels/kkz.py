@@ -1,0 +1,55 @@
+"""KKZ seeding (farthest first): the reference in PyTorch, and a numba kernel that takes the same decisions faster."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_one_at_a_time = threading.Lock()  # not every threading layer of numba can be entered by two threads
+
+
+def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
+    """`(B, count)`: `first (B,)`, then again and again the point farthest from its nearest chosen one.
+
+    Ties go to the lowest index; no point is chosen twice. Uses numba on the CPU where it is installed; while compiling,
+    exporting or tracing the reference with its `count` rounds is used.
+
+    Args:
+        distance: `(B, N, N)` in fp32, or any increasing function of the distance.
+    """
+    # A subclass is a fake tensor or another one without memory to show to numba.
+    plain = type(distance) is Tensor and distance.device.type == "cpu"
+    if plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        kernel = numba_kernel()
+        if kernel is not None:
+            with _one_at_a_time:
+                chosen = kernel(distance.detach().contiguous().numpy(), first.numpy(), count)
+            return torch.from_numpy(chosen)
+    return farthest_first_reference(distance, first, count)
+
+
+def farthest_first_reference(distance: Tensor, first: Tensor, count: int) -> Tensor:
+    """`farthest_first` in PyTorch: one round for each chosen point."""
+    newest, chosen = first[:, None], [first[:, None]]
+    gap = torch.full_like(distance[:, 0], float("inf"))
+    for _ in range(count - 1):
+        row = distance.gather(1, newest[..., None].expand(-1, -1, distance.shape[2]))[:, 0]
+        gap = torch.minimum(gap, row).scatter(1, torch.cat(chosen, 1), -1.0)
+        newest = gap.argmax(1, keepdim=True)
+        chosen.append(newest)
+    return torch.cat(chosen, 1)
+
+
+@cache
+def numba_kernel() -> Callable[..., Any] | None:
+    """The compiled kernel, or None without numba."""
+    try:
+        from tokenreduce.kernels import kkz_numba
+    except ImportError:
+        return None
+    return kkz_numba.farthest_first
