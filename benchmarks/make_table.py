@@ -1,4 +1,5 @@
-"""Rows of a results file as a Markdown table: `python benchmarks/make_table.py results/demo.json`."""
+"""Tables of the docs: of a results file (`python benchmarks/make_table.py results/demo.json`) and of all methods
+(`python benchmarks/make_table.py methods`). With `--write` all tables in the README and docs/ are made anew."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ import json
 import sys
 from pathlib import Path
 
+import tokenreduce
 from tokenreduce.cli.output import COLUMNS
+
+ROOT = Path(__file__).parent.parent
 
 HIDDEN = {"budget", "top5", "token_error", "p90_ms", "attention", "plan_us", "apply_us", "peak_memory_mib"}
 
@@ -22,5 +26,67 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def methods() -> str:
+    """One row a method, from the facts that the library itself states."""
+    lines = ["| name | kind | paper | what it does | needs | a budget spreads as | checked against |", "|" + "---|" * 7]
+    for facts in map(tokenreduce.describe, tokenreduce.methods()):
+        number = facts["paper"].removeprefix("arXiv ")
+        paper = "none" if number == "none" else f"[arXiv {number}](https://arxiv.org/abs/{number}) ({facts['year']})"
+        needs = ", ".join([*facts["needs"], *(f"({name})" for name in facts["uses"])]).replace("_", " ") or "nothing"
+        spread = facts["budget"]
+        if facts["adaptive"]:
+            spread += f"; {facts['budgeted']}. Without a budget its threshold decides"
+        cells = [f"`{facts['name']}`", facts["kind"], paper, facts["summary"], needs, spread, facts["checked"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def quality(data: dict, share: float) -> str:
+    """Methods at one share of the compute, best class error first, with bootstrap intervals."""
+    lines = [
+        "| method | tokens left | top-1 | change, points | 95 % interval | class error | of tome's | token error "
+        "| of tome's |",
+        "|---|" + "---:|" * 8,
+    ]
+    rows = [row for row in data["rows"] if row.get("budget") == f"flops={share}"]
+    for row in sorted(rows, key=lambda row: row.get("class_error", 9)):
+        if "refused" in row:
+            lines.append(f"| `{row['method']}` | refused: {row['refused']} |" + " |" * 7)
+            continue
+        low, high = row["top1_change_interval"]
+        cells = [f"`{row['method']}`", f"{row['tokens_left']:.0f}", f"{row['top1']:.2%}"]
+        cells += [f"{100 * row['top1_change']:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"]
+        for name in ("class_error", "token_error"):
+            low, high = row[f"{name}_of_tome_interval"]
+            cells += [f"{row[name]:.5f}", f"{row[f'{name}_of_tome']:.2f} ({low:.2f}-{high:.2f})"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables() -> dict[tuple[str, str], str]:
+    """(file, marker) -> table, for every table that is made of results or facts."""
+    read = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
+    made = {
+        ("README.md", "demo"): markdown(read["demo"]["rows"]),
+        ("README.md", "bench"): markdown(read["deit_small_tome_r13"]["rows"]),
+        ("docs/methods.md", "methods"): methods(),
+    }
+    for name in ("quality", "quality_second"):
+        for share in (0.8, 0.6, 0.45):
+            made["docs/quality.md", f"{name} {share}"] = quality(read[name], share)
+    made["README.md", "quality"] = made["docs/quality.md", "quality 0.6"]
+    return made
+
+
+def write() -> None:
+    for (file, marker), table in tables().items():
+        start, end = f"<!-- {marker} table -->\n", f"\n<!-- end of {marker} table -->"
+        before, _, rest = (ROOT / file).read_text().partition(start)
+        (ROOT / file).write_text(before + start + table + end + rest.partition(end)[2])
+
+
 if __name__ == "__main__":
-    print(markdown(json.loads(Path(sys.argv[1]).read_text())["rows"]))
+    if sys.argv[1] == "--write":
+        write()
+    else:
+        print(methods() if sys.argv[1] == "methods" else markdown(json.loads(Path(sys.argv[1]).read_text())["rows"]))

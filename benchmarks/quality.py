@@ -107,9 +107,11 @@ def main() -> None:
     planned = [Arm(name, flops=share) for name in names for share in BUDGETS]
     files = {arm: folder / f"{arm.method}_{arm.arguments['flops']}.npz" for arm in planned}
     index, parts = map(int, args.part.split("/"))
-    mine = [arm for i, arm in enumerate(planned) if i % parts == index and not files[arm].exists()]
+    mine = planned[index::parts]
     reference = [observe(model, trained(model), batch, 1) for _, batch in batches(images)]
     for arm in mine:
+        if files[arm].exists():
+            continue
         try:
             found = measure_arm(model, arm, images, labels, reference)
         except InvalidValueError as error:

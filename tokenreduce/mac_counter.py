@@ -115,6 +115,8 @@ _MACS: dict[str, Callable[[Any, Any], int]] = {
         (lambda args, out: out.numel() * args[0].shape[-1], "_cdist_forward _euclidean_dist"),
         (lambda args, out: out.numel() * prod(args[1].shape[1:]), "mkldnn_convolution"),
         (_attention, "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable"),
+        # Eigenvectors of a symmetric matrix by QR steps take about 9 n^3 operations (Golub and Van Loan, section 8.3).
+        (lambda args, out: args[0].numel() * args[0].shape[-1] * 9 // 2, "_linalg_eigh linalg_eigh"),
         (_multi_head_attention, "_native_multi_head_attention"),
         (_encoder_layer, "_transformer_encoder_layer_fwd"),
     )

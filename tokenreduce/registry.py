@@ -144,7 +144,7 @@ def describe(method: str) -> dict[str, Any]:
     cls = lookup(method)
     facts = {fact: getattr(cls, fact) for fact in ("name", "kind", "paper", "year", "placement", "adaptive")}
     return facts | {
-        "summary": (cls.__doc__ or "").strip().split("\n")[0],
+        "summary": first_sentence(cls.__doc__ or ""),
         "needs": sorted(cls.needs),
         "uses": sorted(cls.uses),
         "budget": SHAPES[cls.shape].summary,
@@ -154,6 +154,11 @@ def describe(method: str) -> dict[str, Any]:
         "checked": cls.checked,
         "options": {f.name: f.default for f in dataclasses.fields(cls)},
     }
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring, on one line."""
+    return " ".join(text.strip().split("\n\n")[0].split()).split(". ")[0].removesuffix(".") + "."
 
 
 def check_option(name: str, value: object, valid: tuple[object, ...] | type) -> None:

@@ -122,6 +122,14 @@ def test_both_kernels_take_the_same_decisions(batch, n, linkage, kind, seed, dat
         assert torch.equal(agglomerate_compiled(kernel, between.clone(), keep, linkage), expected)
 
 
+def test_a_merge_that_makes_a_tie_moves_the_remembered_neighbour() -> None:
+    """Once 1 takes 3, cluster 0 is as far from 1 as from 2, which it remembers."""
+    distance = torch.tensor([[[0.0, 3, 1, 1], [3, 0, 3, 0], [1, 3, 0, 3], [1, 0, 3, 0]]])
+    for kernel in (agglomerate_image, compiled()):
+        assert agglomerate_compiled(kernel, distance.clone(), 2, "single").tolist() == [[0, 0, 2, 0]]
+    assert agglomerate_reference(distance.clone(), 2, "single").tolist() == [[0, 0, 2, 0]]
+
+
 def test_a_larger_random_case_with_exact_neighbours_cached() -> None:
     distance = random_distances(3, 150)
     for linkage in LINKAGES:

@@ -83,5 +83,5 @@ def test_class_attention_is_that_of_the_full_softmax(name, monkeypatch) -> None:
 
 def test_a_model_without_class_token_is_refused() -> None:
     model = copy.deepcopy(model_of("average_pool"))
-    with pytest.raises(ValueError, match=r"evit cannot run .* no class token; methods that fit: pool, random, tome"):
+    with pytest.raises(ValueError, match=r"evit cannot run .* no class token; methods that fit: .*tome"):
         tokenreduce.patch(model, "evit", flops=0.6)

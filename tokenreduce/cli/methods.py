@@ -16,10 +16,22 @@ from tokenreduce.cli.output import console
 def methods(
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the facts to this file")] = None,
 ) -> None:
-    """List every method: kind, paper, what it needs, its own schedule and its options."""
+    """List every method: kind, paper, what it needs (what it uses where the model has it), its own schedule, whether
+    it decides counts itself, what its results were checked against, and its options."""
     facts = [tokenreduce.describe(name) for name in tokenreduce.methods()]
     table = Table()
-    for heading in ("method", "kind", "paper", "year", "needs", "budget spreads as", "mode", "export", "options"):
+    for heading in (
+        "method",
+        "kind",
+        "paper",
+        "year",
+        "needs",
+        "budget spreads as",
+        "mode",
+        "export",
+        "checked against",
+        "options",
+    ):
         table.add_column(heading, overflow="fold")
     for fact in facts:
         table.add_row(
@@ -27,10 +39,11 @@ def methods(
             fact["kind"],
             fact["paper"],
             str(fact["year"]),
-            ", ".join(fact["needs"]) or "-",
+            ", ".join(fact["needs"] + [f"({name})" for name in fact["uses"]]) or "-",
             fact["budget"],
-            "adaptive" if fact["adaptive"] else "static",
+            f"adaptive; with a budget {fact['budgeted']}" if fact["adaptive"] else "static",
             "yes" if fact["exportable"] else "no",
+            fact["checked"],
             ", ".join(f"{k}={v!r}" for k, v in fact["options"].items()) or "-",
         )
     console.print(table)

@@ -16,7 +16,7 @@ from tokenreduce.tokens import Tokens
 @register
 @dataclass(frozen=True)
 class EViT(Reducer):
-    """Keep the image tokens with most class attention and fuse all others into one extra token.
+    """Keep the tokens with most class attention, fuse the others into one (training-free part of a trained method).
 
     Liang et al., "Not All Patches Are What You Need: Expediting Vision Transformers via Token Reorganizations", ICLR
     2022, arXiv 2202.07800. The score `(B, N)` is the class token's attention, mean over heads, computed from its one

@@ -1,0 +1,129 @@
+"""`ward` against a slow reference written from its definition, and how its tokens are restored."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from cases import Case, cases
+from families import BY_NAME, model_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tokenreduce
+from tokenreduce.reducers.ward import Ward, round_counts, signs
+
+
+def reference(case: Case, keep: int, rounds: int, width: int) -> list[list[int]]:
+    """Members of every output, one image, token by token."""
+    sign = signs(4)
+    points, sizes = [], [torch.tensor(s) for s in case.mass]
+    for x in case.x[0]:
+        u = x / max(float(x.norm()), 1e-6)
+        out = torch.zeros(width)
+        for channel in range(4):
+            out[channel % width] += u[channel] * (sign[channel] if width < 4 else 1)
+        points.append(out)
+    groups = [[i] for i in range(case.n)]
+    for left in round_counts(case.n, keep, rounds):
+        first, n = case.prefix % 2, len(groups)
+        a, b = list(range(first, n, 2)), list(range(1 - first, n, 2))
+        best = {}
+        for i in a:
+            cost = [(points[i] - points[j]).square().sum() / (1 / sizes[i] + 1 / sizes[j]) for j in b]
+            j = min(range(len(b)), key=lambda j: (float(cost[j]), j))
+            best[i] = (float(cost[j]), b[j])
+        sources = sorted(a, key=lambda i: (best[i][0], i))[: n - left]
+        order = [i for i in a if i not in sources] + b
+        merged = {i: list(groups[i]) for i in order}
+        mean = {i: points[i] * sizes[i] for i in order}
+        mass = {i: sizes[i] for i in order}
+        for i in sources:
+            j = best[i][1]
+            merged[j] += groups[i]
+            mean[j] = mean[j] + points[i] * sizes[i]
+            mass[j] = mass[j] + sizes[i]
+        groups = [merged[i] for i in order]
+        points, sizes = [mean[i] / mass[i] for i in order], [mass[i] for i in order]
+    return groups
+
+
+@settings(max_examples=80, deadline=None)
+@given(cases(least=2), st.integers(1, 3), st.sampled_from([None, 1, 3, 4]), st.data())
+def test_matches_the_definition(case, rounds, width, data) -> None:
+    if case.kind in (
+        "ties",
+        "zeros",
+    ):  # means of merged tokens are rounded, which would decide the ties of later rounds
+        rounds = 1
+    keep = data.draw(st.integers(Ward(rounds=rounds).least(case.n), case.n - 1))
+    token_map = tokenreduce.plan(case.x, "ward", keep=keep, rounds=rounds, width=width, **case.arguments())
+    groups = reference(case, keep, rounds, width or 2)
+    for output, members in enumerate(groups):
+        assert all(int(token_map.dest[0, i]) == output for i in members), (token_map.dest, groups)
+        assert int(token_map.rep[0, output]) in members
+    assert sorted(token_map.rep[0].tolist() + token_map.sources[0].tolist()) == list(range(case.n))
+    y, sizes = tokenreduce.apply(token_map, case.x, case.sizes)
+    for output, members in enumerate(groups):
+        total = sum(case.mass[i] for i in members)
+        assert torch.allclose(y[0, output], sum(case.x[0, i] * case.mass[i] for i in members) / total, atol=1e-5)
+        assert float(sizes[0, output]) == total
+
+
+@given(st.integers(1, 300), st.integers(1, 9), st.data())
+def test_rounds_share_the_work_and_reach_the_count(n, rounds, data) -> None:
+    keep = data.draw(st.integers(Ward(rounds=rounds).least(n), n))
+    counts = round_counts(n, keep, rounds)
+    assert ([n, *counts])[-1] == keep and len(counts) <= rounds
+    assert all(b < a and b >= a - a // 2 for a, b in zip([n, *counts], counts, strict=False))
+
+
+def test_more_rounds_lose_less() -> None:
+    """What Ward's criterion counts, the squared error of directions, falls towards that of agglomerative clustering."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    g = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(4, 60, 6, generator=g), dim=-1)
+
+    def error(labels: torch.Tensor, points: torch.Tensor) -> float:
+        return sum(float((points[labels == c] - points[labels == c].mean(0)).square().sum()) for c in labels.unique())
+
+    errors = []
+    for rounds in (1, 2, 8):
+        token_map = tokenreduce.plan(x, "ward", keep=32, rounds=rounds, width=6)
+        errors.append(sum(error(dest, points) for dest, points in zip(token_map.dest, x, strict=True)))
+    full = [torch.from_numpy(AgglomerativeClustering(32, linkage="ward").fit_predict(points)) for points in x]
+    exact = sum(error(labels, points) for labels, points in zip(full, x, strict=True))
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 1.15 * exact
+
+
+def test_the_sketch_keeps_distances_on_average() -> None:
+    x = torch.randn(1, 400, 384, generator=torch.Generator().manual_seed(0))
+    full, sketched = torch.cdist(x, x)[0], torch.cdist(Ward().sketch(x), Ward().sketch(x))[0]
+    assert Ward().sketch(x).shape == (1, 400, 64)
+    ratio = (sketched / full)[~torch.eye(400, dtype=torch.bool)]
+    assert abs(float(ratio.mean()) - 1) < 0.03 and ratio.std() < 0.12
+
+
+def test_restored_tokens_are_what_they_were_plus_the_change_since() -> None:
+    """Blocks that change nothing after the reduction: restored tokens are the unreduced ones, not copies."""
+    family = BY_NAME["qk_norm"]
+    model, x = copy.deepcopy(model_of("qk_norm")), family.images()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.ls1.gamma.zero_()
+            block.ls2.gamma.zero_()
+    expected = model.forward_features(x)
+    tokenreduce.patch(model, "ward", ratio=0.5, restore=True)
+    assert torch.allclose(model.forward_features(x), expected, atol=1e-5)
+    for ours, theirs in zip(model.forward_intermediates(x)[1], model.forward_intermediates(x)[1], strict=True):
+        assert torch.equal(ours, theirs)
+    tokenreduce.patch(model, "tome", ratio=0.5, restore=True)
+    assert not torch.allclose(model.forward_features(x), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"width": 0}, {"rounds": 1.5}, {"width": True}])
+def test_impossible_options(options) -> None:
+    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
+        tokenreduce.plan(torch.randn(1, 8, 4), "ward", keep=5, **options)
