@@ -63,7 +63,7 @@ FAMILIES = [
 ]
 BY_NAME = {family.name: family for family in FAMILIES}
 REFERENCE = ("vit_tiny_patch16_224", "qk_norm")
-THREE_METHODS = ("tome", "evit", "pool")
+EVERY_DAY = ("tome", "evit", "pool", "ward")
 
 
 @cache
