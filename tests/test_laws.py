@@ -48,6 +48,8 @@ def compiled_pairs(strict: bool = False) -> list:
 
 
 every_pair = pytest.mark.parametrize(("family", "method"), pairs())
+CLUSTERING = ("atc", "kmeans", "kmedoids", "dpc_knn")  # they find all duplicates at once
+reference_families = pytest.mark.parametrize("family", [BY_NAME[name] for name in REFERENCE], ids=lambda f: f.name)
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 reference = pytest.mark.parametrize(("family", "method"), reference_pairs(tokenreduce.methods()))
 
@@ -463,6 +465,23 @@ def test_merging_identical_tokens_changes_nothing(model, family, method, times_y
         restored = twin.forward_intermediates(x, intermediates_only=True, norm=True)
     for a, b in zip(restored, maps, strict=True):
         assert torch.allclose(a, b, atol=2e-5 * float(b.abs().max().clamp_min(1)))
+
+
+@reference_families
+@pytest.mark.parametrize(
+    "method", ["ward", "atm", "dsm", "mctf", "pitome", "tofu", "atc", "kmeans", "kmedoids", "dpc_knn"]
+)
+def test_methods_that_look_for_duplicates_merge_them_first(model, family, method) -> None:
+    """Half of the duplicates are merged, so that every way of pairing or seeding finds some."""
+    twin, x = repeat_neighbours(model, family, 1, 2)
+    with torch.no_grad():
+        before = twin(x)
+        options = {"rounds": 1} if method == "ward" else {}  # the second round has another bipartition
+        middle = len(twin.blocks) // 2  # tofu drops before and merges from there on
+        patch(twin, method, schedule=Schedule.keep({middle: 0.5 if method in CLUSTERING else 0.75}), **options)
+        assert torch.allclose(twin(x), before, atol=1e-5 * float(before.abs().max().clamp_min(1)))
+        sizes = report(twin).sizes
+    assert sizes.max() >= 2 and report(twin).tokens[-1] < report(twin).input_tokens
 
 
 # Outputs that are maps come back whole, in raster order.
