@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,12 @@ def main() -> None:
             found = measure_arm(model, arm, images, labels, reference)
         except InvalidValueError as error:
             found = {"row": {"method": arm.method, "budget": arm.budget, "refused": str(error)}}
-        np.savez_compressed(files[arm], **(found | {"row": json.dumps(found["row"])}))
+        partial = files[arm].with_suffix(f".{os.getpid()}.npz")
+        np.savez_compressed(partial, **(found | {"row": json.dumps(found["row"])}))
+        partial.replace(files[arm])  # at once: a killed run leaves no half file that would count as done
         means = {name: float(found[name].mean()) for name in FIGURES if name in found}
         print(json.dumps(found["row"] | means), flush=True)
-    if all(file.exists() for file in files.values()):
+    if "tome" in names and all(file.exists() for file in files.values()):
         arms = [dict(np.load(file)) for file in files.values()]
         arms = [arm | {"row": json.loads(str(arm["row"]))} for arm in arms]
         refused = [arm["row"] for arm in arms if "refused" in arm["row"]]

@@ -9,6 +9,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -262,7 +263,13 @@ def _prepare(
         requested={"restore": restore, "prop_attn": prop_attn},
     )
     if not reduction.adaptive:
-        reduction.counts(geometry.count)
+        counts = (geometry.count, *reduction.counts(geometry.count))
+        reducing = [layer for layer, (a, b) in enumerate(pairwise(counts)) if b < a]
+        if reducer.once and len(reducing) > 1:
+            raise InvalidValueError(
+                f"{reducer.name} can reduce in one layer only, but this budget reduces in layers {reducing}; "
+                f"give flops= or ratio= alone, or one layer, such as layers=[{reducing[0]}]"
+            )
     return reduction
 
 

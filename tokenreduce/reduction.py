@@ -3,18 +3,15 @@ deepcopy."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from tokenreduce.attention import image_sources
 from tokenreduce.constant import constant_result
 from tokenreduce.registry import Reducer
+from tokenreduce.rehearsal import Rehearsal, Work
 from tokenreduce.schedule import Counts, Schedule
-from tokenreduce.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Reduction:
     prop_attn: bool
     requested: dict[str, bool | str]
     _counts: dict[int, Counts] = field(default_factory=dict)
-    _plan_macs: dict[tuple[int, int, int], int] = field(default_factory=dict, repr=False)
+    _work: Work = field(default_factory=dict, repr=False)
 
     @property
     def adaptive(self) -> bool:
@@ -107,50 +104,21 @@ class Reduction:
         counts = self.counts(n)
         return counts[-1] == n if counts else True
 
-    def share(self, n: int, counts: Counts) -> float:
+    def share(self, n: int, counts: Counts, rehearsal: Rehearsal | None = None) -> float:
         """MACs with these counts, the reducer's own work included, as a share of the unpatched MACs."""
         costs = self.geometry.costs
+        rehearsal = rehearsal or self.rehearsal(n)
         entered = (n, *counts[:-1])
         everything = costs.macs((n,) * len(counts), (n,) * len(counts), self.geometry.protected, "mid")
-        work = sum(self.plan_macs(n, a, b) for a, b in zip(entered, counts, strict=True) if b < a)
-        work += self.begin_macs(n)
+        reducing = [(layer, a, b) for layer, (a, b) in enumerate(zip(entered, counts, strict=True)) if b < a]
+        work = sum(rehearsal.plan(*step) for step in reducing) + rehearsal.begin()
+        if self.adaptive:
+            work += sum(rehearsal.decide(layer, entered[layer]) for layer in self.deciding_layers)
         return (costs.macs(entered, counts, self.geometry.protected, self.reducer.placement) + work) / everything
 
-    def plan_macs(self, entered: int, n: int, keep: int) -> int:
-        """MACs of planning and applying one reduction of one image, of which `n` tokens of `entered` are left, counted
-        by dispatch on random tokens."""
-        if (entered, n, keep) not in self._plan_macs:
-            state = self.reducer.begin(self._random_tokens(entered, entered))
-            tokens = self._random_tokens(entered, n)
-            self._plan_macs[entered, n, keep] = _counted(
-                lambda: self.reducer.plan(tokens, keep, state).apply(tokens.features),
-            )
-        return self._plan_macs[entered, n, keep]
-
-    def begin_macs(self, n: int) -> int:
-        """MACs of the method's state for one image of `n` tokens."""
-        if (n, n, 0) not in self._plan_macs:
-            tokens = self._random_tokens(n, n)
-            self._plan_macs[n, n, 0] = _counted(lambda: self.reducer.begin(tokens))
-        return self._plan_macs[n, n, 0]
-
-    def _random_tokens(self, entered: int, n: int) -> Tokens:
-        shape = self.geometry
-        start, end = shape.prefix, shape.prefix + n
-        on_cpu: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(0), "device": "cpu"}
-        full = torch.randn(1, shape.heads, n + shape.protected, shape.head_dim, **on_cpu)
-        features = torch.randn(1, n, shape.width, **on_cpu)
-        sources: dict[str, Callable[[], torch.Tensor]] = {
-            "mean_keys": lambda: full[:, 0, start:end],
-            "positions": lambda: torch.rand(1, n, 2, **on_cpu) * max(shape.grid),
-            "origin": lambda: torch.arange(n)[None],
-        }
-        sources |= {name: lambda: full[:, :, start:end] for name in ("keys", "queries", "values")}
-        sources |= image_sources(full, full, None, shape.class_tokens, slice(start, end))
-        # Of an image of another size only the count is known here; any full grid of it will do.
-        rows = next(side for side in range(math.isqrt(entered), 0, -1) if entered % side == 0)
-        grid = shape.grid if entered == shape.count else (rows, entered // rows)
-        return Tokens(features, None, sources, grid, shape.prefix, shape.suffix, 0, shape.depth)
+    def rehearsal(self, n: int) -> Rehearsal:
+        """What the method's own work on `n` tokens costs."""
+        return Rehearsal(self.reducer, self.geometry, n, self._work)
 
     def to_json(self) -> dict[str, Any]:
         """Method, options, schedule and modes as JSON-able values."""
@@ -162,18 +130,13 @@ class Reduction:
         }
 
 
-def _counted(call: Callable[[], Any]) -> int:
-    from tokenreduce.flops import count_flops
-
-    with torch.no_grad():
-        return count_flops(call, ()).total
-
-
 @constant_result
 def _resolve(reduction: Reduction, n: int) -> Counts:
     """The counts of `n`, remembered; a constant to the compiler, which must not trace a search."""
     if n not in reduction._counts:
-        cost = (lambda counts: reduction.share(n, counts)) if reduction.schedule.flops is not None else None
+        rehearsal = reduction.rehearsal(n)  # one for the whole search: its state is made once
+        searches = reduction.schedule.flops is not None
+        cost = (lambda counts: reduction.share(n, counts, rehearsal)) if searches else None
         least, depth = reduction.reducer.least, reduction.geometry.depth
         reduction._counts[n] = reduction.schedule.resolve(n, depth, least, cost)
     return reduction._counts[n]

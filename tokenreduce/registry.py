@@ -25,10 +25,10 @@ class Reducer:
     Class attributes are the method's facts: `kind` (merging, pruning, ...), `paper`, `year`, `needs` (names of
     `tokens.PROVIDABLE` without which its defaults cannot run), `uses` (names it takes where the model has them),
     `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget spreads over layers,
-    see `Schedule`), `adaptive` (can decide counts itself: has `decide`), `budgeted` (what an adaptive method does with
-    a budget, in one line), `checked` (what its results were compared with), `restoring` ("copy": restored tokens are
-    what stands for them now; "delta": what they were, plus the change since), `size_bias` (a merged key's logit grows
-    by this times its log size).
+    see `Schedule`), `once` (can reduce in one layer only), `adaptive` (can decide counts itself: has `decide`),
+    `budgeted` (what an adaptive method does with a budget, in one line), `checked` (what its results were compared
+    with), `restoring` ("copy": restored tokens are what stands for them now; "delta": what they were, plus the change
+    since), `size_bias` (a merged key's logit grows by this times its log size).
     """
 
     name: ClassVar[str]
@@ -40,6 +40,7 @@ class Reducer:
     placement: ClassVar[str] = "mid"
     shape: ClassVar[str] = "constant"
     adaptive: ClassVar[bool] = False
+    once: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification"

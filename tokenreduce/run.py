@@ -110,9 +110,10 @@ class Run:
                     return x
                 token_map = reducer.plan(tokens, keep, self.method_state)
                 self.places.follow(token_map, self.sizes)
-            x = token_map.apply(x, self.sizes, shape.prefix, shape.suffix)
-            if self.sizes is not None or not token_map.drops:
-                self.sizes, self.bias = token_map.sizes(self.sizes), None
+            with without_autocast(x.device):
+                x = token_map.apply(x, self.sizes, shape.prefix, shape.suffix)
+                if self.sizes is not None or not token_map.drops or token_map.size_weight is not None:
+                    self.sizes, self.bias = token_map.sizes(self.sizes), None
         finally:
             self.phase = "model"
         self.maps.append((layer, token_map))
@@ -125,12 +126,13 @@ class Run:
         shape = self.reduction.geometry
         self.phase = "restore"
         maps = [token_map for _, token_map in self.maps]
-        if self.keeps_around:
-            for token_map, (before, after) in zip(maps[::-1], self.around[::-1], strict=True):
-                x = before + token_map.restore(x - after, shape.prefix, shape.suffix)
-        else:
-            for token_map in restoring(maps):
-                x = token_map.restore(x, shape.prefix, shape.suffix)
+        with without_autocast(x.device):
+            if self.keeps_around:
+                for token_map, (before, after) in zip(maps[::-1], self.around[::-1], strict=True):
+                    x = before + token_map.restore(x - after, shape.prefix, shape.suffix)
+            else:
+                for token_map in restoring(maps):
+                    x = token_map.restore(x, shape.prefix, shape.suffix)
         self.phase = "model"
         return x
 

@@ -26,6 +26,7 @@ SHAPES = {
     "delayed": Shape("count", (), "the same count from every block after the first third", 4),
     "ratio": Shape("ratio", (), "the same keep ratio in every block"),
     "stages": Shape("ratio", (3, 6, 9), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),
+    "alternate": Shape("ratio", (1, 3, 5, 7, 9), "the same keep ratio at 1/12, 3/12, 5/12, 7/12 and 9/12 of the depth"),
     "once": Shape("ratio", (3,), "everything at 1/4 of the depth"),
     "first_and_third": Shape("ratio", (0, 4), "the same keep ratio in the first block and at 1/3 of the depth"),
 }

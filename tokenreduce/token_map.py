@@ -113,6 +113,7 @@ class TokenMap:
                 then.count,
                 share=then.dense() @ self.dense(),
                 undo=self.undo_matrix() @ then.undo_matrix(),
+                divide=self.divide or then.divide,
                 grid=then.grid,
             )
         weights = [self.weight, None if then.weight is None else then.weight.gather(1, self.dest)]

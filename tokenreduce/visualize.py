@@ -68,7 +68,9 @@ def label_cells(token_map: TokenMap, grid: tuple[int, int], index: int) -> tuple
         raise InvalidValueError(f"the grid is {grid[0]} x {grid[1]} but {token_map.entered} tokens entered the map")
     dest = token_map.dest_or_argmax()[index].cpu()
     weight = token_map.weight if token_map.share is None else token_map.share.sum(1)
-    gone = torch.zeros_like(dest, dtype=torch.bool) if weight is None else weight[index].cpu() == 0
+    # Propagation drops a token after giving a small part of it to others.
+    least = 0.5 if not token_map.divide else 0.0
+    gone = torch.zeros_like(dest, dtype=torch.bool) if weight is None else weight[index].cpu() <= least
     places = torch.arange(len(dest)) + token_map.count
     labels = torch.where(gone, places, dest).reshape(grid).numpy()
     return labels, np.arange(token_map.count + len(dest)) >= token_map.count

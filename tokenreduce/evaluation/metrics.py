@@ -82,7 +82,8 @@ def measure(
         scores[0].update(reference, reference, labels)
         for one, head, score in list(zip(everyone, heads, scores, strict=True))[1:]:
             score.update(observe(one, head, images, shape.prefix), reference, labels)
-            score.update_amount(report(one), len(images))
+            if reduction_of(one).adaptive:
+                score.update_amount(report(one), len(images))
     if example is None:
         raise InvalidValueError("there are no images to measure on; give at least one batch")
     full: Row = {"method": "unpatched", "budget": None, "tokens_left": shape.count, **cost(model, example)}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-
-_one_at_a_time = threading.Lock()  # not every threading layer of numba can be entered by two threads
 
 
 def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
@@ -27,9 +25,11 @@ def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
     if plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
         kernel = numba_kernel()
         if kernel is not None:
-            with _one_at_a_time:
-                chosen = kernel(distance.detach().contiguous().numpy(), first.numpy(), count)
-            return torch.from_numpy(chosen)
+            chosen = torch.empty(distance.shape[0], count, dtype=torch.long)
+            images = zip(distance.detach().contiguous().numpy(), first.tolist(), chosen.numpy(), strict=True)
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                list(pool.map(lambda image: kernel(*image), images))
+            return chosen
     return farthest_first_reference(distance, first, count)
 
 

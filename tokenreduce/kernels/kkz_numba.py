@@ -8,27 +8,26 @@ import numba
 import numpy
 
 
-def _farthest_first(distance: Any, first: Any, count: int) -> Any:
-    batch, n = distance.shape[0], distance.shape[1]
-    chosen = numpy.empty((batch, count), numpy.int64)
-    for b in numba.prange(batch):
-        gap = numpy.full(n, numpy.inf, numpy.float32)
-        newest = first[b]
-        chosen[b, 0] = newest
+def _farthest_first(distance: Any, first: int, chosen: Any) -> None:
+    """Fill `chosen (count,)` for one image with distances `(N, N)`."""
+    n = distance.shape[0]
+    gap = numpy.full(n, numpy.inf, numpy.float32)
+    newest = first
+    chosen[0] = newest
+    gap[newest] = -1
+    for k in range(1, chosen.shape[0]):
+        best = 0
+        for i in range(n):
+            gap[i] = min(gap[i], distance[newest, i])
+            if gap[i] > gap[best]:
+                best = i
+        newest = best
+        chosen[k] = newest
         gap[newest] = -1
-        for k in range(1, count):
-            best = 0
-            for i in range(n):
-                gap[i] = min(gap[i], distance[b, newest, i])
-                if gap[i] > gap[best]:
-                    best = i
-            newest = best
-            chosen[b, k] = newest
-            gap[newest] = -1
-    return chosen
 
 
+# Not parallel: numba's threading layers abort where two threads enter, or after a fork.
 try:
-    farthest_first = numba.njit(_farthest_first, parallel=True, cache=True)
+    farthest_first = numba.njit(_farthest_first, nogil=True, cache=True)
 except RuntimeError:  # numba found no place where it may write its cache
-    farthest_first = numba.njit(_farthest_first, parallel=True)
+    farthest_first = numba.njit(_farthest_first, nogil=True)

@@ -61,6 +61,7 @@ class Expedit(Reducer):
     paper: ClassVar[str] = "arXiv 2210.01035"
     year: ClassVar[int] = 2022
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
+    once: ClassVar[bool] = True
     placement: ClassVar[str] = "post"
     shape: ClassVar[str] = "once"
 

@@ -118,8 +118,8 @@ class GTP(Reducer):
 
 
 def spatial_graph(n: int, grid: tuple[int, ...] | None, device: torch.device) -> Tensor:
-    """Whether cells `(N, N)` touch, corners included; of a grid with more cells the first `n`."""
-    if grid is None or len(grid) != 2 or grid[0] * grid[1] < n:
+    """Whether cells `(N, N)` touch, corners included; of the grid."""
+    if grid is None or len(grid) != 2 or grid[0] * grid[1] != n:
         raise InvalidValueError(
             f"gtp needs the tokens to be a grid (H, W), but there are {n} in a grid {grid}; "
             'use graph="semantic" (patch dropout in training takes the grid away)'

@@ -49,8 +49,8 @@ class TokenTransforming(Reducer):
     Args:
         score: "class_attention" (mean over heads); "received_attention" (from all tokens, mean over heads);
             "class_attention_value_norm" (the first times the norm of the values of all heads); "energy": how few near
-            duplicates a token has, minus its energy in PiToMe; "auto": the first of class attention, received
-            attention and energy that is there.
+            duplicates a token has, minus its energy in PiToMe; "auto": class attention where
+            there is a class token, else energy, so that the full attention is never needed.
         feature: the metric, "keys" (mean over heads) or "features" for the residual stream.
         tau: temperature of the cosine, at least 1e-6.
         top_t: destinations of a removed token; None: all kept tokens.
@@ -74,7 +74,7 @@ class TokenTransforming(Reducer):
     paper: ClassVar[str] = "arXiv 2506.05709"
     year: ClassVar[int] = 2025
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
-    uses: ClassVar[frozenset[str]] = frozenset({"class_attention", "received_attention"})
+    uses: ClassVar[frozenset[str]] = frozenset({"class_attention"})
     shape: ClassVar[str] = "stages"
 
     def __post_init__(self) -> None:
@@ -114,8 +114,7 @@ class TokenTransforming(Reducer):
         """How informative each token is, `(B, N)`."""
         score = self.score
         if score == "auto":
-            score = "received_attention" if tokens.provides("received_attention") else "energy"
-            score = "class_attention" if tokens.provides("class_attention") else score
+            score = "class_attention" if tokens.provides("class_attention") else "energy"
         if score == "received_attention":
             return tokens.received_attention.float().mean(1)
         if score == "energy":

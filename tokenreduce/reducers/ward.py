@@ -27,9 +27,9 @@ class Ward(Reducer):
     tokens are not merged with others that merely resemble them. Directions, because the norm in front of every layer
     that reads a token removes its length. Each round lets every second token merge into the cheapest of the other half
     and does the best; the next round sees the merged tokens at their new places and sizes, and another partition.
-    Features merge by size-weighted means. The same keep ratio in every block takes more tokens early, where there are
-    many, than the same count would. Restored tokens are what they were plus the change since of the token that stood
-    for them.
+    Features merge by size-weighted means. Every second block reduces, from the second on and by the same ratio:
+    planning half as often pays for more rounds. Restored tokens are what they were plus the change since of the token
+    that stood for them.
 
     Distances are compared on a sketch of the directions: channels are added up in `width` groups with fixed random
     signs, which keeps distances on average (count sketch, Charikar et al. 2002) and costs no multiplication.
@@ -39,14 +39,14 @@ class Ward(Reducer):
         width: channels of the sketch; None: half of the features' channels, at most 64. All of them: no sketch.
     """
 
-    rounds: int = 2
+    rounds: int = 3
     width: int | None = None
 
     name: ClassVar[str] = "ward"
     kind: ClassVar[str] = "merging"
     paper: ClassVar[str] = "none"
     year: ClassVar[int] = 2026
-    shape: ClassVar[str] = "ratio"
+    shape: ClassVar[str] = "alternate"
     restoring: ClassVar[str] = "delta"
     checked: ClassVar[str] = "its definition"
 

@@ -1,0 +1,77 @@
+"""`Rehearsal`: what a method's own work costs, counted by dispatch on random tokens of one image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tokenreduce.attention import image_sources
+from tokenreduce.registry import Reducer
+from tokenreduce.tokens import Tokens
+
+if TYPE_CHECKING:
+    from tokenreduce.reduction import Geometry
+
+Work = dict[tuple[Any, ...], int]
+
+
+class Rehearsal:
+    """Counts MACs of a reducer for images of `entered` tokens; figures are remembered in `known`, the state here."""
+
+    def __init__(self, reducer: Reducer, geometry: Geometry, entered: int, known: Work) -> None:
+        self.reducer, self.geometry, self.entered, self.known = reducer, geometry, entered, known
+        self._state: Any = None
+        self._begun = False
+
+    def begin(self) -> int:
+        """MACs of the state that the method makes of the tokens that enter."""
+        return self._counted(("begin", self.entered), self._make_state)
+
+    def plan(self, layer: int, n: int, keep: int) -> int:
+        """MACs of planning and applying one reduction in `layer`."""
+
+        def work() -> None:
+            tokens = self._tokens(layer, n)
+            self.reducer.plan(tokens, keep, self._state).apply(tokens.features)
+
+        return self._counted(("plan", self.entered, layer, n, keep), work)
+
+    def decide(self, layer: int, n: int) -> int:
+        """MACs of an adaptive method's choice of a count in `layer`."""
+        return self._counted(
+            ("decide", self.entered, layer, n), lambda: self.reducer.decide(self._tokens(layer, n), self._state)
+        )
+
+    def _counted(self, key: tuple[Any, ...], work: Callable[[], Any]) -> int:
+        if key not in self.known:
+            from tokenreduce.flops import count_flops
+
+            with torch.no_grad():
+                if not self._begun:
+                    count_flops(self._make_state, ())  # counted apart: an outer count must not see it
+                self.known[key] = count_flops(work, ()).total
+        return self.known[key]
+
+    def _make_state(self) -> None:
+        self._state, self._begun = self.reducer.begin(self._tokens(0, self.entered)), True
+
+    def _tokens(self, layer: int, n: int) -> Tokens:
+        shape = self.geometry
+        start, end = shape.prefix, shape.prefix + n
+        on_cpu: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(0), "device": "cpu"}
+        full = torch.randn(1, shape.heads, n + shape.protected, shape.head_dim, **on_cpu)
+        features = torch.randn(1, n, shape.width, **on_cpu)
+        sources: dict[str, Callable[[], torch.Tensor]] = {
+            "mean_keys": lambda: full[:, 0, start:end],
+            "positions": lambda: torch.rand(1, n, 2, **on_cpu) * max(shape.grid),
+            "origin": lambda: torch.arange(n, device="cpu")[None],
+        }
+        sources |= {name: lambda: full[:, :, start:end] for name in ("keys", "queries", "values")}
+        sources |= image_sources(full, full, None, shape.class_tokens, slice(start, end))
+        # Of an image of another size only the count is known here; any full grid of it will do.
+        rows = next(side for side in range(math.isqrt(self.entered), 0, -1) if self.entered % side == 0)
+        grid = shape.grid if self.entered == shape.count else (rows, self.entered // rows)
+        return Tokens(features, None, sources, grid, shape.prefix, shape.suffix, layer, shape.depth)
