@@ -77,7 +77,11 @@ def test_unreachable_budgets_name_the_minimum() -> None:
         (lambda: Schedule.budget("constant", ratio=1.2), InvalidValueError, r"ratio is 1.2; .* \[0, 1\)"),
         (lambda: Schedule.budget("constant", flops=0), InvalidValueError, r"flops is 0; .* \(0, 1\]"),
         (lambda: Schedule.budget("constant", ratio="half"), InvalidTypeError, "must be a number"),
-        (lambda: Schedule.budget("spiral", ratio=0.5), InvalidValueError, "unknown shape 'spiral'; valid: constant"),
+        (
+            lambda: Schedule.budget("spiral", ratio=0.5),
+            InvalidValueError,
+            "unknown shape 'spiral'; valid: alternate, constant",
+        ),
         (lambda: Schedule.remove(-3), InvalidValueError, "must not be negative"),
         (lambda: Schedule.remove([4, -1]), InvalidValueError, "must not be negative"),
         (lambda: Schedule.remove(True), InvalidTypeError, "as an int"),

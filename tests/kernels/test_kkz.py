@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -67,3 +68,12 @@ def test_works_without_numba_and_does_not_import_it_early() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "4"
+
+
+def test_works_in_a_forked_process_after_use_in_its_parent() -> None:
+    """As in a data loader's worker: some threading layers of numba abort there."""
+    distance = torch.rand(3, 9, 9)
+    first = torch.zeros(3, dtype=torch.long)
+    expected = kkz.farthest_first(distance, first, 4)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert torch.equal(pool.apply_async(kkz.farthest_first, (distance, first, 4)).get(timeout=60), expected)
