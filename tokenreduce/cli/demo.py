@@ -24,14 +24,16 @@ from tokenreduce.evaluation.datasets import load_data
 from tokenreduce.evaluation.metrics import DEFINITIONS, Patched, measure
 from tokenreduce.visualize import draw_tokens, draw_tradeoff
 
-METHODS = ("tome", "evit", "random", "pool")
+METHODS = ("ward", "tome", "evit", "random", "pool")
 BUDGETS = (0.80, 0.60, 0.45)
 HIDDEN = ("budget", "top5", "token_error")
 BATCH, ROUNDS = 100, 9
 
 
 def demo(
-    all_methods: Annotated[bool, typer.Option("--all", help=f"every method, not only {', '.join(METHODS)}")] = False,
+    all_methods: Annotated[
+        bool, typer.Option("--all", help=f"every method, not only {', '.join(METHODS)}: takes a while")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="use so many of the 2,000 images")] = None,
     out: Annotated[Path, typer.Option(help="folder for tradeoff.png and tokens.png")] = Path("out"),
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")] = None,

@@ -65,12 +65,12 @@ class Ward(Reducer):
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         points, sizes, n = self.sketch(normalised(tokens.features.float())), tokens.sizes, tokens.count
-        total: TokenMap | None = None
-        for left in round_counts(n, keep, self.rounds):
-            step = ward_round(points, sizes, left, first=tokens.prefix % 2)
+        first_round, *later = round_counts(n, keep, self.rounds)
+        total = step = ward_round(points, sizes, first_round, tokens.prefix % 2)
+        for left in later:
             points, sizes = step.apply(points, sizes), step.sizes(sizes)
-            total = step if total is None else follow(total, step)
-        assert total is not None
+            step = ward_round(points, sizes, left, tokens.prefix % 2)
+            total = follow(total, step)
         return total
 
     def sketch(self, x: Tensor) -> Tensor:
