@@ -64,7 +64,8 @@ def test_demo(run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.Monke
     assert settings["images"] == 20
     arms = [(row["method"], row["budget"]) for row in rows]
     shares = ("flops=0.8", "flops=0.6", "flops=0.45")
-    assert arms == [("unpatched", None), *((m, s) for m in ("tome", "evit", "random", "pool") for s in shares)]
+    assert arms == [("unpatched", None), *((m, s) for m in demo.METHODS for s in shares)]
+    assert {"ward", "tome", "random", "pool"} <= set(demo.METHODS)
     for row in rows:
         assert row.keys() == ROW | {"images_per_second", "speedup"}
     for row in rows[1:]:
