@@ -15,7 +15,8 @@ import tokenreduce
 
 def cosines(metric: torch.Tensor) -> list[list[float]]:
     unit = [v / max(float(v.norm()), 1e-6) for v in metric]
-    return [[float((a * b).sum()) for b in unit] for a in unit]
+    own = [round(float((a * a).sum())) for a in unit]
+    return [[float((a * b).sum()) if i != j else own[i] for j, b in enumerate(unit)] for i, a in enumerate(unit)]
 
 
 def energy(row: list[float], form: str, margin: float, alpha: float) -> float:

@@ -81,7 +81,12 @@ class PiToMe(Reducer):
         """N times the energy of each token, `(B, N)` in fp64; `progress` through the depth is in [0, 1)."""
         margin = self.margin * (1 - progress)
         unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        cosine = unit @ unit.transpose(1, 2)
+        index = counting(metric.shape[1], metric.device)
+        # Rounding must not decide between equals: a token's cosine with itself is 1, or 0 for a zero vector, and the
+        # two cosines of a pair are one number.
+        own = unit.square().sum(-1, keepdim=True).round()
+        product = unit @ unit.transpose(1, 2)
+        cosine = torch.where(index == index[:, None], own, (product + product.transpose(1, 2)) / 2)
         above = cosine if self.form == "paper" else cosine - margin
         # In fp64 the sum of so many fp32 numbers is exact, so that equal energies come out equal.
         return torch.where(cosine >= margin, above, self.alpha * (cosine - margin).expm1()).sum(-1, dtype=torch.float64)
