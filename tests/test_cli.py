@@ -227,7 +227,6 @@ def test_visualize_goes_on_where_a_method_cannot(
 ADAPTIVE = [name for name in tokenreduce.methods() if tokenreduce.describe(name)["adaptive"]]
 
 
-@pytest.mark.skipif(not ADAPTIVE, reason="no adaptive method")
 def test_visualize_adaptive_methods_without_a_budget(
     run: Callable[..., str], tmp_path: Path, drawn: list[tuple[Any, ...]]
 ) -> None:

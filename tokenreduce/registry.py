@@ -28,7 +28,7 @@ class Reducer:
     see `Schedule`), `once` (can reduce in one layer only), `adaptive` (can decide counts itself: has `decide`),
     `budgeted` (what an adaptive method does with a budget, in one line), `checked` (what its results were compared
     with), `restoring` ("copy": restored tokens are what stands for them now; "delta": what they were, plus the change
-    since), `size_bias` (a merged key's logit grows by this times its log size).
+    since).
     """
 
     name: ClassVar[str]
@@ -46,7 +46,6 @@ class Reducer:
     checked: ClassVar[str] = "its specification"
     budgeted: ClassVar[str] = ""
     restoring: ClassVar[str] = "copy"
-    size_bias: ClassVar[float] = 1.0
 
     def least(self, n: int) -> int:
         """The fewest tokens this method can leave of `n` in one layer."""

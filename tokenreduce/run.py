@@ -85,8 +85,7 @@ class Run:
             return None
         if self.bias is None:
             shape = self.reduction.geometry
-            logs = self.sizes.log() * self.reduction.reducer.size_bias
-            self.bias = F.pad(logs, (shape.prefix, shape.suffix))[:, None, None, :]
+            self.bias = F.pad(self.sizes.log(), (shape.prefix, shape.suffix))[:, None, None, :]
         return self.bias.to(dtype or x.dtype)
 
     def may_reduce(self, layer: int) -> bool:

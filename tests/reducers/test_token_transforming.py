@@ -128,7 +128,7 @@ def test_the_margin_of_the_energy_shrinks_with_depth() -> None:
     assert kept[0] != kept[1]
 
 
-def test_auto_takes_class_attention_then_received_attention_then_energy() -> None:
+def test_auto_takes_class_attention_else_energy() -> None:
     g = torch.Generator().manual_seed(0)
     x, attention = torch.randn(1, 12, 4, generator=g), torch.randn(1, 2, 13, 13, generator=g).softmax(-1)
 
