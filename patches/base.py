@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from torch import nn
@@ -35,8 +36,9 @@ class Adapter:
         """Layers, protected tokens, grid, widths and costs."""
         raise NotImplementedError
 
-    def pools(self, model: nn.Module) -> bool:
-        """Whether the head reads image tokens (mean, max, attention pooling), so that they must be restored for it."""
+    def restores(self, model: nn.Module, outer: Sequence[nn.Module]) -> bool:
+        """Whether what follows the layers needs all tokens: a head that pools image tokens or reads a map, in the model
+        or in the modules that hold it, `outer`, outermost first."""
         raise NotImplementedError
 
     def prop_attn(self, model: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from families import BY_NAME, model_of
 
 import tokenreduce
 from tokenreduce.backbones.fashion_vit import fashion_vit
-from tokenreduce.run import last_record
+from tokenreduce.recording import last_record
 
 
 @pytest.mark.parametrize("method", tokenreduce.methods())

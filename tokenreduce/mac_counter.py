@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokenreduce.run import current_phase
+from tokenreduce.stack import current_phase
 
 
 class _Active(threading.local):

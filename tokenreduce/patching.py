@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.recording import last_record
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import Reducer, create, lookup, methods
 from tokenreduce.reporting import Report
-from tokenreduce.run import last_record
 from tokenreduce.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=nn.Module)
 FORMAT = 1
+# Modules that pass on what the module inside returns: containers, and wrappers that distribute, compile or adapt.
+TRANSPARENT = ("torch.nn.modules.container", "torch.nn.parallel", "torch._dynamo", "peft.")
 
 
 def patch(
@@ -64,13 +66,12 @@ def patch(
     Raises:
         ValueError, TypeError: a value, option, method, budget or model that does not fit; the model is left as it was.
     """
-    _, backbone, adapter = find_backbone(model)
+    name, backbone, adapter = find_backbone(model)
     check_mode("restore", restore)
     check_mode("prop_attn", prop_attn)
     reducer = create(method, options)
-    reduction = _prepare(
-        backbone, adapter, reducer, _make_schedule(reducer, ratio, r, flops, schedule, layers), restore, prop_attn
-    )
+    made = _make_schedule(reducer, ratio, r, flops, schedule, layers)
+    reduction = _prepare(backbone, adapter, _around(model, name), reducer, made, restore, prop_attn)
     if patch_of(backbone) is not None:
         adapter.remove(backbone)
     adapter.install(backbone, reduction)
@@ -178,9 +179,18 @@ def find_backbone(model: nn.Module) -> tuple[str, nn.Module, Adapter]:
 def adapters() -> list[Adapter]:
     """The adapters whose library is imported already; a model of a library that is not cannot exist."""
     patches = importlib.import_module("tokenreduce.patches")
-    names = [module.name for module in pkgutil.iter_modules(patches.__path__) if module.name != "base"]
-    loaded = [name for name in names if name.split("_")[0] in sys.modules]
-    return [importlib.import_module(f"{patches.__name__}.{name}").ADAPTER for name in loaded]
+    names = [module.name for module in pkgutil.iter_modules(patches.__path__)]
+    return [importlib.import_module(f"{patches.__name__}.{name}").ADAPTER for name in names if _can_exist(name)]
+
+
+def _can_exist(name: str) -> bool:
+    """Whether a model for the adapter in file `name` can exist: `timm_vit` is for timm, `transformers_dpt` for the
+    model type dpt of transformers, which imports each type apart."""
+    if name.startswith("transformers_"):
+        kind = name.removeprefix("transformers_")
+        return f"transformers.models.{kind}.modeling_{kind}" in sys.modules
+    parts = name.split("_")
+    return any("_".join(parts[:i]) in sys.modules for i in range(1, len(parts)))
 
 
 def reduction_of(model: nn.Module) -> Reduction:
@@ -238,6 +248,7 @@ def _make_schedule(
 def _prepare(
     backbone: nn.Module,
     adapter: Adapter,
+    outer: Sequence[nn.Module],
     reducer: Reducer,
     schedule: Schedule,
     restore: bool | str,
@@ -257,7 +268,7 @@ def _prepare(
         schedule,
         geometry,
         adapter.name,
-        restore=adapter.pools(backbone) if restore == "auto" else bool(restore),
+        restore=adapter.restores(backbone, outer) if restore == "auto" else bool(restore),
         restore_taps=restore is not False,
         prop_attn=adapter.prop_attn(backbone) if prop_attn == "auto" else bool(prop_attn),
         requested={"restore": restore, "prop_attn": prop_attn},
@@ -279,6 +290,13 @@ def _misfit(needs: frozenset[str], backbone: nn.Module, adapter: Adapter) -> str
     missing = adapter.provides(backbone)
     reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(needs) if need in missing]
     return "; ".join(reasons)
+
+
+def _around(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules that hold the backbone `name`, outermost first, without wrappers and containers."""
+    parts = name.split(".") if name else []
+    holders = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+    return [m for m in holders if not type(m).__module__.startswith(TRANSPARENT)]
 
 
 def _candidates(model: nn.Module) -> list[tuple[str, nn.Module, Adapter]]:

@@ -40,7 +40,11 @@ class Costs:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a reduction must know of a model: layers, protected tokens, the input's grid, widths and costs."""
+    """What a reduction must know of a model: layers, protected tokens, the input's grid, widths and costs.
+
+    `whole`: layers that need all tokens in raster order, such as those with windows; tokens are restored before them.
+    `follows_origin`: a reduced token must know which input token represents it (rotary embedding, position tables).
+    """
 
     depth: int
     prefix: int
@@ -51,6 +55,8 @@ class Geometry:
     heads: int
     head_dim: int
     costs: Costs
+    whole: frozenset[int] = frozenset()
+    follows_origin: bool = False
 
     @property
     def count(self) -> int:
@@ -101,14 +107,17 @@ class Reduction:
         """Whether nothing is ever removed of `n` tokens."""
         if self.adaptive:
             return False
-        counts = self.counts(n)
-        return counts[-1] == n if counts else True
+        return min(self.counts(n), default=n) == n
+
+    def entering(self, n: int, counts: Counts) -> Counts:
+        """Image tokens that enter each layer."""
+        return tuple(n if layer in self.geometry.whole else before for layer, before in enumerate((n, *counts[:-1])))
 
     def share(self, n: int, counts: Counts, rehearsal: Rehearsal | None = None) -> float:
         """MACs with these counts, the reducer's own work included, as a share of the unpatched MACs."""
         costs = self.geometry.costs
         rehearsal = rehearsal or self.rehearsal(n)
-        entered = (n, *counts[:-1])
+        entered = self.entering(n, counts)
         everything = costs.macs((n,) * len(counts), (n,) * len(counts), self.geometry.protected, "mid")
         reducing = [(layer, a, b) for layer, (a, b) in enumerate(zip(entered, counts, strict=True)) if b < a]
         work = sum(rehearsal.plan(*step) for step in reducing) + rehearsal.begin()
@@ -138,5 +147,5 @@ def _resolve(reduction: Reduction, n: int) -> Counts:
         searches = reduction.schedule.flops is not None
         cost = (lambda counts: reduction.share(n, counts, rehearsal)) if searches else None
         least, depth = reduction.reducer.least, reduction.geometry.depth
-        reduction._counts[n] = reduction.schedule.resolve(n, depth, least, cost)
+        reduction._counts[n] = reduction.schedule.resolve(n, depth, least, cost, reduction.geometry.whole)
     return reduction._counts[n]

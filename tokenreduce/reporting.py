@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.recording import Record
 from tokenreduce.reduction import Reduction
-from tokenreduce.run import Record, restoring
+from tokenreduce.run import restoring
 from tokenreduce.token_map import TokenMap, identity
 
 
@@ -34,8 +36,8 @@ class Report:
 
     @property
     def tokens_left(self) -> int:
-        """Image tokens after the last layer."""
-        return self.tokens[-1]
+        """Image tokens after the last layer that reduces."""
+        return min(self.tokens)
 
     @property
     def maps(self) -> tuple[tuple[int, TokenMap], ...]:
@@ -44,14 +46,15 @@ class Report:
 
     @property
     def map(self) -> TokenMap:
-        """All maps of the last forward composed: from the input's image tokens to those left."""
-        return self.map_after(len(self.tokens) - 1)
+        """All maps of the last forward composed: from the input's image tokens to those left. Of a model that restores
+        in between: the maps since it did so last."""
+        return self.map_after(self.maps[-1][0])
 
     def map_after(self, layer: int) -> TokenMap:
         """The composed map after block `layer`."""
-        maps = [m for at, m in self._last().maps if at <= layer]
+        maps = self._chain(layer)
         if not maps:
-            some = self._last().maps[0][1].dest_or_argmax()
+            some = self.maps[0][1].dest_or_argmax()
             return identity(some.shape[0], self.input_tokens, some.device)
         composed = maps[0]
         for token_map in maps[1:]:
@@ -61,17 +64,27 @@ class Report:
     @property
     def sizes(self) -> Tensor:
         """`(B, M)`: how many input tokens each token stands for, protected tokens left out."""
-        sizes = None
-        for _, token_map in self._last().maps:
+        return self.sizes_after(self.maps[-1][0])
+
+    def sizes_after(self, layer: int) -> Tensor:
+        """`(B, M)`: the sizes after block `layer`."""
+        sizes = self._last().valid
+        for token_map in self._chain(layer):
             sizes = token_map.sizes(sizes)
-        assert sizes is not None
+        if sizes is None:
+            sizes = torch.ones(self.maps[0][1].batch, self.input_tokens)
         return sizes
 
     def restore(self, x: Tensor) -> Tensor:
         """Final image tokens `(B, M, C)` of the last forward spread over all input positions `(B, N, C)`."""
-        for token_map in restoring([m for _, m in self._last().maps]):
+        for token_map in restoring(self._chain(self.maps[-1][0])):
             x = token_map.restore(x)
         return x
+
+    def _chain(self, layer: int) -> list[TokenMap]:
+        """The maps between the input, or the last layer that restored, and `layer`."""
+        whole = max((at for at in self._reduction.geometry.whole if at <= layer), default=-1)
+        return [token_map for at, token_map in self.maps if whole < at <= layer]
 
     def to_json(self) -> dict[str, Any]:
         """Method, options, schedule, counts and share of MACs as JSON-able values."""

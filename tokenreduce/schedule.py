@@ -113,25 +113,32 @@ class Schedule:
             )
 
     def resolve(
-        self, n: int, depth: int, least: Callable[[int], int], cost: Callable[[Counts], float] | None = None
+        self,
+        n: int,
+        depth: int,
+        least: Callable[[int], int],
+        cost: Callable[[Counts], float] | None = None,
+        whole: frozenset[int] = frozenset(),
     ) -> Counts:
         """Image tokens left after each of `depth` layers when `n` enter.
 
         Args:
             least: the fewest tokens one layer can leave of so many.
             cost: share of the unpatched MACs for given counts; needed for a `flops` budget.
+            whole: layers that need and leave all tokens; what was reduced before them is restored.
         """
+        model = _Model(n, depth, least, whole)
         if self.rule == "adaptive":
             raise InvalidValueError("an adaptive schedule has no counts of its own: they follow the data of a forward")
         if self.rule == "keep":
             events = dict(self.events)
-            return _walk(n, depth, least, lambda layer, now: _kept(events.get(layer), now, layer, least))
+            return model.walk(lambda layer, now: _kept(events.get(layer), now, layer, least))
         if self.rule == "remove":
             removed = dict(self.events)
             every = removed.get(-1, 0) if self.layers is None else 0
             chosen = dict.fromkeys(self.layers or (), removed.get(-1, 0)) or removed
-            return _walk(n, depth, least, lambda layer, now: now - int(chosen.get(layer, every)))
-        return self._resolve_budget(n, depth, least, cost)
+            return model.walk(lambda layer, now: now - int(chosen.get(layer, every)))
+        return self._resolve_budget(model, cost)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form; `from_json` reads it back."""
@@ -159,20 +166,18 @@ class Schedule:
             return cls.adaptive(data["layers"])
         raise unknown("schedule rule", data["rule"], ("keep", "remove", "budget", "adaptive"))
 
-    def _resolve_budget(
-        self, n: int, depth: int, least: Callable[[int], int], cost: Callable[[Counts], float] | None
-    ) -> Counts:
+    def _resolve_budget(self, model: _Model, cost: Callable[[Counts], float] | None) -> Counts:
+        n = model.n
         if self.ratio == 0 or self.flops == 1:
-            return (n,) * depth
+            return (n,) * model.depth
         target = max(1, math.floor(n * (1 - self.ratio) + 1e-9)) if self.ratio is not None else 1
         best = math.inf
-        for layers in self._layer_choices(depth):
-            measure: Callable[[Counts], float] = cost if self.flops is not None else (lambda counts: counts[-1])  # type: ignore[assignment]
+        for layers in self._layer_choices(model):
+            measure: Callable[[Counts], float] = cost if self.flops is not None else min  # type: ignore[assignment]
             goal = self.flops if self.flops is not None else target
-            fewest = self._spread(1.0, n, depth, layers, least, target)
-            best = min(best, measure(fewest))
+            best = min(best, measure(self._spread(1.0, model, layers, target)))
             if best <= goal:
-                return self._bisect(n, depth, layers, least, target, measure, goal)
+                return self._bisect(model, layers, target, measure, goal)
         if self.ratio is not None:
             raise InvalidValueError(
                 f"ratio={self.ratio} asks for {target} of {n} image tokens; this method and its layers "
@@ -185,10 +190,14 @@ class Schedule:
             "ask for more, or give layers= or schedule="
         )
 
-    def _layer_choices(self, depth: int) -> list[tuple[int, ...]]:
-        """The shape's layers, then the same moved to earlier layers one by one."""
+    def _layer_choices(self, model: _Model) -> list[tuple[int, ...]]:
+        """The shape's layers, then the same moved to earlier layers one by one; where some layers need all tokens,
+        every other layer."""
         if self.layers is not None:
             return [self.layers]
+        depth = model.depth
+        if model.whole:
+            return [tuple(layer for layer in range(depth) if layer not in model.whole)]
         parts, start = SHAPES[self.shape].parts, depth * SHAPES[self.shape].start // 12
         if not parts:
             return [tuple(range(max(0, start - back), depth)) for back in range(start + 1)]
@@ -196,35 +205,26 @@ class Schedule:
         return [tuple(sorted({max(0, layer - back) for layer in own})) for back in range(own[-1] + 1)]
 
     def _bisect(
-        self,
-        n: int,
-        depth: int,
-        layers: tuple[int, ...],
-        least: Callable[[int], int],
-        target: int,
-        measure: Callable[[Counts], float],
-        goal: float,
+        self, model: _Model, layers: tuple[int, ...], target: int, measure: Callable[[Counts], float], goal: float
     ) -> Counts:
-        exact = (n - target) / (n * len(layers))
         if self.ratio is not None and SHAPES[self.shape].by == "count":
-            counts = self._spread(exact, n, depth, layers, least, target)
-            if counts[-1] == target:
+            longest = max(model.order(layers).values())
+            counts = self._spread((model.n - target) / (model.n * longest), model, layers, target)
+            if min(counts) == target:
                 return counts
         low, high = 0.0, 1.0
         while high - low > 1e-5:
             middle = (low + high) / 2
-            if measure(self._spread(middle, n, depth, layers, least, target)) <= goal:
+            if measure(self._spread(middle, model, layers, target)) <= goal:
                 high = middle
             else:
                 low = middle
-        below, above = (self._spread(amount, n, depth, layers, least, target) for amount in (high, low))
+        below, above = (self._spread(amount, model, layers, target) for amount in (high, low))
         return below if self.ratio is not None or goal - measure(below) <= measure(above) - goal else above
 
-    def _spread(
-        self, amount: float, n: int, depth: int, layers: tuple[int, ...], least: Callable[[int], int], target: int
-    ) -> Counts:
+    def _spread(self, amount: float, model: _Model, layers: tuple[int, ...], target: int) -> Counts:
         """Counts when every layer of `layers` gives `amount` (of n, or of what enters); monotone in `amount`."""
-        order = {layer: i + 1 for i, layer in enumerate(layers)}
+        n, order = model.n, model.order(layers)
 
         def kept(layer: int, now: int) -> int:
             if layer not in order:
@@ -234,15 +234,34 @@ class Schedule:
             # Of the exact ratio, rounded: rounding down in every layer would take a token from each at once.
             return max(target, math.floor(n * (1 - amount) ** order[layer] + 0.5))
 
-        return _walk(n, depth, least, kept)
+        return model.walk(kept)
 
 
-def _walk(n: int, depth: int, least: Callable[[int], int], kept: Callable[[int, int], int]) -> Counts:
-    counts, now = [], n
-    for layer in range(depth):
-        now = min(now, max(kept(layer, now), least(now)))
-        counts.append(now)
-    return tuple(counts)
+class _Model(NamedTuple):
+    """What a schedule resolves for: image tokens that enter, layers, the fewest tokens one layer can leave, and the
+    layers that need all tokens."""
+
+    n: int
+    depth: int
+    least: Callable[[int], int]
+    whole: frozenset[int]
+
+    def walk(self, kept: Callable[[int, int], int]) -> Counts:
+        """Image tokens left after each layer, where `kept(layer, now)` are wanted of the `now` that enter."""
+        counts, now = [], self.n
+        for layer in range(self.depth):
+            now = self.n if layer in self.whole else min(now, max(kept(layer, now), self.least(now)))
+            counts.append(now)
+        return tuple(counts)
+
+    def order(self, layers: tuple[int, ...]) -> dict[int, int]:
+        """How many of `layers` have reduced after each of them, since all tokens were there."""
+        order, since = {}, 0
+        for layer in range(self.depth):
+            since = 0 if layer in self.whole else since + (layer in layers)
+            if layer in layers and layer not in self.whole:
+                order[layer] = since
+        return order
 
 
 def _kept(event: float | None, now: int, layer: int, least: Callable[[int], int]) -> int:

@@ -61,6 +61,11 @@ class TokenMap:
         """N, the number of image tokens before."""
         return self.dest.shape[1] if self.dest is not None else self.share.shape[2]  # type: ignore[union-attr]
 
+    @property
+    def batch(self) -> int:
+        """B, the number of images."""
+        return self.dest.shape[0] if self.dest is not None else self.share.shape[0]  # type: ignore[union-attr]
+
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
         """New tokens `(B, prefix + M + suffix, C)` from `x (B, prefix + N + suffix, C)` and sizes `(B, N)` (None: all
         1).

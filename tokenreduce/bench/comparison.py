@@ -19,7 +19,7 @@ from tokenreduce.bench.timing import Times, bootstrap_interval, interleave, sync
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.flops import count_flops
 from tokenreduce.patching import find_backbone, reduction_of
-from tokenreduce.run import last_record
+from tokenreduce.recording import last_record
 
 Row = dict[str, Any]
 Progress = Callable[[float, str], object]

@@ -137,10 +137,8 @@ def open_image(path: Path) -> Image.Image:
 def describe_row(arm: Arm, done: Report, layers: Sequence[int]) -> Reduced:
     """The row of one arm after its forward on one image."""
     maps = {f"after layer {layer}\n{done.tokens[layer]} tokens": map_after(done, layer) for layer in layers}
-    sizes = torch.ones(1, done.input_tokens)
-    if done.tokens_left < done.input_tokens:
-        for at, token_map in done.maps:
-            sizes = token_map.sizes(sizes) if at <= layers[-1] else sizes
+    reduced = done.tokens_left < done.input_tokens
+    sizes = done.sizes_after(layers[-1]) if reduced else torch.ones(1, done.input_tokens)
     return Reduced(name_of(arm).replace(" at ", "\n"), maps, sizes[0])
 
 

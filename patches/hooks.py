@@ -1,0 +1,87 @@
+"""Forward hooks that show a reducer what a layer computes. They are functions at module level, so that patched models
+can be copied and pickled, and do nothing in layers that do not reduce."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokenreduce.reduction import Reduction
+from tokenreduce.stack import capturing, note_grid
+from tokenreduce.tokens import ATTENTION
+
+
+def split_heads(output: Tensor, heads: int) -> Tensor:
+    """`(B, H, N, d)` from a projection's `(B, N, H d)`; what has heads already stays."""
+    return output if output.ndim == 4 else output.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _capture(module: Any, name: str, output: Tensor) -> None:
+    run = capturing(module._tokenreduce)
+    if run is not None:
+        run.captured[name] = split_heads(output, run.reduction.geometry.heads)
+
+
+def capture_keys(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    _capture(module, "keys", output)
+
+
+def capture_queries(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    _capture(module, "queries", output)
+
+
+def capture_values(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    _capture(module, "values", output)
+
+
+def capture_mean_keys(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    run = capturing(module._tokenreduce)
+    if run is not None:  # here the keys are still in the cache
+        run.captured["mean_keys"] = split_heads(output.detach(), run.reduction.geometry.heads).float().mean(1)
+
+
+def capture_fused_values(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    """The last third of a fused projection of queries, keys and values."""
+    run = capturing(module._tokenreduce)
+    if run is not None:
+        run.captured["values"] = split_heads(output.chunk(3, -1)[2], run.reduction.geometry.heads)
+
+
+def capture_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    """The grid of a patch embedding's convolution, `(H, W)` or `(T, H, W)`."""
+    note_grid(module._tokenreduce, tuple(output.shape[2:]))
+
+
+def capture_dynamic_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    """The grid of a timm patch embedding."""
+    note_grid(module._tokenreduce, tuple(module.dynamic_feat_size(tuple(args[0].shape[-2:]))))
+
+
+HOOKS = {
+    "mean_keys": capture_mean_keys,
+    "keys": capture_keys,
+    "queries": capture_queries,
+    "values": capture_values,
+    "fused_values": capture_fused_values,
+    "grid": capture_grid,
+    "dynamic_grid": capture_dynamic_grid,
+}
+
+
+def captured_by_hooks(reduction: Reduction, missing: dict[str, str]) -> frozenset[str]:
+    """What the method reads of the model, with the queries and keys that attention entries are computed from."""
+    wanted = (reduction.reducer.required() | reduction.reducer.uses) - missing.keys()
+    return wanted | {"queries", "keys"} if wanted & ATTENTION else wanted
+
+
+def add_hook(module: Any, reduction: Reduction, name: str) -> None:
+    module._tokenreduce = reduction
+    module.register_forward_hook(HOOKS[name])
+
+
+def remove_hooks(module: nn.Module) -> None:
+    """Take our hooks off `module`, and nobody else's."""
+    vars(module).pop("_tokenreduce", None)
+    for key in [key for key, hook in module._forward_hooks.items() if hook in HOOKS.values()]:
+        del module._forward_hooks[key]

@@ -1,0 +1,38 @@
+"""`Record`: what the last forward of a patched model did, kept for `report`."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenreduce.reduction import Reduction
+from tokenreduce.run import Run
+from tokenreduce.token_map import TokenMap
+
+
+@dataclass(frozen=True)
+class Record:
+    """Image tokens that entered, tokens after each layer, the maps with their layers, and which tokens were no
+    padding (None: all)."""
+
+    entered: int
+    counts: tuple[int, ...]
+    maps: tuple[tuple[int, TokenMap], ...]
+    valid: Tensor | None = None
+
+
+_records: weakref.WeakKeyDictionary[Reduction, Record] = weakref.WeakKeyDictionary()
+
+
+def record(run: Run) -> None:
+    """Store what `report` shows. Skipped while compiling: it would make every map an output of the graph."""
+    if not torch.compiler.is_compiling():
+        _records[run.reduction] = Record(run.entered, tuple(run.counts), tuple(run.history), run.valid)
+
+
+def last_record(reduction: Reduction) -> Record | None:
+    """The record of the last forward in any thread."""
+    return _records.get(reduction)

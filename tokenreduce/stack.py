@@ -1,0 +1,144 @@
+"""The runs of a thread: a thread-local stack, the one side channel that `torch.compile(fullgraph=True)`,
+`torch.export`, deepcopy, pickle and threads all survive."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.recording import record
+from tokenreduce.reduction import Reduction
+from tokenreduce.run import Run
+from tokenreduce.slicing import Slicing
+
+
+class _ThreadState(threading.local):
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.grid: tuple[Reduction, tuple[int, ...]] | None = None
+        self.collecting: Reduction | None = None
+
+
+_state = _ThreadState()
+
+
+def open_run(
+    reduction: Reduction,
+    x: Tensor,
+    taps: Callable[[Reduction], frozenset[int]] | None = None,
+    valid: Callable[[], Tensor | None] | None = None,
+    surrounded: bool = False,
+) -> Run | None:
+    """A new run on top of the stack, or None if the schedule removes nothing from so many tokens.
+
+    `taps`, `valid` and `surrounded` as in `Run`; the first two are asked only if there is one.
+    """
+    # What an exception or a forward that stopped early left behind:
+    _state.runs[:] = [run for run in _state.runs if run.reduction is not reduction]
+    shape = reduction.geometry
+    entered = x.shape[1] - shape.protected
+    if reduction.is_identity(entered):
+        return None
+    tapped = frozenset() if taps is None else taps(reduction)
+    if tapped and not reduction.restore_taps:
+        raise InvalidValueError(
+            "restore=False leaves no map to return, but the outputs of single layers are collected, as "
+            'forward_intermediates does; patch with restore="auto" or True, or use forward_features'
+        )
+    noted = _state.grid
+    grid = noted[1] if noted is not None and noted[0] is reduction else shape.grid
+    known_grid = grid if prod(grid) == entered else None
+    run = Run(reduction, entered, known_grid, tapped, None if valid is None else valid(), surrounded)
+    _state.runs.append(run)
+    try:
+        run.begin(x)
+    except BaseException:
+        close(run)
+        raise
+    return run
+
+
+def close(run: Run) -> None:
+    """Take `run` off the stack; runs of other models may lie above it."""
+    _state.runs[:] = [other for other in _state.runs if other is not run]
+
+
+def join(
+    reduction: Reduction | Slicing,
+    layer: int,
+    x: Tensor,
+    taps: Callable[[Reduction], frozenset[int]] | None = None,
+    valid: Callable[[], Tensor | None] | None = None,
+) -> Any:
+    """The run that layer `layer` takes part in, opened by layer 0 where nothing around the layers did; None: nothing
+    is ever removed. A `Slicing` stands for itself. `taps` and `valid` are asked when a run opens.
+
+    Raises: ValueError if there is none although tokens are to be removed.
+    """
+    if isinstance(reduction, Slicing):
+        return reduction
+    for run in reversed(_state.runs):
+        if run.reduction is reduction and run.next_layer == layer and (layer or run.surrounded):
+            return run
+    if layer == 0:
+        return open_run(reduction, x, taps, valid)
+    if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
+        return None
+    raise InvalidValueError(
+        f"block {layer} of a reduced model was called outside a forward pass, or in another thread than "
+        f"block {layer - 1}; "
+        "gradient checkpointing does that: switch it off (set_grad_checkpointing(False)) or call "
+        "tokenreduce.unpatch(model)"
+    )
+
+
+def leave(run: Run | Slicing, layer: int, x: Tensor) -> Tensor:
+    """What a layer returns; where nothing surrounds the layers, the last one restores and closes the run."""
+    if isinstance(run, Slicing):
+        return x
+    if run.surrounded:
+        return run.leave(layer, x)
+    last = layer == run.reduction.geometry.depth - 1
+    x = run.leave(layer, x, whole=last and run.reduction.restore)
+    record(run)
+    if last:
+        close(run)
+    return x
+
+
+def capturing(reduction: Reduction) -> Run | None:
+    """The run of this model if its current layer reduces, so that hooks keep nothing that no reducer will see."""
+    for run in reversed(_state.runs):
+        if run.reduction is reduction:
+            return run if run.may_reduce(run.next_layer) else None
+    return None
+
+
+def note_grid(reduction: Reduction, grid: tuple[int, ...]) -> None:
+    """Remember the grid that the patch embedding just made, for the run that follows in this thread."""
+    _state.grid = (reduction, grid)
+
+
+def collect_layers(reduction: Reduction | None) -> Reduction | None:
+    """Say that the layers of this model are now called by code that collects their outputs as maps; the value is what
+    was said before, to be said again afterwards."""
+    before, _state.collecting = _state.collecting, reduction
+    return before
+
+
+def collected(reduction: Reduction) -> frozenset[int]:
+    """The layers whose outputs are now collected."""
+    return frozenset(range(reduction.geometry.depth)) if _state.collecting is reduction else frozenset()
+
+
+def current_phase() -> str:
+    """What the current run is doing: "model", "reducer" or "restore"."""
+    for run in _state.runs:
+        if run.phase != "model":
+            return run.phase
+    return "model"
