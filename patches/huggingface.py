@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers.utils.output_capturing import _active_collector
 
@@ -17,7 +18,7 @@ TAKES_A_BIAS = ("sdpa", "eager")  # attention implementations to which additive 
 
 
 class PretrainedLayer(ReducedLayer):
-    """`ReducedLayer` of transformers: hidden states that are collected come back whole, masks are refused."""
+    """`ReducedLayer` of transformers: hidden states that are collected come back whole, masks may hide padding."""
 
     def collected(self, reduction: Reduction) -> frozenset[int]:
         """Output i + 1 of `hidden_states` is that of layer i; feature maps of backbones are made of them too."""
@@ -36,13 +37,28 @@ class PretrainedLayer(ReducedLayer):
     def valid(
         self, reduction: Reduction, x: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor | None:
-        if attention_mask is not None:
-            raise InvalidValueError(
-                "attention_mask does not fit a reduced model: its tokens are no longer those the mask was made for; "
-                "call without a mask, or call tokenreduce.unpatch(model)"
-            )
         check_implementation(implementation(self))
-        return None
+        return None if attention_mask is None else valid_keys(attention_mask, x)
+
+
+def valid_keys(mask: Tensor, x: Tensor) -> Tensor:
+    """`(B, N)`: the tokens of `x (B, N, C)` that a mask `(B, 1, 1 or N, N)`, boolean or additive, leaves visible.
+
+    Raises: ValueError for a mask that is not the same for all queries or adds anything else, which only an eager
+    forward can see.
+    """
+    visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    pads = mask.ndim == 4 and mask.shape[1] == 1
+    if pads and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        pads = bool((visible == visible[:, :, :1]).all()) and (
+            mask.dtype == torch.bool or bool((mask[visible] == 0).all())
+        )
+    if not pads:
+        raise InvalidValueError(
+            "this attention_mask does not fit a reduced model: only masks that hide padding, the same for all "
+            "queries, can follow the tokens; call without it, or call tokenreduce.unpatch(model)"
+        )
+    return visible[:, 0, 0].expand(x.shape[0], -1)
 
 
 def implementation(module: Any) -> str:

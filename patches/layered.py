@@ -45,7 +45,8 @@ class ReducedLayer:
         return collected(reduction)
 
     def valid(self, reduction: Reduction, x: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-        """`(B, N)`, False for padding; None where nothing is padded. Raises for masks that cannot be honoured."""
+        """`(B, prefix + N + suffix)`, False for padding; None where nothing is padded. Raises for masks that cannot be
+        honoured."""
         return None
 
     def forward(self, *arguments: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from .huggingface import HuggingFaceAdapter, PretrainedLayer
 
 
 class ReducedCLIPEncoderLayer(PretrainedLayer, CLIPEncoderLayer):
-    def attention_line(self, run: Run, x: Tensor, attention_mask: None = None, **kwargs: Any) -> Tensor:
+    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         bias = run.attention_bias(x)
         return x + self.self_attn(hidden_states=self.layer_norm1(x), attention_mask=bias, **kwargs)[0]
 

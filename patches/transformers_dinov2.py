@@ -13,7 +13,7 @@ from .huggingface import HuggingFaceAdapter, PretrainedLayer
 
 
 class ReducedDinov2Layer(PretrainedLayer, Dinov2Layer):
-    def attention_line(self, run: Run, x: Tensor, attention_mask: None = None, **kwargs: Any) -> Tensor:
+    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         attended = self.attention(self.norm1(x), attention_mask=run.attention_bias(x), **kwargs)[0]
         return self.drop_path(self.layer_scale1(attended)) + x
 

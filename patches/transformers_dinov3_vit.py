@@ -23,7 +23,7 @@ class ReducedDINOv3ViTLayer(PretrainedLayer, DINOv3ViTLayer):
         self,
         run: Run,
         x: Tensor,
-        attention_mask: None = None,
+        attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> Tensor:

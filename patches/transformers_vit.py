@@ -13,7 +13,7 @@ from .huggingface import HuggingFaceAdapter, PretrainedLayer
 
 
 class ReducedViTLayer(PretrainedLayer, ViTLayer):
-    def attention_line(self, run: Run, x: Tensor, attention_mask: None = None, **kwargs: Any) -> Tensor:
+    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         return self.dropout(self.attention(self.layernorm_before(x), run.attention_bias(x), **kwargs)[0]) + x
 
     def mlp_line(self, x: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ from tokenreduce.token_map import TokenMap
 
 @dataclass(frozen=True)
 class Record:
-    """Image tokens that entered, tokens after each layer, the maps with their layers, and which tokens were no
-    padding (None: all)."""
+    """Image tokens that entered, tokens after each layer, the maps with their layers, and the sizes of the tokens that
+    entered, 0 for padding (None: all 1)."""
 
     entered: int
     counts: tuple[int, ...]
     maps: tuple[tuple[int, TokenMap], ...]
-    valid: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 _records: weakref.WeakKeyDictionary[Reduction, Record] = weakref.WeakKeyDictionary()
@@ -30,7 +30,7 @@ _records: weakref.WeakKeyDictionary[Reduction, Record] = weakref.WeakKeyDictiona
 def record(run: Run) -> None:
     """Store what `report` shows. Skipped while compiling: it would make every map an output of the graph."""
     if not torch.compiler.is_compiling():
-        _records[run.reduction] = Record(run.entered, tuple(run.counts), tuple(run.history), run.valid)
+        _records[run.reduction] = Record(run.entered, tuple(run.counts), tuple(run.history), run.first_sizes)
 
 
 def last_record(reduction: Reduction) -> Record | None:

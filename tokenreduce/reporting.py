@@ -68,7 +68,7 @@ class Report:
 
     def sizes_after(self, layer: int) -> Tensor:
         """`(B, M)`: the sizes after block `layer`."""
-        sizes = self._last().valid
+        sizes = self._last().sizes
         for token_map in self._chain(layer):
             sizes = token_map.sizes(sizes)
         if sizes is None:

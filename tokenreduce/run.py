@@ -33,7 +33,7 @@ class Run:
         grid: their grid, or None where there is none.
         taps: layers whose output other code collects: it gets all tokens in raster order, and the reduced ones wait
             here for the next layer.
-        valid: `(B, N)`, False for image tokens that only pad; they get size 0, and so no attention.
+        valid: `(B, prefix + N + suffix)`, False for tokens that only pad: they get size 0, and so no attention.
         surrounded: code of ours calls all layers, and restores and closes at the end.
     """
 
@@ -52,6 +52,8 @@ class Run:
         self.counts: list[int] = []  # image tokens left after each layer so far
         self.next_layer = 0
         self.valid = None if valid is None else valid.float()
+        start = reduction.geometry.prefix
+        self.first_sizes = None if self.valid is None else self.valid[:, start : start + entered]
         self.history: list[tuple[int, TokenMap]] = []  # all maps with their layers
         whole = reduction.geometry.whole
         self.keeps_around = reduction.reducer.restoring == "delta" and bool(reduction.restore or taps or whole)
@@ -67,7 +69,7 @@ class Run:
         """The state of tokens that are all there, at the beginning and after restoring within the model."""
         reads = self.reduction.reducer.required() | self.reduction.reducer.uses
         follows = frozenset({"origin"}) if self.reduction.geometry.follows_origin else frozenset()
-        self.sizes: Tensor | None = self.valid
+        self.sizes = self.first_sizes
         self.bias: Tensor | None = None
         self.maps: list[TokenMap] = []  # since all tokens were there
         # For "delta" restoring: the tokens before and after each map.
@@ -81,7 +83,13 @@ class Run:
         if self.bias is None:
             shape = self.reduction.geometry
             sizes = self.sizes if self.reduction.prop_attn else (self.sizes > 0).float()
-            self.bias = F.pad(sizes.log(), (shape.prefix, shape.suffix))[:, None, None, :]
+            if self.valid is None:
+                bias = F.pad(sizes.log(), (shape.prefix, shape.suffix))
+            else:
+                protected = self.valid.log()
+                behind = protected[:, protected.shape[1] - shape.suffix :]
+                bias = torch.cat([protected[:, : shape.prefix], sizes.log(), behind], 1)
+            self.bias = bias[:, None, None, :]
         return self.bias.to(dtype or x.dtype)
 
     def rows(self, table: Tensor, x: Tensor) -> Tensor:

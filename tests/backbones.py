@@ -1,0 +1,145 @@
+"""Backbones of all libraries, one row each: real classes, small random configurations, every parameter perturbed.
+
+The rows of the adapter `patches/NAME.py` are `ROWS` in `tests/rows/NAME.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import rows
+import torch
+from torch import Tensor, nn
+
+PATCH, CHANNELS = 4, 3
+NO_CLASS = frozenset({"evit", "diffrate", "ats", "topk"})
+NO_GRID = frozenset({"algm", "dsm", "expedit", "gtp", "pool"})
+
+Inputs = dict[str, Any]
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """All tensors in a model's output."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from tensors(value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from tensors(value)
+
+
+def call(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    return list(tensors(model(**inputs)))
+
+
+def no_change(model: nn.Module) -> None:
+    """Positions that are equal as they are."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A family's model and how to test it.
+
+    Args:
+        build: makes the model; every parameter is perturbed afterwards.
+        last: the module of the last layer that sees each of its tokens once, such as "layers.3.mlp.fc1".
+        silence: ends of the names of the modules that write into the residual stream; zeroed, layers change nothing.
+        equal_positions: makes the positions of all image tokens equal, for the forced-merge oracle; None where that is
+            impossible.
+        grid: of the image tokens; the input has PATCH pixels a token and side.
+        argument: the name of the images among the model's arguments.
+        collect: runs the model so that it returns what its layers put out, as maps of the image tokens `(B, N, C)` in
+            raster order; None where it cannot.
+        refuses: methods that must be refused.
+        prefix, suffix: protected tokens.
+        tokens_stay_reduced: whether an output of the model has the reduced tokens.
+        make_inputs: makes the arguments of images, where they are more than these.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    last: str
+    silence: tuple[str, ...]
+    equal_positions: Callable[[nn.Module], None] | None = no_change
+    grid: tuple[int, ...] = (8, 8)
+    argument: str = "pixel_values"
+    collect: Callable[[nn.Module, Inputs], list[Tensor]] | None = None
+    outputs: Callable[[nn.Module, Inputs], list[Tensor]] = call
+    make_inputs: Callable[[Backbone, Tensor], Inputs] | None = None
+    refuses: frozenset[str] = frozenset()
+    prefix: int = 1
+    suffix: int = 0
+    tokens_stay_reduced: bool = False
+
+    @property
+    def count(self) -> int:
+        n = 1
+        for side in self.grid:
+            n *= side
+        return n
+
+    def inputs(self, batch: int = 2, seed: int = 0) -> Inputs:
+        """Random images."""
+        shape = (batch, CHANNELS, *(side * PATCH for side in self.grid))
+        return self.given(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+
+    def repeated(self, times: tuple[int, ...], batch: int = 2) -> Inputs:
+        """Images whose neighbouring patches are identical, `times` along each axis of the grid."""
+        cells = [side // t for side, t in zip(self.grid, times, strict=True)]
+        x = torch.randn(batch, CHANNELS, *cells, *(PATCH,) * len(cells), generator=torch.Generator().manual_seed(0))
+        for axis, t in enumerate(times):
+            x = x.repeat_interleave(t, 2 + axis)
+        order = [0, 1]
+        for axis in range(len(cells)):
+            order += [2 + axis, 2 + len(cells) + axis]
+        return self.given(x.permute(order).reshape(batch, CHANNELS, *(side * PATCH for side in self.grid)))
+
+    def given(self, images: Tensor) -> Inputs:
+        """The model's arguments for these images."""
+        return {self.argument: images} if self.make_inputs is None else self.make_inputs(self, images)
+
+
+@cache
+def shared_model(name: str) -> nn.Module:
+    """The row's model in eval mode, shared by the tests of a process: leave it unpatched."""
+    return new_model(BY_NAME[name])
+
+
+def new_model(backbone: Backbone) -> nn.Module:
+    """A model that has never run: transformers leaves hooks in models whose hidden states were asked for."""
+    torch.manual_seed(0)
+    model = backbone.build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.03)
+    return model
+
+
+def fresh_model(backbone: Backbone) -> nn.Module:
+    return copy.deepcopy(shared_model(backbone.name))
+
+
+def silenced(model: nn.Module, backbone: Backbone) -> nn.Module:
+    """`model` with layers that add nothing to the residual stream."""
+    for name, module in model.named_modules():
+        if name.endswith(backbone.silence):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+    return model
+
+
+def load_rows() -> list[Backbone]:
+    names = sorted(module.name for module in pkgutil.iter_modules(rows.__path__))
+    return [row for name in names for row in importlib.import_module(f"rows.{name}").make_rows()]
+
+
+BACKBONES = load_rows()
+BY_NAME = {backbone.name: backbone for backbone in BACKBONES}
