@@ -140,15 +140,26 @@ def test_unpatch_restores_classes_hooks_and_keys(backbone: Backbone) -> None:
 def test_copies_and_pickles_behave_alike(backbone: Backbone, method: str) -> None:
     inputs, model = backbone.inputs(), new_model(backbone)
     patch(model, method, ratio=0.5)
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    twins = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)]
+    twins = [copy.deepcopy(model)]
+    if can_be_pickled(new_model(backbone)):
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        twins += [pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)]
     reduced = checks.everything(model, backbone, inputs)
     plain = checks.everything(unpatch(model), backbone, inputs)
     for twin in twins:
         assert checks.same(checks.everything(twin, backbone, inputs), reduced)
         assert checks.same(checks.everything(unpatch(twin), backbone, inputs), plain)
+
+
+def can_be_pickled(model: nn.Module) -> bool:
+    """Backbones of transformers hold hooks that are local functions from the beginning."""
+    try:
+        pickle.dumps(model)
+    except AttributeError:
+        return False
+    return True
 
 
 @every_backbone
