@@ -1,7 +1,7 @@
 """What reducers may ask of a block's attention, computed from its queries and keys beside the fused kernel.
 
 Everywhere `queries`, `keys (B, H, N, d)` are those of the whole sequence, protected tokens included, and `bias` the
-additive logits of the keys `(B, 1, 1, N)` or None. Results are in fp32.
+additive logits, `(B, 1, 1, N)` of the keys or `(B, H, N, N)` of queries and keys, or None. Results are in fp32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ def attention_map(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> 
 
 def class_rows(queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens: int) -> Tensor:
     """Attention of the first tokens to every token, `(B, N)`: mean over heads and `class_tokens`."""
-    return attention_map(queries[:, :, :class_tokens], keys, bias).mean((1, 2))
+    return attention_map(queries[:, :, :class_tokens], keys, of_queries(bias, 0, class_tokens)).mean((1, 2))
+
+
+def of_queries(bias: Tensor | None, start: int, stop: int) -> Tensor | None:
+    """The logits of the queries from `start` to `stop`."""
+    return bias if bias is None or bias.shape[2] == 1 else bias[:, :, start:stop]
 
 
 def received_and_own(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -33,7 +38,8 @@ def received_and_own(queries: Tensor, keys: Tensor, bias: Tensor | None = None) 
     """
     received, own = None, []
     for start in range(0, queries.shape[2], TILE):
-        tile = attention_map(queries[:, :, start : start + TILE], keys, bias)
+        end = start + TILE
+        tile = attention_map(queries[:, :, start:end], keys, of_queries(bias, start, end))
         total = tile.sum(2)
         received = total if received is None else received + total
         own.append(tile.diagonal(offset=start, dim1=2, dim2=3))

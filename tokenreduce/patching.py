@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound=nn.Module)
 FORMAT = 1
 # Modules that pass on what the module inside returns: containers, and wrappers that distribute, compile or adapt.
-TRANSPARENT = ("torch.nn.modules.container", "torch.nn.parallel", "torch._dynamo", "peft.")
+TRANSPARENT = ("torch.nn.modules.container", "torch.nn.parallel", "torch._dynamo", "peft.", "tokenreduce.")
 
 
 def patch(

@@ -95,7 +95,8 @@ class Reduction:
     @property
     def deciding_layers(self) -> tuple[int, ...]:
         """The layers in which an adaptive method without a budget reduces."""
-        return self.schedule.layers or self.reducer.deciding_layers(self.geometry.depth)
+        layers = self.schedule.layers or self.reducer.deciding_layers(self.geometry.depth)
+        return tuple(layer for layer in layers if layer not in self.geometry.whole)
 
     def counts(self, n: int) -> Counts:
         """Image tokens left after each layer when `n` enter the first."""

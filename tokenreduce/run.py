@@ -61,6 +61,7 @@ class Run:
         self.attend: Attend | None = None
         self.waiting: Tensor | None = None
         self.given: Tensor | None = None
+        self.shown: Tensor | None = None  # `given` in the shape in which a layer that works on maps returned it
         self.phase = "model"
         self.method_state: Any = None
         self._start()
@@ -168,21 +169,22 @@ class Run:
 
     def enter(self, layer: int, x: Tensor) -> Tensor:
         """The tokens to go on with, when a layer receives `x`."""
-        if self.waiting is not None:
-            x, self.waiting = self.waiting if x is self.given else self._follow_change(x), None
+        waiting, self.waiting = self.waiting, None
         if self.maps and layer in self.reduction.geometry.whole:
-            x = self.restore(x)
+            x = self.restore(x) if waiting is None else x  # what waits was restored already
             self._start()
+        elif waiting is not None:
+            x = waiting if x is self.given else self._follow_change(waiting, x)
         return x
 
-    def _follow_change(self, x: Tensor) -> Tensor:
+    def _follow_change(self, waiting: Tensor, x: Tensor) -> Tensor:
         """The waiting tokens, changed as a hook changed what the last layer returned."""
         shape = self.reduction.geometry
         change = x - self.given  # type: ignore[operator]
         for token_map in self.maps:
             pooled = TokenMap(token_map.count, dest=token_map.dest_or_argmax())
             change = pooled.apply(change, None, shape.prefix, shape.suffix)
-        return self.waiting + change  # type: ignore[operator]
+        return waiting + change
 
     def leave(self, layer: int, x: Tensor, whole: bool = False) -> Tensor:
         """What the layer returns: all tokens if the layer is tapped or `whole` is asked for."""

@@ -16,9 +16,11 @@ from torch import nn
 
 from tokenreduce.bench import Arm
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
+from tokenreduce.evaluation.pretrained import PREFIX, load_pretrained
 from tokenreduce.registry import create
 
 Size = tuple[int, ...]
+MODEL_HELP = "a timm name, hf:NAME for a model or folder of transformers, or fashion_vit for the shipped model"
 
 
 def make_arms(methods: str, budgets: dict[str, str | None], options: Sequence[str]) -> list[Arm]:
@@ -94,12 +96,23 @@ def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.
     """The model and its input's shape without the batch."""
     if name == "fashion_vit":
         return load_fashion_vit(image_size, pretrained)
-    import timm
+    if name.startswith(PREFIX):
+        found = load_pretrained(name.removeprefix(PREFIX), pretrained, image_size)
+        return found, found.input_shape
+    try:
+        import timm
+    except ImportError:
+        raise InvalidValueError(
+            f"{name!r} is a name of timm, which is not installed: pip install 'tokenreduce[timm]'; models of "
+            "transformers are written hf:NAME"
+        ) from None
 
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), 3, 0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists all"
-        raise InvalidValueError(f"unknown model {name!r}; valid: fashion_vit or a name of timm; {hint}")
+        raise InvalidValueError(
+            f"unknown model {name!r}; valid: fashion_vit, a name of timm, or hf:NAME of transformers; {hint}"
+        )
     sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, **sized).eval()

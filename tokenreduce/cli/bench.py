@@ -11,7 +11,15 @@ import torch
 import typer
 
 from tokenreduce.bench import compare, slower_sentences
-from tokenreduce.cli.arguments import load_model, make_arms, numbers, place_name, progress_bar, usable_device
+from tokenreduce.cli.arguments import (
+    MODEL_HELP,
+    load_model,
+    make_arms,
+    numbers,
+    place_name,
+    progress_bar,
+    usable_device,
+)
 from tokenreduce.cli.output import Row, console, environment, print_table, write_json
 from tokenreduce.errors import InvalidValueError, unknown
 
@@ -23,9 +31,7 @@ COST = (*NAMES, "macs", "flops_share", "tokens_left", "peak_memory_mib", "plan_u
 
 
 def bench(
-    model: Annotated[
-        str, typer.Option(help="a timm name, or fashion_vit for the shipped model")
-    ] = "deit_small_patch16_224",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "deit_small_patch16_224",
     method: Annotated[str, typer.Option(help="methods, separated by commas")] = "tome",
     flops: Annotated[str | None, typer.Option(help="fractions of the multiply-adds left, such as 0.8,0.6")] = None,
     ratio: Annotated[str | None, typer.Option(help="fractions of the image tokens removed, such as 0.5")] = None,
@@ -97,7 +103,8 @@ def using_threads(count: int | None) -> Iterator[None]:
 
 def versions() -> str:
     facts = environment()
-    named = ", ".join(f"{name} {facts[name]}" for name in ("tokenreduce", "torch", "timm") if name in facts)
+    libraries = ("tokenreduce", "torch", "timm", "transformers")
+    named = ", ".join(f"{name} {facts[name]}" for name in libraries if name in facts)
     return f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}, {named}"
 
 

@@ -10,7 +10,7 @@ import typer
 from torch import Tensor, nn
 
 from tokenreduce.bench.lanes import Arm, patched_lane
-from tokenreduce.cli.arguments import load_model, make_arms, place_name, progress_bar, usable_device
+from tokenreduce.cli.arguments import MODEL_HELP, load_model, make_arms, place_name, progress_bar, usable_device
 from tokenreduce.cli.output import Row, console, print_table, write_json
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.evaluation.datasets import Data, check_labels, load_data, load_gallery
@@ -22,7 +22,7 @@ HEADS = ("trained", "knn", "zero-shot")
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="a timm name, or fashion_vit for the shipped model")] = "fashion_vit",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "fashion_vit",
     data: Annotated[str, typer.Option(help="fashion-mnist, imagenet, or a folder of class folders")] = "fashion-mnist",
     data_dir: Annotated[Path | None, typer.Option(help="where ImageNet or all of Fashion-MNIST lies")] = None,
     all_images: Annotated[bool, typer.Option(help="Fashion-MNIST: all 10,000 test images, not 2,000")] = False,

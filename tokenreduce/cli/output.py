@@ -64,9 +64,8 @@ def environment() -> dict[str, Any]:
     """Versions, device and threads, for every JSON file."""
     from tokenreduce import __version__
 
-    versions: dict[str, Any] = {
-        name: sys.modules[name].__version__ for name in ("torch", "timm", "torchvision") if name in sys.modules
-    }
+    libraries = ("torch", "timm", "torchvision", "transformers")
+    versions: dict[str, Any] = {name: sys.modules[name].__version__ for name in libraries if name in sys.modules}
     return {
         "tokenreduce": __version__,
         **versions,

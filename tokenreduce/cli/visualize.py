@@ -12,12 +12,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from tokenreduce.bench.lanes import Arm, patched_lane
-from tokenreduce.cli.arguments import load_model, make_arms, numbers
+from tokenreduce.cli.arguments import MODEL_HELP, load_model, make_arms, numbers
 from tokenreduce.cli.evaluate import print_refused
 from tokenreduce.cli.output import Row, console
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.evaluation import fashion_mnist
-from tokenreduce.evaluation.datasets import takes_fashion, timm_transform
+from tokenreduce.evaluation.datasets import image_transform, takes_fashion
+from tokenreduce.evaluation.pretrained import Pretrained
 from tokenreduce.patching import find_backbone, report
 from tokenreduce.reporting import Report
 from tokenreduce.token_map import TokenMap, identity
@@ -29,7 +30,7 @@ SHIPPED = 13  # which of the shipped images is drawn where none is given: an ank
 
 def visualize(
     image: Annotated[Path | None, typer.Option(help="an image file; default: a shipped one")] = None,
-    model: Annotated[str, typer.Option(help="a timm name, or fashion_vit for the shipped model")] = "fashion_vit",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "fashion_vit",
     method: Annotated[str, typer.Option(help="methods, separated by commas; one row of the picture each")] = "tome",
     flops: Annotated[str | None, typer.Option(help="fractions of the multiply-adds left, such as 0.6")] = None,
     ratio: Annotated[str | None, typer.Option(help="fractions of the image tokens removed, such as 0.5")] = None,
@@ -113,12 +114,19 @@ def load_image(path: Path | None, model: Any) -> tuple[Tensor, Tensor]:
         grey = ImageOps.fit(picture.convert("L"), (28, 28))
         pixels = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(1, 28, 28)
         return pixels, fashion_mnist.normalise(pixels)
+    inputs = image_transform(model)(picture.convert("RGB"))
+    mean, std = (torch.tensor(value)[:, None, None] for value in normalisation(model))
+    return (inputs * std + mean).clamp(0, 1), inputs
+
+
+def normalisation(model: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation that images were normalised with."""
+    if isinstance(model, Pretrained) and model.processor is not None:
+        return model.processor.image_mean, model.processor.image_std
     from timm.data import resolve_model_data_config
 
-    inputs = timm_transform(model)(picture.convert("RGB"))
-    config = resolve_model_data_config(model)
-    mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
-    return (inputs * std + mean).clamp(0, 1), inputs
+    config = resolve_model_data_config({} if isinstance(model, Pretrained) else model)
+    return config["mean"], config["std"]
 
 
 def shipped_image() -> Image.Image:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.evaluation import fashion_mnist
+from tokenreduce.evaluation.pretrained import Pretrained
 
 SPLITS = {"test": ("val", "validation", "valid", "test"), "train": ("train", "training")}
 
@@ -44,7 +45,8 @@ def load_data(
     """The images called `name`: "fashion-mnist", "imagenet" (in `data_dir`), or a folder that holds one folder a class.
 
     Args:
-        model: a timm model; its configuration decides size, crop, interpolation and normalisation.
+        model: a timm model or a `Pretrained` of transformers; its configuration decides size, crop, interpolation and
+            normalisation.
         data_dir: where ImageNet, or the files of Fashion-MNIST, lie.
         split: "test" or "train"; folders are searched for a subfolder of that meaning, see `SPLITS`.
         all_images: all 10,000 test images of Fashion-MNIST instead of the 2,000 that ship with the library; so does a
@@ -91,8 +93,9 @@ def load_gallery(data: Data, model: Any, *, data_dir: Path | None, gallery: Path
 def check_labels(data: Data, model: Any) -> None:
     """Raise unless the trained head of `model` has one output for each class of `data`."""
     if model.num_classes != len(data.class_names):
+        name = type(getattr(model, "model", model)).__name__
         raise InvalidValueError(
-            f"the head of this {type(model).__name__} has {model.num_classes} classes, {data.name} has "
+            f"the head of this {name} has {model.num_classes} classes, {data.name} has "
             f"{len(data.class_names)}: the labels do not fit; use --head knn (--head zero-shot for CLIP-type models), "
             "or a model trained on these classes (fashion_vit for fashion-mnist)"
         )
@@ -108,14 +111,14 @@ def thin(images: Any, limit: int | None) -> Any:
 
 
 def load_folder(name: str, root: Path, split: str, model: Any) -> Data:
-    """Class folders with the transform that timm evaluates the model with, so that published figures come out."""
+    """Class folders with the transform that the model is evaluated with, so that published figures come out."""
     from timm.data import create_dataset
 
     if not root.is_dir():
         raise InvalidValueError(f"no data {str(root)!r}; valid: fashion-mnist, imagenet, or a folder of class folders")
     folder = split_folder(root, split)
     try:
-        images = create_dataset("", str(folder), search_split=False, transform=timm_transform(model))
+        images = create_dataset("", str(folder), search_split=False, transform=image_transform(model))
     except RuntimeError:
         raise InvalidValueError(f"{folder} holds no images; expected {folder}/<class>/<image>") from None
     return Data(name, images, tuple(images.reader.class_to_idx))
@@ -147,11 +150,11 @@ def load_fashion(model: Any, data_dir: Path | None, split: str, all_images: bool
 
 
 class FashionImages(Dataset[tuple[Tensor, int]]):
-    """Fashion-MNIST as `model` takes it: as it is for 28 x 28 grey inputs, else as RGB through timm's transform."""
+    """Fashion-MNIST as `model` takes it: as it is for 28 x 28 grey inputs, else as RGB through its transform."""
 
     def __init__(self, images: Tensor, labels: Tensor, model: Any) -> None:
         self.images, self.labels = images, labels
-        self.transform = None if takes_fashion(model) else timm_transform(model)
+        self.transform = None if takes_fashion(model) else image_transform(model)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -169,7 +172,10 @@ def takes_fashion(model: Any) -> bool:
     return getattr(embed, "img_size", None) == (28, 28) and embed.proj.in_channels == 1
 
 
-def timm_transform(model: Any) -> Any:
+def image_transform(model: Any) -> Any:
+    """From a PIL image to the input of `model`, as its weights want it."""
+    if isinstance(model, Pretrained):
+        return model.transform()
     from timm.data import create_transform, resolve_model_data_config
 
     return create_transform(**resolve_model_data_config(model), is_training=False)

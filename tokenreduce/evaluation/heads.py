@@ -17,15 +17,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.evaluation.pretrained import Pretrained
 
-# From the output of `forward_features` and the features (B, C) before the head to logits (B, K).
+# From what the head reads (the output of timm's `forward_features`) and the features (B, C) before the head to logits.
 Classify = Callable[[Tensor, Tensor], Tensor]
 MakeHead = Callable[[Any], Classify]
 
 
 def trained(model: Any) -> Classify:
     """The head that the model was trained with."""
+    if isinstance(model, Pretrained):
+        return lambda out, features: out  # its forward has the head in it
     return lambda out, features: model.forward_head(out)
+
+
+def whole_forward(model: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the head reads, the features `(B, C)` before it, and all tokens `(B, prefix + N, C)`, of a model that gives
+    all tokens back. What the head reads is its logits already where the model cannot be taken apart."""
+    if isinstance(model, Pretrained):
+        return model.whole(images)
+    out = model.forward_features(images)
+    return out, model.forward_head(out, pre_logits=True), out
 
 
 @dataclass(frozen=True)
@@ -53,12 +65,16 @@ class NearestNeighbours:
     def encode(self, model: Any) -> tuple[Tensor, Tensor]:
         """Features `(G, C)` and labels `(G,)` of the gallery."""
         device = next(model.parameters()).device
-        pairs = [
-            (model.forward_head(model.forward_features(images.to(device)), pre_logits=True), labels.to(device))
-            for images, labels in self.gallery
-        ]
+        pairs = [(features_of(model, images.to(device)), labels.to(device)) for images, labels in self.gallery]
         features, labels = zip(*pairs, strict=True)
         return torch.cat(features), torch.cat(labels)
+
+
+def features_of(model: Any, images: Tensor) -> Tensor:
+    """The features `(B, C)` before the head."""
+    if isinstance(model, Pretrained):
+        return model.whole(images)[1]
+    return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def vote(queries: Tensor, gallery: Tensor, labels: Tensor, classes: int, k: int, temperature: float) -> Tensor:
@@ -80,6 +96,8 @@ class ZeroShot:
     text: Tensor
 
     def __call__(self, model: Any) -> Classify:
+        if isinstance(model, Pretrained):
+            raise InvalidValueError("zero-shot takes timm's and OpenCLIP's image towers, not models of transformers")
         width = self.text.shape[1]
         text = F.normalize(self.text.to(next(model.parameters()).device).float(), dim=-1)
         if width == model.num_classes:

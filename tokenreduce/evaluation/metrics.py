@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.evaluation.heads import Classify, MakeHead, trained
+from tokenreduce.evaluation.heads import Classify, MakeHead, trained, whole_forward
 from tokenreduce.flops import count_flops
 from tokenreduce.patching import find_backbone, reduction_of, report
 from tokenreduce.reporting import Report
@@ -108,9 +108,8 @@ def arm_row(arm: Patched, example: Tensor) -> Row:
 @torch.inference_mode()
 def observe(model: Any, head: Classify, images: Tensor, prefix: int) -> Seen:
     """One forward of a model that gives all tokens back, behind `prefix` protected ones."""
-    out = model.forward_features(images)
-    features = model.forward_head(out, pre_logits=True)
-    return Seen(head(out, features), features, out[:, prefix:])
+    out, features, tokens = whole_forward(model, images)
+    return Seen(head(out, features), features, tokens[:, prefix:])
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,126 @@
+"""Models of transformers for `eval`, `bench` and `visualize`: by name, called with images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tokenreduce.errors import InvalidValueError
+
+PREFIX = "hf:"
+
+
+class Pretrained(nn.Module):
+    """A model of transformers that takes images `(B, C, H, W)`, or clips `(B, T, C, H, W)`, and returns one tensor.
+
+    Args:
+        model: the model, such as `ViTForImageClassification`.
+        processor: the image processor that belongs to its weights, or None: ImageNet's mean and deviation then.
+    """
+
+    def __init__(self, model: Any, processor: Any = None) -> None:
+        super().__init__()
+        self.model, self.processor = model, processor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, or else the last hidden state, or else the first tensor that the model returns."""
+        out = self.model(images)
+        named = (out.get(name) for name in ("logits", "last_hidden_state"))
+        found = next((value for value in named if value is not None), None)
+        return found if found is not None else next(_tensors(out.values()))
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the trained head; 0 where there is none."""
+        return self.model.config.num_labels if hasattr(self.model, "classifier") else 0
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch."""
+        config = self.model.config
+        config = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
+        size = getattr(config, "image_size", None)
+        if self.model.main_input_name != "pixel_values" or size is None:
+            name = type(self.model).__name__
+            raise InvalidValueError(f"{name} takes more than images of one size; it cannot run here")
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        frames = (config.num_frames,) if hasattr(config, "num_frames") else ()
+        return (*frames, getattr(config, "num_channels", 3), height, width)
+
+    def whole(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, features `(B, C)` and all tokens of the last layer, in one forward.
+
+        Features are what the classifier reads; without one, the pooled output or else the class token, and no logits
+        but these features.
+        """
+        if self.num_classes == 0:
+            out = self.model(images, output_hidden_states=True)
+            pooled = out.get("pooler_output")
+            features = out.last_hidden_state[:, 0] if pooled is None else pooled
+            return features, features, out.hidden_states[-1]
+        read: list[Tensor] = []
+        handle = self.model.classifier.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+        try:
+            out = self.model(images, output_hidden_states=True)
+        finally:
+            handle.remove()
+        return out.logits, read[-1], out.hidden_states[-1]
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """From an image to the model's input, as its processor makes it."""
+        if self.processor is not None:
+            return lambda image: self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        from timm.data import create_transform
+
+        return create_transform((self.input_shape[-2], self.input_shape[-1]))
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+def load_pretrained(name: str, pretrained: bool, image_size: int | None = None) -> Pretrained:
+    """The model that `name` stands for on the hub or in a folder, of the class that its configuration names.
+
+    `image_size` changes the configuration, so that weights for another size may not fit.
+
+    Raises: ValueError if transformers is missing, or finds no such model.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise InvalidValueError(
+            f"hf:{name} needs transformers, which is not installed: pip install 'tokenreduce[transformers]'"
+        ) from None
+    transformers.logging.set_verbosity_error()
+    sized = {} if image_size is None else {"image_size": image_size}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **sized)
+        kind = getattr(transformers, next(iter(config.architectures or ()), "AutoModel"))
+        model = kind.from_pretrained(name, config=config) if pretrained else _untrained(kind, config)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvalidValueError(f"transformers cannot load {name!r}: {str(error).splitlines()[0]}") from None
+    return Pretrained(model.eval(), _processor(name))
+
+
+def _untrained(kind: Any, config: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+
+
+def _processor(name: str) -> Any:
+    """The image processor beside the weights; None where there is none."""
+    import transformers
+
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError, ImportError):
+        return None
