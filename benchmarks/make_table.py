@@ -63,6 +63,42 @@ def quality(data: dict, share: float) -> str:
     return "\n".join(lines)
 
 
+CHECKS = {"exact": "e", "oracle": "o", "compile": "c", "export": "x", "restore": "r"}
+
+
+def compatibility(data: dict) -> str:
+    """Families x methods; a letter for each check that passed."""
+    names = sorted({method for row in data["rows"] for method in row["methods"]})
+    lines = ["| family | " + " | ".join(f"`{name}`" for name in names) + " |", "|---|" + ":---:|" * len(names)]
+    for row in data["rows"]:
+        cells = [cell(row["methods"].get(name, {})) for name in names]
+        lines.append(f"| {row['family']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(results: dict[str, str]) -> str:
+    """Letters of the checks that passed, "!" for one that failed, "." for one that was not run."""
+    if "refused" in results:
+        return "refused"
+    signs = {"pass": "", "does not apply": "", None: "."}
+    return "".join(
+        letter if results.get(check) == "pass" else signs.get(results.get(check), "!")
+        for check, letter in CHECKS.items()
+    )
+
+
+def refusals(data: dict) -> str:
+    """Which methods a family refuses, by reason."""
+    lines = ["| family | refused | because |", "|---|---|---|"]
+    for row in data["rows"]:
+        reasons: dict[str, list[str]] = {}
+        for method, results in row["methods"].items():
+            if "refused" in results:
+                reasons.setdefault(results["refused"], []).append(f"`{method}`")
+        lines += [f"| {row['family']} | {', '.join(who)} | {reason} |" for reason, who in reasons.items()]
+    return "\n".join(lines)
+
+
 def tables() -> dict[tuple[str, str], str]:
     """(file, marker) -> table, for every table that is made of results or facts."""
     read = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
@@ -70,6 +106,8 @@ def tables() -> dict[tuple[str, str], str]:
         ("README.md", "demo"): markdown(read["demo"]["rows"]),
         ("README.md", "bench"): markdown(read["deit_small_tome_r13"]["rows"]),
         ("docs/methods.md", "methods"): methods(),
+        ("docs/backbones.md", "compatibility"): compatibility(read["compatibility"]),
+        ("docs/backbones.md", "refusals"): refusals(read["compatibility"]),
     }
     for name in ("quality", "quality_second"):
         for share in (0.8, 0.6, 0.45):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import tokenreduce
 from tokenreduce.backbones import fashion_vit
-from tokenreduce.bench.lanes import Arm, patched_lane
+from tokenreduce.bench.lanes import Arm, patched_lane, restored_lane
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.evaluation import fashion_mnist
 from tokenreduce.evaluation.heads import trained
@@ -62,7 +62,7 @@ def batches(images: Tensor) -> Iterator[tuple[slice, Tensor]]:
 def measure_arm(model: nn.Module, arm: Arm, images: Tensor, labels: Tensor, reference: list[Seen]) -> dict[str, Any]:
     """What one arm costs, and its figures for every image."""
     deployed = patched_lane(model, arm)
-    restored = patched_lane(model, Arm(arm.method, **arm.arguments, restore=True))
+    restored = restored_lane(model, arm)
     head, found = trained(restored), {name: [] for name in FIGURES}
     for (part, batch), full in zip(batches(images), reference, strict=True):
         seen = observe(restored, head, batch, 1)

@@ -19,6 +19,7 @@ class Adapter:
 
     name: str
     family: str
+    needs_maps: bool = False  # what follows the layers works on maps only, so that tokens are always restored for it
 
     def matches(self, module: nn.Module) -> bool:
         """Whether `module` is a backbone of this family, patched or not."""

@@ -23,6 +23,12 @@ def _capture(module: Any, name: str, output: Tensor) -> None:
         run.captured[name] = split_heads(output, run.reduction.geometry.heads)
 
 
+def _capture_part(module: Any, name: str, output: Tensor) -> None:
+    """Of a fused projection of queries, keys and values, of tokens or of a map."""
+    part = ("queries", "keys", "values").index(name)
+    _capture(module, name, output.flatten(1, -2).chunk(3, -1)[part])
+
+
 def capture_keys(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
     _capture(module, "keys", output)
 
@@ -41,11 +47,37 @@ def capture_mean_keys(module: Any, args: tuple[Any, ...], output: Tensor) -> Non
         run.captured["mean_keys"] = split_heads(output.detach(), run.reduction.geometry.heads).float().mean(1)
 
 
-def capture_fused_values(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    """The last third of a fused projection of queries, keys and values."""
-    run = capturing(module._tokenreduce)
-    if run is not None:
-        run.captured["values"] = split_heads(output.chunk(3, -1)[2], run.reduction.geometry.heads)
+def capture_fused_queries(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    _capture_part(module, "queries", output)
+
+
+def capture_fused_keys(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    _capture_part(module, "keys", output)
+
+
+def capture_fused_values(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    _capture_part(module, "values", output)
+
+
+def capture_fused_mean_keys(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    capture_mean_keys(module, args, output.flatten(1, -2).chunk(3, -1)[1])
+
+
+def _unfolded(module: Any, output: Tensor) -> Tensor:
+    """`(B, H, N, d)` of `(B H, N, d)`."""
+    return output.unflatten(0, (-1, module._tokenreduce.geometry.heads))
+
+
+def capture_folded_queries(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    _capture(module, "queries", _unfolded(module, output))
+
+
+def capture_folded_keys(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    _capture(module, "keys", _unfolded(module, output))
+
+
+def capture_folded_mean_keys(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    capture_mean_keys(module, args, _unfolded(module, output))
 
 
 def capture_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
@@ -63,7 +95,13 @@ HOOKS = {
     "keys": capture_keys,
     "queries": capture_queries,
     "values": capture_values,
+    "fused_queries": capture_fused_queries,
+    "fused_keys": capture_fused_keys,
     "fused_values": capture_fused_values,
+    "fused_mean_keys": capture_fused_mean_keys,
+    "folded_queries": capture_folded_queries,
+    "folded_keys": capture_folded_keys,
+    "folded_mean_keys": capture_folded_mean_keys,
     "grid": capture_grid,
     "dynamic_grid": capture_dynamic_grid,
 }

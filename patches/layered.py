@@ -40,6 +40,10 @@ class ReducedLayer:
         """MLP and its residual."""
         raise NotImplementedError  # every family has its own
 
+    def second_line(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`mlp_line` of a layer whose MLP reads arguments of the layer, too."""
+        return self.mlp_line(x)
+
     def collected(self, reduction: Reduction) -> frozenset[int]:
         """The layers whose outputs other code collects in this forward."""
         return collected(reduction)
@@ -57,7 +61,7 @@ class ReducedLayer:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         x = run.reduce(layer, run.enter(layer, x), "pre")
         x = self.attention_line(run, x, *args, **kwargs)
-        x = self.mlp_line(run.reduce(layer, x, "mid"))
+        x = self.second_line(run.reduce(layer, x, "mid"), *args, **kwargs)
         return leave(run, layer, run.reduce(layer, x, "post"))
 
 

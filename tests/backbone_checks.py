@@ -82,7 +82,7 @@ def check_oracle(backbone: Backbone, method: str, layer: int | None = None) -> N
         layers = reducing_layers(model)
         layer = layers[len(layers) // 2]  # tofu drops before and merges from the middle on
         options = {"rounds": 1} if method == "ward" else {}  # the second round has another bipartition
-    patch(model, method, schedule=Schedule.keep({layer: keep}), restore=True, **options)
+    patch(model, method, schedule=Schedule.keep({layer: keep}), restore=True, prop_attn=True, **options)
     assert close(everything(model, backbone, inputs), before, 2e-5)
     assert report(model).tokens_left < backbone.count
     assert report(model).sizes.max() >= 2
@@ -90,7 +90,7 @@ def check_oracle(backbone: Backbone, method: str, layer: int | None = None) -> N
 
 def reducing_layers(model: nn.Module) -> list[int]:
     """The layers that may reduce."""
-    _, backbone, adapter = tokenreduce.patching.find_backbone(model)
+    _, backbone, adapter = tokenreduce.finding.find_backbone(model)
     geometry = adapter.geometry(backbone)
     return [layer for layer in range(geometry.depth) if layer not in geometry.whole]
 
@@ -146,4 +146,4 @@ def is_plain(token_map: tokenreduce.TokenMap) -> bool:
 
 
 def reduction_of(model: nn.Module) -> tokenreduce.reduction.Reduction:
-    return tokenreduce.patching.reduction_of(model)
+    return tokenreduce.finding.reduction_of(model)

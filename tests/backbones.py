@@ -60,6 +60,8 @@ class Backbone:
             raster order; None where it cannot.
         refuses: methods that must be refused.
         prefix, suffix: protected tokens.
+        shares: budgets to test; where layers need all tokens, not much can be saved.
+        traceable: whether the library's own model compiles whole and can be exported.
         tokens_stay_reduced: whether an output of the model has the reduced tokens.
         make_inputs: makes the arguments of images, where they are more than these.
     """
@@ -77,6 +79,8 @@ class Backbone:
     refuses: frozenset[str] = frozenset()
     prefix: int = 1
     suffix: int = 0
+    shares: tuple[float, ...] = (0.8, 0.6)
+    traceable: bool = True
     tokens_stay_reduced: bool = False
 
     @property
@@ -136,10 +140,13 @@ def silenced(model: nn.Module, backbone: Backbone) -> nn.Module:
     return model
 
 
-def load_rows() -> list[Backbone]:
+def load_rows() -> list[list[Backbone]]:
+    """The rows of every adapter."""
     names = sorted(module.name for module in pkgutil.iter_modules(rows.__path__))
-    return [row for name in names for row in importlib.import_module(f"rows.{name}").make_rows()]
+    return [importlib.import_module(f"rows.{name}").make_rows() for name in names]
 
 
-BACKBONES = load_rows()
+ROWS = load_rows()
+BACKBONES = [row for of_one_adapter in ROWS for row in of_one_adapter]
+REFERENCE = {of_one_adapter[0].name for of_one_adapter in ROWS}  # run with all methods every day
 BY_NAME = {backbone.name: backbone for backbone in BACKBONES}

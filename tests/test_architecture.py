@@ -19,7 +19,8 @@ PACKAGE = Path(tokenreduce.__file__).parent
 PATCHES = Path(tokenreduce.patches.__file__).parent
 # A file may import from its own layer and from those below it.
 LAYERS = [
-    {"errors", "constant", "attention"},
+    {"errors", "constant", "padding"},
+    {"attention"},
     {"kernels"},
     {"token_map", "schedule", "tokens"},
     {"registry", "places"},
@@ -29,6 +30,7 @@ LAYERS = [
     {"stack"},
     {"mac_counter"},
     {"patches", "reporting", "functional"},
+    {"finding"},
     {"patching"},
     {"backbones", "evaluation", "bench", "visualize"},
     {"cli"},

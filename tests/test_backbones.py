@@ -6,11 +6,12 @@ import copy
 import io
 import pickle
 import threading
+from collections.abc import Callable
 
 import backbone_checks as checks
 import pytest
 import torch
-from backbones import BACKBONES, Backbone, fresh_model, new_model, shared_model
+from backbones import BACKBONES, REFERENCE, Backbone, fresh_model, new_model, shared_model
 from torch import nn
 
 import tokenreduce
@@ -21,42 +22,51 @@ EVERY_DAY = ("tome", "evit", "ward")
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES, ids=lambda b: b.name)
 
 
-def pairs(methods: tuple[str, ...] | None = None, rare: bool = True) -> list:
-    """Backbones with the methods that fit; those outside of EVERY_DAY only in the full suite if `rare`."""
+def pairs(every_day: Callable[[bool, str], bool], methods: tuple[str, ...] | None = None) -> list:
+    """Backbones with the methods that fit; those for which `every_day(reference, method)` is false, where reference
+    says that the backbone is the first of its adapter, only in the full suite."""
     rows = []
     for backbone in BACKBONES:
         for method in methods or tokenreduce.methods():
             if method not in backbone.refuses:
-                marks = (pytest.mark.full,) if rare and method not in EVERY_DAY else ()
+                marks = () if every_day(backbone.name in REFERENCE, method) else (pytest.mark.full,)
                 rows.append(pytest.param(backbone, method, id=f"{backbone.name}-{method}", marks=marks))
     return rows
+
+
+def cheap(reference: bool, method: str) -> bool:
+    return reference or method in EVERY_DAY
+
+
+def costly(reference: bool, method: str) -> bool:
+    return reference and method == "tome"
 
 
 def with_pairs(rows: list):
     return pytest.mark.parametrize(("backbone", "method"), rows)
 
 
-@with_pairs(pairs(rare=False))
+@with_pairs(pairs(cheap))
 def test_nothing_to_remove_changes_nothing(backbone: Backbone, method: str) -> None:
     checks.check_exact(backbone, method)
 
 
-@with_pairs(pairs(rare=False))
+@with_pairs(pairs(cheap))
 def test_maps_come_back_whole_in_raster_order(backbone: Backbone, method: str) -> None:
     checks.check_restore(backbone, method)
 
 
-@with_pairs([row for row in pairs(("tome", "pool", *checks.FINDS_DUPLICATES)) if row.values[0].equal_positions])
+@with_pairs([row for row in pairs(cheap, ("tome", "pool", *checks.FINDS_DUPLICATES)) if row.values[0].equal_positions])
 def test_merging_identical_tokens_changes_nothing(backbone: Backbone, method: str) -> None:
     checks.check_oracle(backbone, method)
 
 
-@with_pairs(pairs())
+@with_pairs([row for row in pairs(costly) if row.values[0].traceable])
 def test_compiles_whole_and_once(backbone: Backbone, method: str) -> None:
     checks.check_compile(backbone, method)
 
 
-@with_pairs(pairs())
+@with_pairs([row for row in pairs(costly) if row.values[0].traceable])
 def test_exports_with_a_free_batch_size(backbone: Backbone, method: str) -> None:
     checks.check_export(backbone, method)
 
@@ -92,13 +102,15 @@ def test_reduction_is_real(backbone: Backbone, method: str) -> None:
         assert bool(kept) == backbone.tokens_stay_reduced
 
 
-@every_backbone
-@pytest.mark.parametrize("share", [0.8, 0.6])
+@pytest.mark.parametrize(
+    ("backbone", "share"),
+    [pytest.param(b, share, id=f"{b.name}-{share}") for b in BACKBONES for share in b.shares],
+)
 def test_budgets_are_met(backbone: Backbone, share: float) -> None:
     """Of the backbone's own multiply-adds, as its costs say and as the dispatcher counts them."""
     inputs = backbone.inputs(1)
     with checks.shared(backbone) as model, torch.no_grad():
-        part = tokenreduce.patching.find_backbone(model)[1]
+        part = tokenreduce.finding.find_backbone(model)[1]
         whole = tokenreduce.count_flops(lambda: backbone.outputs(model, inputs), ())
         patch(model, "tome", flops=share, layers=checks.reducing_layers(model))
         left = tokenreduce.count_flops(lambda: backbone.outputs(model, inputs), ())
@@ -251,7 +263,7 @@ def test_protected_tokens_pass_untouched(backbone: Backbone) -> None:
     model = checks.silenced(fresh_model(backbone), backbone)
     patch(model, "tome", ratio=0.5)
     seen: list[torch.Tensor] = []
-    layers = tokenreduce.patching.find_backbone(model)
+    layers = tokenreduce.finding.find_backbone(model)
     layers = layers[2].layers(layers[1])
     layers[0].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     layers[-1].mlp_line = remember(layers[-1].mlp_line, seen)

@@ -85,7 +85,7 @@ def test_one_forward_gives_logits_features_and_tokens(classifier: Path) -> None:
     tokenreduce.patch(model, "tome", ratio=0.5, restore=True)
     assert distance(model.whole(x)[2], tokens).max() > 0
     tokenreduce.patch(model, "tome", ratio=0.5)  # the wrapper reads no tokens: they stay reduced
-    assert not tokenreduce.patching.reduction_of(model).restore
+    assert not tokenreduce.finding.reduction_of(model).restore
 
 
 def test_untrained_weights_and_other_sizes(classifier: Path) -> None:

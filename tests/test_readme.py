@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import timm
+import transformers
 
 import tokenreduce
 
@@ -25,6 +26,9 @@ def test_python_blocks_run(block, monkeypatch, tmp_path) -> None:
     tokenreduce.methods()  # all are registered before the copy is made
     create, known = timm.create_model, dict(registry._registry)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **kw: create(name, **kw))
+    small = transformers.ViTConfig(num_hidden_layers=4)
+    made = classmethod(lambda cls, name: transformers.ViTForImageClassification(small))
+    monkeypatch.setattr(transformers.AutoModelForImageClassification, "from_pretrained", made)
     monkeypatch.chdir(tmp_path)
     module = ModuleType("readme_block")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up

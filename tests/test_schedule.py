@@ -64,6 +64,68 @@ def test_flops_lands_next_to_the_goal(goal, shape) -> None:
     assert abs(cost(counts) - goal) < 0.01
 
 
+WHOLE = frozenset({0, 3})  # of six layers
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts"),
+    [
+        (Schedule.remove(5), (64, 59, 54, 64, 59, 54)),
+        (Schedule.remove([0, 5, 0, 0, 30, 40]), (64, 59, 59, 64, 34, 17)),
+        (Schedule.remove(5, layers=[2, 4]), (64, 64, 59, 64, 59, 59)),
+        (Schedule.keep({1: 0.5, 2: 20, 5: 0.75}), (64, 32, 20, 64, 64, 48)),
+        (Schedule.budget("constant", ratio=0.5), (64, 48, 32, 64, 48, 32)),
+        (Schedule.budget("delayed", ratio=0.5), (64, 48, 32, 64, 48, 32)),
+        (Schedule.budget("ratio", ratio=0.5), (64, 46, 32, 64, 46, 32)),
+        (Schedule.budget("stages", ratio=0.5), (64, 46, 32, 64, 46, 32)),
+        (Schedule.budget("once", ratio=0.5), (64, 32, 32, 64, 32, 32)),
+        (Schedule.budget("constant", ratio=0.5, layers=[4]), (64, 64, 64, 64, 32, 32)),
+        (Schedule.budget("constant", ratio=0.25, layers=[2, 4, 5]), (64, 64, 56, 64, 56, 48)),
+        (Schedule.budget("ratio", ratio=0), (64,) * 6),
+    ],
+)
+def test_layers_that_need_all_tokens_start_anew(schedule, counts) -> None:
+    """Each chain of layers between them reduces as if it were alone; the longest meets the ratio."""
+    assert schedule.resolve(64, 6, half, whole=WHOLE) == counts
+
+
+def test_shapes_of_one_layer_take_the_first_after_all_tokens_were_there() -> None:
+    counts = Schedule.budget("once", ratio=0.75).resolve(64, 6, lambda n: n // 4, whole=frozenset({1, 2, 4}))
+    assert counts == (16, 64, 64, 16, 64, 16)
+
+
+@given(st.floats(0.68, 1), st.sampled_from(["constant", "ratio", "once"]))
+def test_flops_count_layers_that_need_all_tokens(goal, shape) -> None:
+    def cost(counts: tuple[int, ...]) -> float:
+        return sum(counts) / (196 * 6)
+
+    counts = Schedule.budget(shape, flops=goal).resolve(196, 6, half, cost, WHOLE)
+    assert abs(cost(counts) - goal) < 0.01
+    assert counts[0] == counts[3] == 196
+    assert counts[1:3] == counts[4:], "both chains give the same"
+
+
+def test_unreachable_budgets_of_chains_name_the_minimum() -> None:
+    with pytest.raises(InvalidValueError, match=r"reachable minimum is flops=0\.5"):
+        Schedule.budget("constant", flops=0.5).resolve(64, 6, half, lambda counts: sum(counts) / 384, WHOLE)
+    with pytest.raises(InvalidValueError, match=r"asks for 6 of 64 image tokens; .* reach 16"):
+        Schedule.budget("constant", ratio=0.9).resolve(64, 6, half, whole=WHOLE)
+
+
+def test_layers_that_need_all_tokens_cannot_be_named() -> None:
+    Schedule.remove([0, 4, 0, 0, 4]).check_layers(6, WHOLE)
+    Schedule.remove(4).check_layers(6, WHOLE)
+    for wrong in (
+        Schedule.remove([1]),
+        Schedule.remove(4, layers=[3, 4]),
+        Schedule.keep({3: 0.5}),
+        Schedule.budget("ratio", ratio=0.5, layers=[3]),
+        Schedule.adaptive([0, 1]),
+    ):
+        with pytest.raises(InvalidValueError, match=r"needs all tokens .* layers that can: 1, 2, 4, 5"):
+            wrong.check_layers(6, WHOLE)
+
+
 def test_unreachable_budgets_name_the_minimum() -> None:
     with pytest.raises(InvalidValueError, match=r"flops=0\.05 cannot be reached .* reachable minimum is flops=0\.\d+"):
         Schedule.budget("constant", flops=0.05).resolve(64, 4, half, lambda counts: sum(counts) / 256)
@@ -92,7 +154,7 @@ def test_unreachable_budgets_name_the_minimum() -> None:
         (lambda: Schedule.keep({2: 1.5}), InvalidValueError, r"keep ratio lies in \(0, 1\]"),
         (lambda: Schedule.keep({2: "a"}), InvalidTypeError, "keeps 'a'"),
         (lambda: Schedule.budget("constant", ratio=0.5, layers=[]), InvalidTypeError, "list of layer numbers"),
-        (lambda: Schedule.keep({12: 0.5}).check_depth(12), InvalidValueError, "12 layers, numbered 0 to 11"),
+        (lambda: Schedule.keep({12: 0.5}).check_layers(12), InvalidValueError, "12 layers, numbered 0 to 11"),
     ],
 )
 def test_wrong_schedules(make, error, message) -> None:

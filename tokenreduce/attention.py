@@ -30,9 +30,11 @@ def of_queries(bias: Tensor | None, start: int, stop: int) -> Tensor | None:
     return bias if bias is None or bias.shape[2] == 1 else bias[:, :, start:stop]
 
 
-def received_and_own(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The attention that each token receives from all queries, itself included, and its attention to itself:
-    `(B, H, N)` each.
+def received_and_own(
+    queries: Tensor, keys: Tensor, bias: Tensor | None = None, padding: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The attention that each token receives from all queries but `padding (B, N)`, itself included, and its attention
+    to itself: `(B, H, N)` each.
 
     Goes through the queries in tiles, so that memory grows with N and not with its square.
     """
@@ -40,6 +42,7 @@ def received_and_own(queries: Tensor, keys: Tensor, bias: Tensor | None = None) 
     for start in range(0, queries.shape[2], TILE):
         end = start + TILE
         tile = attention_map(queries[:, :, start:end], keys, of_queries(bias, start, end))
+        tile = without_padding(tile, None if padding is None else padding[:, start:end])
         total = tile.sum(2)
         received = total if received is None else received + total
         own.append(tile.diagonal(offset=start, dim1=2, dim2=3))
@@ -47,19 +50,30 @@ def received_and_own(queries: Tensor, keys: Tensor, bias: Tensor | None = None) 
     return received, torch.cat(own, -1)
 
 
+def without_padding(rows: Tensor, padding: Tensor | None) -> Tensor:
+    """Attention `(B, H, Q, N)` whose rows are zero for the queries that are `padding (B, Q)`."""
+    return rows if padding is None else rows.masked_fill(padding[:, None, :, None], 0)
+
+
 def image_sources(
-    queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens: int, image: slice
+    queries: Tensor,
+    keys: Tensor,
+    bias: Tensor | None,
+    class_tokens: int,
+    image: slice,
+    padding: Tensor | None = None,
 ) -> dict[str, Callable[[], Tensor]]:
-    """The entries of `Tokens` that attention yields, as functions; `image` says where the image tokens stand."""
+    """The entries of `Tokens` that attention yields, as functions; `image` says where the image tokens stand, `padding
+    (B, N)` which tokens do not count as queries."""
     found: list[tuple[Tensor, Tensor]] = []
 
     def statistics() -> tuple[Tensor, Tensor]:
         if not found:
-            found.append(received_and_own(queries, keys, bias))
+            found.append(received_and_own(queries, keys, bias, padding))
         return found[0]
 
     sources: dict[str, Callable[[], Tensor]] = {
-        "attention": lambda: attention_map(queries, keys, bias),
+        "attention": lambda: without_padding(attention_map(queries, keys, bias), padding),
         "received_attention": lambda: statistics()[0][..., image],
         "own_attention": lambda: statistics()[1][..., image],
     }

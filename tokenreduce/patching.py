@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.finding import around, candidates, find_backbone, need_module, patch_of, reduction_of
 from tokenreduce.recording import last_record
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import Reducer, create, lookup, methods
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", bound=nn.Module)
 FORMAT = 1
-# Modules that pass on what the module inside returns: containers, and wrappers that distribute, compile or adapt.
-TRANSPARENT = ("torch.nn.modules.container", "torch.nn.parallel", "torch._dynamo", "peft.", "tokenreduce.")
 
 
 def patch(
@@ -71,7 +67,7 @@ def patch(
     check_mode("prop_attn", prop_attn)
     reducer = create(method, options)
     made = _make_schedule(reducer, ratio, r, flops, schedule, layers)
-    reduction = _prepare(backbone, adapter, _around(model, name), reducer, made, restore, prop_attn)
+    reduction = _prepare(backbone, adapter, around(model, name), reducer, made, restore, prop_attn)
     if patch_of(backbone) is not None:
         adapter.remove(backbone)
     adapter.install(backbone, reduction)
@@ -82,7 +78,7 @@ def patch(
 def unpatch(model: Model) -> Model:
     """Undo `patch`, in place: the same classes, hooks and forwards as before; returns the model, also if it is not
     patched."""
-    for _, backbone, adapter in _candidates(_need_module(model)):
+    for _, backbone, adapter in candidates(need_module(model)):
         if patch_of(backbone) is not None:
             adapter.remove(backbone)
             del backbone._tokenreduce
@@ -161,55 +157,6 @@ def load_patch(model: Model, path: str | Path) -> Model:
     return patch(model, method, schedule=schedule, **arguments)
 
 
-def find_backbone(model: nn.Module) -> tuple[str, nn.Module, Adapter]:
-    """The one backbone inside `model` that an adapter knows: its name in the model, the module, the adapter."""
-    found = _candidates(_need_module(model))
-    if not found:
-        known = "; ".join(adapter.family for adapter in adapters()) or "none (import timm first)"
-        raise InvalidValueError(
-            f"{type(model).__name__} holds no backbone that tokenreduce knows; known: {known}. "
-            "A new family is one file in patches/, see the README; tokenreduce.plan and apply work without a model"
-        )
-    if len(found) > 1:
-        names = ", ".join(f"{name or 'the model itself'} ({type(module).__name__})" for name, module, _ in found)
-        raise InvalidValueError(f"{type(model).__name__} holds several backbones: {names}; patch the one you mean")
-    return found[0]
-
-
-def adapters() -> list[Adapter]:
-    """The adapters whose library is imported already; a model of a library that is not cannot exist."""
-    patches = importlib.import_module("tokenreduce.patches")
-    names = [module.name for module in pkgutil.iter_modules(patches.__path__)]
-    return [importlib.import_module(f"{patches.__name__}.{name}").ADAPTER for name in names if _can_exist(name)]
-
-
-def _can_exist(name: str) -> bool:
-    """Whether a model for the adapter in file `name` can exist: `timm_vit` is for timm, `transformers_dpt` for the
-    model type dpt of transformers, which imports each type apart."""
-    if name.startswith("transformers_"):
-        kind = name.removeprefix("transformers_")
-        return f"transformers.models.{kind}.modeling_{kind}" in sys.modules
-    parts = name.split("_")
-    return any("_".join(parts[:i]) in sys.modules for i in range(1, len(parts)))
-
-
-def reduction_of(model: nn.Module) -> Reduction:
-    """The patch of the model, or an error that says that there is none."""
-    patched = [patch_of(backbone) for _, backbone, _ in _candidates(_need_module(model))]
-    reductions = [reduction for reduction in patched if reduction is not None]
-    if len(reductions) != 1:
-        raise InvalidValueError(
-            f"{type(model).__name__} is not patched; call tokenreduce.patch(model, method, flops=0.6) first"
-            if not reductions
-            else f"{type(model).__name__} holds {len(reductions)} patched backbones; pass the one you mean"
-        )
-    return reductions[0]
-
-
-def patch_of(backbone: nn.Module) -> Reduction | None:
-    return vars(backbone).get("_tokenreduce")
-
-
 def check_mode(name: str, value: object) -> None:
     if not (isinstance(value, bool) or value == "auto"):
         raise InvalidValueError(f'{name} is {value!r}; valid: True, False, "auto"')
@@ -262,7 +209,12 @@ def _prepare(
             f"{reducer.name} cannot run on this {type(backbone).__name__}: {reason}; methods that fit: {fitting}"
         )
     geometry = adapter.geometry(backbone)
-    schedule.check_depth(geometry.depth)
+    schedule.check_layers(geometry.depth, geometry.whole)
+    if restore is False and adapter.needs_maps:
+        raise InvalidValueError(
+            f"restore=False leaves no map, and what follows the layers of this {type(backbone).__name__} takes maps "
+            'only; leave it out, or give restore="auto" or True'
+        )
     reduction = Reduction(
         reducer,
         schedule,
@@ -276,11 +228,18 @@ def _prepare(
     if not reduction.adaptive:
         counts = (geometry.count, *reduction.counts(geometry.count))
         reducing = [layer for layer, (a, b) in enumerate(pairwise(counts)) if b < a]
-        if reducer.once and len(reducing) > 1:
+        in_a_row = [(a, b) for a, b in pairwise(reducing) if not geometry.whole & set(range(a, b))]
+        if reducer.once and in_a_row:
             raise InvalidValueError(
                 f"{reducer.name} can reduce in one layer only, but this budget reduces in layers {reducing}; "
                 f"give flops= or ratio= alone, or one layer, such as layers=[{reducing[0]}]"
             )
+    elif not reduction.deciding_layers:
+        able = [layer for layer in range(geometry.depth) if layer not in geometry.whole]
+        raise InvalidValueError(
+            f"without a budget {reducer.name} decides in layers {list(reducer.deciding_layers(geometry.depth))}, which "
+            f"need all tokens here; give layers= of {able}, or a budget, for example flops=0.8"
+        )
     return reduction
 
 
@@ -290,29 +249,3 @@ def _misfit(needs: frozenset[str], backbone: nn.Module, adapter: Adapter) -> str
     missing = adapter.provides(backbone)
     reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(needs) if need in missing]
     return "; ".join(reasons)
-
-
-def _around(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules that hold the backbone `name`, outermost first, without wrappers and containers."""
-    parts = name.split(".") if name else []
-    holders = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
-    return [m for m in holders if not type(m).__module__.startswith(TRANSPARENT)]
-
-
-def _candidates(model: nn.Module) -> list[tuple[str, nn.Module, Adapter]]:
-    known = adapters()
-    found: list[tuple[str, nn.Module, Adapter]] = []
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}." if outer else "") for outer, _, _ in found)
-        adapter = None if inside else next((a for a in known if a.matches(module)), None)
-        if adapter is not None:
-            found.append((name, module, adapter))
-    return found
-
-
-def _need_module(model: object) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(
-            f"model is {type(model).__name__}; it must be a torch.nn.Module, such as a timm vision transformer"
-        )
-    return model

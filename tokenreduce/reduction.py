@@ -128,7 +128,8 @@ class Reduction:
 
     def rehearsal(self, n: int) -> Rehearsal:
         """What the method's own work on `n` tokens costs."""
-        return Rehearsal(self.reducer, self.geometry, n, self._work)
+        restores = self.restore or bool(self.geometry.whole)
+        return Rehearsal(self.reducer, self.geometry, n, self._work, restores)
 
     def to_json(self) -> dict[str, Any]:
         """Method, options, schedule and modes as JSON-able values."""

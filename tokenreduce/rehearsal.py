@@ -19,10 +19,14 @@ Work = dict[tuple[Any, ...], int]
 
 
 class Rehearsal:
-    """Counts MACs of a reducer for images of `entered` tokens; figures are remembered in `known`, the state here."""
+    """Counts MACs of a reducer for images of `entered` tokens; figures are remembered in `known`, the state here.
 
-    def __init__(self, reducer: Reducer, geometry: Geometry, entered: int, known: Work) -> None:
+    `restores`: every map is undone once in each forward, which costs something where the map is dense.
+    """
+
+    def __init__(self, reducer: Reducer, geometry: Geometry, entered: int, known: Work, restores: bool) -> None:
         self.reducer, self.geometry, self.entered, self.known = reducer, geometry, entered, known
+        self.restores = restores
         self._state: Any = None
         self._begun = False
 
@@ -31,11 +35,14 @@ class Rehearsal:
         return self._counted(("begin", self.entered), self._make_state)
 
     def plan(self, layer: int, n: int, keep: int) -> int:
-        """MACs of planning and applying one reduction in `layer`."""
+        """MACs of planning and applying one reduction in `layer`, and of undoing it."""
 
         def work() -> None:
             tokens = self._tokens(layer, n)
-            self.reducer.plan(tokens, keep, self._state).apply(tokens.features)
+            token_map = self.reducer.plan(tokens, keep, self._state)
+            reduced = token_map.apply(tokens.features)
+            if self.restores:
+                token_map.restore(reduced)
 
         return self._counted(("plan", self.entered, layer, n, keep), work)
 

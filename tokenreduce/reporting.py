@@ -36,7 +36,7 @@ class Report:
 
     @property
     def tokens_left(self) -> int:
-        """Image tokens after the last layer that reduces."""
+        """The fewest image tokens after any layer."""
         return min(self.tokens)
 
     @property
@@ -102,10 +102,9 @@ class Report:
             f"{self.flops_share:.1%} of the unpatched multiply-adds",
             f"{'layer':>5} {'tokens':>7} {'removed':>8}",
         ]
-        before = self.input_tokens
-        for layer, after in enumerate(self.tokens):
+        entering = self._reduction.entering(self.input_tokens, self.tokens)
+        for layer, (before, after) in enumerate(zip(entering, self.tokens, strict=True)):
             lines.append(f"{layer:>5} {after:>7} {before - after:>8}")
-            before = after
         return "\n".join(lines)
 
     __repr__ = __str__

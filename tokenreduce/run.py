@@ -18,7 +18,7 @@ from tokenreduce.places import Places
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import Reducer
 from tokenreduce.token_map import TokenMap, with_protected
-from tokenreduce.tokens import Tokens
+from tokenreduce.tokens import Tokens, far_away
 
 # Queries, keys and additive logits as the attention of the current layer uses them, from those that hooks saw.
 Attend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
@@ -167,8 +167,14 @@ class Run:
         self.phase = "model"
         return x
 
+    def blank(self, x: Tensor) -> Tensor:
+        """`x` with zeros in the place of padding, so that what it held decides nothing."""
+        return x if self.valid is None else x.masked_fill(self.valid[..., None] == 0, 0)
+
     def enter(self, layer: int, x: Tensor) -> Tensor:
         """The tokens to go on with, when a layer receives `x`."""
+        if layer == 0:
+            x = self.blank(x)
         waiting, self.waiting = self.waiting, None
         if self.maps and layer in self.reduction.geometry.whole:
             x = self.restore(x) if waiting is None else x  # what waits was restored already
@@ -210,20 +216,28 @@ class Run:
 
     def _tokens(self, layer: int, x: Tensor) -> Tokens:
         shape = self.reduction.geometry
-        start, end = shape.prefix, x.shape[1] - shape.suffix
+        start = shape.prefix
+        padding = None if self.valid is None or self.sizes is None else self.sizes == 0
+
+        def seen(full: Tensor) -> Tensor:
+            image = full[..., start : full.shape[-2] - shape.suffix, :]
+            return image if padding is None else far_away(image, padding)
+
         sources: dict[str, Callable[[], Tensor]] = {
-            name: (lambda full=full: full[..., start : full.shape[-2] - shape.suffix, :])  # type: ignore[misc]
+            name: (lambda full=full: seen(full))  # type: ignore[misc]
             for name, full in self.captured.items()
         }
         if "queries" in self.captured and "keys" in self.captured:
             attend = self.attend or (lambda q, k: (q, k, self.attention_bias(q, torch.float32)))
             queries, keys, bias = attend(self.captured["queries"], self.captured["keys"])
             image = slice(start, keys.shape[2] - shape.suffix)
-            sources |= image_sources(queries, keys, bias, shape.class_tokens, image)
+            rows = None if padding is None else F.pad(padding, (start, shape.suffix))
+            sources |= image_sources(queries, keys, bias, shape.class_tokens, image, rows)
         sources["origin"] = lambda: self.places.origin(x.shape[0], x.device)
         if self.grid is not None:
             sources["positions"] = lambda: self.places.positions(x.shape[0], x.device)
-        return Tokens(x[:, start:end], self.sizes, sources, self.grid, start, shape.suffix, layer, shape.depth)
+        sizes = self.sizes if padding is None else self.sizes.masked_fill(padding, 1)  # type: ignore[union-attr]
+        return Tokens(seen(x), sizes, sources, self.grid, start, shape.suffix, layer, shape.depth)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -103,13 +103,19 @@ class Schedule:
         """Leave the counts to an adaptive method, in its own layers or in `layers`: they follow the data."""
         return cls("adaptive", layers=_check_layers(layers))
 
-    def check_depth(self, depth: int) -> None:
-        """Raise if an event or a layer lies behind the model's last layer."""
-        named = [layer for layer, _ in self.events] + list(self.layers or ())
+    def check_layers(self, depth: int, whole: frozenset[int] = frozenset()) -> None:
+        """Raise if an event or a layer lies behind the model's last layer, or is one of those that need all tokens."""
+        named = [layer for layer, amount in self.events if amount] + list(self.layers or ())
         late = [layer for layer in named if layer >= depth]
         if late:
             raise InvalidValueError(
                 f"layer {late[0]} does not exist: the model has {depth} layers, numbered 0 to {depth - 1}"
+            )
+        fixed = [layer for layer in named if layer in whole]
+        if fixed:
+            raise InvalidValueError(
+                f"layer {fixed[0]} needs all tokens (for its windows or convolutions) and cannot reduce; "
+                f"layers that can: {', '.join(str(layer) for layer in range(depth) if layer not in whole)}"
             )
 
     def resolve(
@@ -192,13 +198,14 @@ class Schedule:
 
     def _layer_choices(self, model: _Model) -> list[tuple[int, ...]]:
         """The shape's layers, then the same moved to earlier layers one by one; where some layers need all tokens,
-        every other layer."""
+        every other layer, or of those in a row the first if the shape has one layer only."""
         if self.layers is not None:
             return [self.layers]
         depth = model.depth
-        if model.whole:
-            return [tuple(layer for layer in range(depth) if layer not in model.whole)]
         parts, start = SHAPES[self.shape].parts, depth * SHAPES[self.shape].start // 12
+        if model.whole:
+            free = [layer for layer in range(depth) if layer not in model.whole]
+            return [tuple(layer for layer in free if len(parts) != 1 or layer - 1 not in free)]
         if not parts:
             return [tuple(range(max(0, start - back), depth)) for back in range(start + 1)]
         own = [depth * part // 12 for part in parts]

@@ -25,7 +25,7 @@ class Slicing:
         """`x` cut to the layer's count, at the placement where a method would reduce."""
         return x[:, : self.counts[layer] + self.geometry.protected] if placement == self.placement else x
 
-    def attention_bias(self, x: Tensor) -> None:
+    def attention_bias(self, x: Tensor, dtype: object = None) -> None:
         """No sizes, no bias."""
 
     def shows(self, attend: object) -> None:

@@ -50,13 +50,12 @@ def open_run(
             "restore=False leaves no map to return, but the outputs of single layers are collected, as "
             'forward_intermediates does; patch with restore="auto" or True, or use forward_features'
         )
-    noted = _state.grid
-    grid = noted[1] if noted is not None and noted[0] is reduction else shape.grid
+    grid = noted_grid(reduction)
     known_grid = grid if prod(grid) == entered else None
     run = Run(reduction, entered, known_grid, tapped, None if valid is None else valid(), surrounded)
     _state.runs.append(run)
     try:
-        run.begin(x)
+        run.begin(run.blank(x))
     except BaseException:
         close(run)
         raise
@@ -122,6 +121,12 @@ def capturing(reduction: Reduction) -> Run | None:
 def note_grid(reduction: Reduction, grid: tuple[int, ...]) -> None:
     """Remember the grid that the patch embedding just made, for the run that follows in this thread."""
     _state.grid = (reduction, grid)
+
+
+def noted_grid(reduction: Reduction) -> tuple[int, ...]:
+    """The grid that was noted last; the default one where nothing was."""
+    noted = _state.grid
+    return noted[1] if noted is not None and noted[0] is reduction else reduction.geometry.grid
 
 
 def collect_layers(reduction: Reduction | None) -> Reduction | None:

@@ -114,3 +114,15 @@ class Tokens:
                 "a reducer declares it in its needs; after changing a model's attention, patch again"
             )
         return self.sources[name]()
+
+
+def far_away(heads: Tensor, padding: Tensor) -> Tensor:
+    """`heads (B, ..., N, d)` with one point in the place of all `padding (B, N)`: opposite to the mean of the others,
+    and at least as long as any.
+
+    So padding joins padding first, and no two real tokens meet in it.
+    """
+    where = padding.view(padding.shape[0], *(1,) * (heads.ndim - 3), padding.shape[1], 1)
+    real = heads.masked_fill(where, 0)
+    point = -real.sum(-2, keepdim=True).sign() * real.abs().amax((-2, -1), keepdim=True)
+    return point.to(heads.dtype).where(where, heads)

@@ -17,8 +17,8 @@ from tokenreduce.bench.profiling import attention_backend, peak_memory
 from tokenreduce.bench.stages import stage_microseconds
 from tokenreduce.bench.timing import Times, bootstrap_interval, interleave, synchronizer
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.finding import find_backbone, reduction_of
 from tokenreduce.flops import count_flops
-from tokenreduce.patching import find_backbone, reduction_of
 from tokenreduce.recording import last_record
 
 Row = dict[str, Any]

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenreduce.patching import find_backbone, patch, unpatch
+from tokenreduce.finding import find_backbone, reduction_of
+from tokenreduce.patching import patch, unpatch
 
 BUDGETS = ("ratio", "r", "flops", "schedule")
 
@@ -55,6 +56,14 @@ def unpatched_lane(model: nn.Module, like: Tensor) -> nn.Module:
 def patched_lane(base: nn.Module, arm: Arm) -> nn.Module:
     """A twin of `base`, patched as `arm` says."""
     return patch(twin(base), arm.method, **arm.arguments)
+
+
+def restored_lane(base: nn.Module, arm: Arm) -> nn.Module:
+    """As `patched_lane`, but all tokens come back at the end, whatever that costs: `restore=True` would leave fewer of
+    them where restoring is paid from the budget."""
+    lane = patched_lane(base, arm)
+    reduction_of(lane).restore = True
+    return lane
 
 
 @contextmanager

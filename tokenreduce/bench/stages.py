@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenreduce.bench.timing import Call, seconds, synchronizer
-from tokenreduce.patching import reduction_of
+from tokenreduce.finding import reduction_of
 from tokenreduce.registry import Reducer
 from tokenreduce.token_map import TokenMap
 from tokenreduce.tokens import Tokens

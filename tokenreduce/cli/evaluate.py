@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor, nn
 
-from tokenreduce.bench.lanes import Arm, patched_lane
+from tokenreduce.bench.lanes import Arm, patched_lane, restored_lane
 from tokenreduce.cli.arguments import MODEL_HELP, load_model, make_arms, place_name, progress_bar, usable_device
 from tokenreduce.cli.output import Row, console, print_table, write_json
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.evaluation.datasets import Data, check_labels, load_data, load_gallery
 from tokenreduce.evaluation.heads import MakeHead, NearestNeighbours, ZeroShot, text_embeddings, trained
 from tokenreduce.evaluation.metrics import DEFINITIONS, Patched, measure
-from tokenreduce.patching import find_backbone
+from tokenreduce.finding import find_backbone
 
 HEADS = ("trained", "knn", "zero-shot")
 
@@ -92,7 +92,7 @@ def prepare(model: nn.Module, arms: Sequence[Arm]) -> tuple[list[Patched], list[
         except InvalidValueError as error:
             refused.append({"method": arm.method, "budget": arm.budget, "refused": str(error)})
             continue
-        restored = patched_lane(model, Arm(arm.method, **arm.arguments, restore=True))
+        restored = restored_lane(model, arm)
         patched.append(Patched(arm.method, arm.budget, deployed, restored))
     if not patched:
         raise InvalidValueError("; ".join(row["refused"] for row in refused))

@@ -19,7 +19,8 @@ from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.evaluation import fashion_mnist
 from tokenreduce.evaluation.datasets import image_transform, takes_fashion
 from tokenreduce.evaluation.pretrained import Pretrained
-from tokenreduce.patching import find_backbone, report
+from tokenreduce.finding import find_backbone
+from tokenreduce.patching import report
 from tokenreduce.reporting import Report
 from tokenreduce.token_map import TokenMap, identity
 from tokenreduce.visualize import Reduced, draw_methods

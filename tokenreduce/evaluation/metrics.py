@@ -14,8 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.evaluation.heads import Classify, MakeHead, trained, whole_forward
+from tokenreduce.finding import find_backbone, reduction_of
 from tokenreduce.flops import count_flops
-from tokenreduce.patching import find_backbone, reduction_of, report
+from tokenreduce.patching import report
 from tokenreduce.reporting import Report
 
 Row = dict[str, Any]

@@ -1,0 +1,96 @@
+"""torchvision `VisionTransformer`: its blocks around `nn.MultiheadAttention`, which is restated while tokens are
+reduced."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
+
+from tokenreduce.flops import count_flops
+from tokenreduce.reduction import Geometry, Reduction
+from tokenreduce.run import Run
+
+from .layered import LayeredAdapter, ReducedLayer, layered_costs
+from .multihead import reduce_attention, refuse_attention, unreduce_attention
+
+
+class ReducedEncoderBlock(ReducedLayer, EncoderBlock):
+    def attention_line(self, run: Run, x: Tensor) -> Tensor:
+        y = self.ln_1(x)
+        y, _ = self.self_attention(y, y, y, need_weights=False, attn_mask=run.attention_bias(x))
+        return self.dropout(y) + x
+
+    def mlp_line(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.ln_2(x))
+
+
+class TorchvisionViT(LayeredAdapter):
+    """The model itself reads the class token only; what holds it may read the encoder's tokens."""
+
+    name = "torchvision_vit"
+    family = "torchvision VisionTransformer"
+    reduced: ClassVar = {EncoderBlock: ReducedEncoderBlock}
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, VisionTransformer)
+
+    def layers(self, model: Any) -> Sequence[Any]:
+        return model.encoder.layers
+
+    def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
+        return {}  # its attention shows them
+
+    def refusals(self, model: Any) -> list[str]:
+        reasons = super().refusals(model)
+        return reasons or refuse_attention(layer.self_attention for layer in self.layers(model))
+
+    def provides(self, model: Any) -> dict[str, str]:
+        return {}
+
+    def geometry(self, model: Any) -> Geometry:
+        layers, width = self.layers(model), model.hidden_dim
+        heads, side = layers[0].num_heads, model.image_size // model.patch_size
+        costs = layered_costs(model, layers, "self_attention", model.conv_proj, width)
+        return Geometry(
+            depth=len(layers),
+            prefix=1,
+            suffix=0,
+            class_tokens=1,
+            grid=(side, side),
+            width=width,
+            heads=heads,
+            head_dim=width // heads,
+            costs=dataclasses.replace(costs, per_token=embedding_macs(model) // side**2),
+        )
+
+    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
+        return bool(outer) or type(model).forward is not VisionTransformer.forward
+
+    def install(self, model: Any, reduction: Reduction) -> None:
+        super().install(model, reduction)
+        for layer in self.layers(model):
+            reduce_attention(layer.self_attention, reduction)
+
+    def remove(self, model: Any) -> None:
+        for layer in self.layers(model):
+            unreduce_attention(layer.self_attention)
+        super().remove(model)
+
+
+def embedding_macs(model: Any) -> int:
+    """MACs of the patch embedding on one image: a stem has convolutions on other grids than the tokens'."""
+    # A copy, so that batch norms in training see no image of ours.
+    stem = copy.deepcopy(model.conv_proj).to("meta")
+    channels = next(m.in_channels for m in stem.modules() if isinstance(m, nn.Conv2d))
+    dtype = next(stem.parameters()).dtype
+    images = torch.zeros(1, channels, model.image_size, model.image_size, device="meta", dtype=dtype)
+    return count_flops(stem, images).total
+
+
+ADAPTER = TorchvisionViT()
