@@ -13,7 +13,7 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.reduction import Reduction
 from tokenreduce.run import Run
 
-from .huggingface import HuggingFaceAdapter, PretrainedLayer, check_implementation, implementation
+from .huggingface import HuggingFaceAdapter, PretrainedLayer, check_implementation, implementation, valid_keys
 from .position_bias import attend_with
 
 
@@ -21,21 +21,25 @@ class ReducedBeitLayer(PretrainedLayer, BeitLayer):
     def valid(
         self, reduction: Reduction, x: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor | None:
-        """The model hands its shared bias to the layers in the place of a mask; padding cannot be told from it."""
+        """The model hands its shared bias to the layers in the place of a mask, in which padding cannot be told from
+        it. While it is traced the library makes a mask even where nothing is padded."""
         check_implementation(implementation(self))
-        if attention_mask is not None and not self.is_shared_bias(attention_mask):
-            raise InvalidValueError(
-                "attention_mask does not fit a reduced BEiT, in which a mask stands for position bias; "
-                "call without it, or call tokenreduce.unpatch(model)"
-            )
-        return None
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if attention_mask is None or (tracing and self.shares_bias):
+            return None
+        if tracing:
+            return valid_keys(attention_mask, x)
+        mask = attention_mask
+        if self.shares_bias and mask.shape[0] == 1 and mask.is_floating_point() and not hides(mask):
+            return None
+        raise InvalidValueError(
+            "attention_mask does not fit a reduced BEiT, in which a mask stands for position bias; "
+            "call without it, or call tokenreduce.unpatch(model)"
+        )
 
-    def is_shared_bias(self, mask: Tensor) -> bool:
-        config = self.attention.config
-        shared = config.use_shared_relative_position_bias and mask.is_floating_point() and mask.shape[0] == 1
-        if shared and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            shared = bool((mask > torch.finfo(mask.dtype).min / 2).all())
-        return shared
+    @property
+    def shares_bias(self) -> bool:
+        return self.attention.config.use_shared_relative_position_bias
 
     def attention_line(
         self,
@@ -46,7 +50,7 @@ class ReducedBeitLayer(PretrainedLayer, BeitLayer):
         resolution: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        table = attention_mask
+        table = attention_mask if self.shares_bias else None
         if self.relative_position_bias is not None:
             assert resolution is not None
             side: Any = self.patch_size
@@ -58,6 +62,11 @@ class ReducedBeitLayer(PretrainedLayer, BeitLayer):
 
     def mlp_line(self, x: Tensor) -> Tensor:
         return self.drop_path(self.lambda_2 * self.dropout(self.mlp(self.layernorm_after(x)))) + x
+
+
+def hides(mask: Tensor) -> bool:
+    """Whether an additive mask takes tokens out."""
+    return bool((mask < torch.finfo(mask.dtype).min / 2).any())
 
 
 class TransformersBeit(HuggingFaceAdapter):

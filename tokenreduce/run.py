@@ -107,14 +107,17 @@ class Run:
         return table.expand(origin.shape[0], -1, -1, -1).gather(2, index)
 
     def pairs(self, table: Tensor, x: Tensor) -> Tensor:
-        """The entries of a table of all the input's tokens in pairs, `(1, H, N, N)`, protected ones included, that
+        """The entries of a table of all the input's tokens in pairs, `(1 or B, H, N, N)`, protected ones included, that
         belong to the tokens of `x`: `(B, H, M, M)`. The table itself before any reduction."""
         if not self.maps:
             return table
         shape = self.reduction.geometry
         origin = self.places.origin(x.shape[0], x.device)
         tokens = with_protected(origin, shape.prefix, shape.prefix + self.entered, shape.suffix)
-        return table[0][:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1)
+        if table.shape[0] == 1:
+            return table[0][:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1)
+        rows = table.gather(2, tokens[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[3]))
+        return rows.gather(3, tokens[:, None, None, :].expand(*rows.shape[:3], -1))
 
     def shows(self, attend: Attend) -> None:
         """Say how the current layer makes of queries and keys, as hooks see them, what its attention uses."""

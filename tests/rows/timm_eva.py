@@ -28,13 +28,13 @@ def equal_places(prefix: int, model: nn.Module) -> None:
 
 def eva(name: str, prefix: int = 1, **arguments: Any) -> Backbone:
     refuses = arguments.pop("refuses", frozenset())
-    fields = {key: arguments.pop(key) for key in ("last", "tokens_stay_reduced", "grid") if key in arguments}
+    own = ("last", "tokens_stay_reduced", "silence")
+    fields = {"silence": SILENCE} | {key: arguments.pop(key) for key in own if key in arguments}
     places = prefix if not arguments.get("no_embed_class") else 0
     return timm_row(
         name,
         Eva,
         arguments,
-        silence=SILENCE,
         prefix=prefix,
         equal_positions=partial(equal_places, places),
         refuses=refuses,
@@ -93,7 +93,7 @@ def make_rows() -> list[Backbone]:
             refuses=frozenset({"ats"}),
             **ROPE,
         ),
-        eva("timm_eva_post_norm", use_post_norm=True, global_pool="token", **ROPE),
+        eva("timm_eva_post_norm", silence=("norm1", "norm2"), use_post_norm=True, global_pool="token", **ROPE),
         Backbone(
             "timm_eva02_features",
             feature_maps,
