@@ -7,6 +7,7 @@ own modules.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.flops import count_flops
 from tokenreduce.reduction import Costs, Reduction
 from tokenreduce.run import Run
 from tokenreduce.slicing import Slicing
@@ -157,6 +159,15 @@ def layered_costs(model: Any, layers: Sequence[Any], attention: str, embedding: 
         pairs=(2 * width,) * len(layers),
         mlp=tuple(total - part for total, part in zip(whole, inside, strict=True)),
     )
+
+
+def stem_macs(stem: nn.Module, height: int, width: int) -> int:
+    """MACs of a patch embedding on one image, for stems with convolutions on other grids than the tokens'."""
+    # A copy, so that batch norms in training see no image of ours.
+    stem = copy.deepcopy(stem).to("meta")
+    channels = next(m.in_channels for m in stem.modules() if isinstance(m, nn.Conv2d))
+    dtype = next(stem.parameters()).dtype
+    return count_flops(stem, torch.zeros(1, channels, height, width, device="meta", dtype=dtype)).total
 
 
 def matrix_size(module: Any) -> int:

@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.flops import count_flops
 from tokenreduce.recording import record
 from tokenreduce.reduction import Costs, Geometry, Reduction
 from tokenreduce.run import Run
 from tokenreduce.stack import close, open_run
 
-from .layered import LayeredAdapter, ReducedLayer, matrix_size
+from .layered import LayeredAdapter, ReducedLayer, matrix_size, stem_macs
 
 
 class ReducedBlocks(nn.Sequential):
@@ -175,10 +173,7 @@ def model_costs(model: Any) -> Costs:
     if type(embed) is PatchEmbed:
         embedding = sum(matrix_size(m) for m in embed.modules())
     else:  # convolutions on other grids than the tokens': only counting tells
-        weight = next(embed.parameters())
-        channels = next(m.in_channels for m in embed.modules() if isinstance(m, nn.Conv2d))
-        images = torch.zeros(1, channels, *embed.img_size, device=weight.device, dtype=weight.dtype)
-        embedding = count_flops(embed, images).total // max(1, embed.num_patches)
+        embedding = stem_macs(embed, *embed.img_size) // max(1, embed.num_patches)
     pool = model.attn_pool
     kv = matrix_size(pool.kv) if pool is not None and hasattr(pool, "kv") else 0
     heads = [

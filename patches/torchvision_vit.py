@@ -3,20 +3,17 @@ reduced."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
-from tokenreduce.flops import count_flops
 from tokenreduce.reduction import Geometry, Reduction
 from tokenreduce.run import Run
 
-from .layered import LayeredAdapter, ReducedLayer, layered_costs
+from .layered import LayeredAdapter, ReducedLayer, layered_costs, stem_macs
 from .multihead import reduce_attention, refuse_attention, unreduce_attention
 
 
@@ -56,6 +53,7 @@ class TorchvisionViT(LayeredAdapter):
     def geometry(self, model: Any) -> Geometry:
         layers, width = self.layers(model), model.hidden_dim
         heads, side = layers[0].num_heads, model.image_size // model.patch_size
+        stem = stem_macs(model.conv_proj, model.image_size, model.image_size)
         costs = layered_costs(model, layers, "self_attention", model.conv_proj, width)
         return Geometry(
             depth=len(layers),
@@ -66,7 +64,7 @@ class TorchvisionViT(LayeredAdapter):
             width=width,
             heads=heads,
             head_dim=width // heads,
-            costs=dataclasses.replace(costs, per_token=embedding_macs(model) // side**2),
+            costs=dataclasses.replace(costs, per_token=stem // side**2),
         )
 
     def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
@@ -81,16 +79,6 @@ class TorchvisionViT(LayeredAdapter):
         for layer in self.layers(model):
             unreduce_attention(layer.self_attention)
         super().remove(model)
-
-
-def embedding_macs(model: Any) -> int:
-    """MACs of the patch embedding on one image: a stem has convolutions on other grids than the tokens'."""
-    # A copy, so that batch norms in training see no image of ours.
-    stem = copy.deepcopy(model.conv_proj).to("meta")
-    channels = next(m.in_channels for m in stem.modules() if isinstance(m, nn.Conv2d))
-    dtype = next(stem.parameters()).dtype
-    images = torch.zeros(1, channels, model.image_size, model.image_size, device="meta", dtype=dtype)
-    return count_flops(stem, images).total
 
 
 ADAPTER = TorchvisionViT()

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor
 from transformers.models.vit.modeling_vit import ViTForImageClassification, ViTLayer, ViTModel
 
-from tokenreduce.run import Run
+from .huggingface import HuggingFaceAdapter
+from .prenorm import PrenormLayer
 
-from .huggingface import HuggingFaceAdapter, PretrainedLayer
 
-
-class ReducedViTLayer(PretrainedLayer, ViTLayer):
-    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        return self.dropout(self.attention(self.layernorm_before(x), run.attention_bias(x), **kwargs)[0]) + x
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return self.dropout(self.mlp(self.layernorm_after(x))) + x
+class ReducedViTLayer(PrenormLayer, ViTLayer):
+    """The layer's two lines are those of `PrenormLayer`."""
 
 
 class TransformersViT(HuggingFaceAdapter):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -125,8 +126,17 @@ def test_the_given_model_stays_as_it_is(patched_before: bool) -> None:
         assert tokenreduce.report(model).method == "random"
 
 
-def test_a_family_that_cannot_slice_has_no_limit() -> None:
+def test_post_norm_blocks_have_a_limit() -> None:
     rows = quick(tiny_vit(block_fn=ResPostBlock), [Arm("tome", r=3)])
+    assert rows[1]["limit_share"] > 0
+
+
+def test_a_family_that_cannot_slice_has_no_limit() -> None:
+    """Between windows all tokens are needed."""
+    model = VisionTransformerSAM(
+        img_size=32, patch_size=4, embed_dim=32, depth=3, num_heads=2, window_size=4, global_attn_indexes=(1,)
+    )
+    rows = quick(model.eval(), [Arm("tome", r=3)])
     assert rows[1]["limit_share"] is None and math.isfinite(rows[1]["speedup"])
 
 

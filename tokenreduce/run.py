@@ -240,7 +240,7 @@ class Run:
         if self.grid is not None:
             sources["positions"] = lambda: self.places.positions(x.shape[0], x.device)
         sizes = self.sizes if padding is None else self.sizes.masked_fill(padding, 1)  # type: ignore[union-attr]
-        return Tokens(seen(x), sizes, sources, self.grid, start, shape.suffix, layer, shape.depth)
+        return Tokens(seen(x), sizes, sources, self.grid, start, shape.suffix, layer, shape.depth, padding)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -37,6 +37,8 @@ class Tokens:
         grid: `(H, W)` of the input's image tokens, if they are one.
         prefix, suffix: how many protected tokens stand in front and behind.
         layer, depth: the 0-based layer and the number of layers.
+        padding: `(B, N)`, True for tokens that only pad, or None. They are shown as one point far from all others, get
+            no attention, and are of size 1 here, though they weigh nothing when a map is applied.
     """
 
     features: Tensor
@@ -47,6 +49,7 @@ class Tokens:
     suffix: int = 0
     layer: int = 0
     depth: int = 1
+    padding: Tensor | None = None
 
     @property
     def count(self) -> int:

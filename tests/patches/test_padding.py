@@ -57,6 +57,22 @@ def test_padding_goes_first(name: str, method: str) -> None:
         assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "method"), METHODS)
+def test_no_two_real_tokens_meet_in_padding(name: str, method: str) -> None:
+    backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
+    inputs = backbone.inputs(4)
+    real = inputs[ROWS[name][1]].bool()
+    patch(model, method, schedule=Schedule.keep({2: 40}))
+    with torch.no_grad():
+        backbone.outputs(model, inputs)
+    [(_, token_map)] = report(model).maps
+    if token_map.dest is None or token_map.rep is None:
+        pytest.skip("shares tokens out")
+    moved = real if token_map.weight is None else real & (token_map.weight > 0)
+    members = torch.zeros(4, token_map.count).scatter_add(1, token_map.dest, moved.float())
+    assert members.where(~real.gather(1, token_map.rep), 0).max() <= 1
+
+
 def test_far_away_is_one_point_opposite_to_the_rest() -> None:
     heads = torch.randn(2, 3, 6, 4) + 1
     padding = torch.tensor([[False] * 4 + [True] * 2, [False] * 6])

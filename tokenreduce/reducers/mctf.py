@@ -66,6 +66,9 @@ class MCTF(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         attention = tokens.received_attention.float().mean(1) / (tokens.prefix + tokens.count + tokens.suffix)
         attention = attention.clamp_min(1e-12)
+        if tokens.padding is not None:  # what gets no attention would attract all others
+            least = attention.masked_fill(tokens.padding, 1).amin(1, keepdim=True)
+            attention = attention.where(~tokens.padding, least)
         first, removed = tokens.prefix % 2, tokens.count - keep
         forward = removed // 2 if self.bidirectional else removed
         return match_both_ways(
@@ -86,6 +89,9 @@ class MCTF(Reducer):
             value = value / value.amin(1, keepdim=True)  # no large exponent can overflow
             # The product before the exponent: pairs of sizes (1, 4) and (2, 2) must tie.
             attraction = attraction * (value[:, first::2, None] * value[:, None, 1 - first :: 2]) ** -exponent
+        if tokens.padding is not None:
+            apart = tokens.padding[:, first::2, None] != tokens.padding[:, None, 1 - first :: 2]
+            attraction = attraction.masked_fill(apart, 0)
         return attraction
 
 
