@@ -26,7 +26,7 @@ said = []
 try:
     tokenreduce.patch(torch.nn.Linear(2, 2), "tome", flops=0.6)
 except ValueError as error:
-    said.append("import timm first" in str(error))
+    said.append("Not installed here: timm (pip install 'tokenreduce[timm]')" in str(error))
 from tokenreduce.cli import main
 try:
     main()
