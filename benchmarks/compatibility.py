@@ -58,7 +58,9 @@ def families() -> dict[str, Backbone]:
 def applies(check: str, backbone: Backbone, method: str) -> bool:
     if check == "oracle":
         return method in HAS_ORACLE and backbone.equal_positions is not None
-    return check not in ("compile", "export") or tokenreduce.describe(method)["exportable"]
+    if check in ("compile", "export"):
+        return backbone.traceable and tokenreduce.describe(method)["exportable"]
+    return True
 
 
 def outcome(check: str, backbone: Backbone, method: str) -> str:

@@ -156,6 +156,11 @@ class TimmEva(LayeredAdapter):
         if odd and not reasons:
             names = ", ".join(c.__name__ for c in self.attentions if c is not ReducedEvaAttention)
             reasons.append(f"its attention is {type(odd[0].attn).__name__} (known: {names})")
+        rotary = [
+            b.attn for b in model.blocks if hasattr(b, "attn") and isinstance(b.attn, (EvaAttention, AttentionRope))
+        ]
+        if any(not hasattr(attn, "gate") for attn in rotary):
+            reasons.append("its rotary attention is that of timm before 1.0.28; upgrade timm")
         if type(model).forward_features is not self.kind.forward_features:
             reasons.append(
                 f"{type(model).__name__} has a forward_features of its own, which may treat tokens by position"
