@@ -19,8 +19,7 @@ PACKAGE = Path(tokenreduce.__file__).parent
 PATCHES = Path(tokenreduce.patches.__file__).parent
 # A file may import from its own layer and from those below it.
 LAYERS = [
-    {"errors", "constant", "padding"},
-    {"attention"},
+    {"errors", "constant", "attention"},
     {"kernels"},
     {"token_map", "schedule", "tokens"},
     {"registry", "places"},
