@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from torch import nn
 
 from tokenreduce.reduction import Geometry, Reduction
+from tokenreduce.tokens import VIDEO
 
 
 class Adapter:
@@ -19,6 +20,7 @@ class Adapter:
 
     name: str
     family: str
+    videos: bool = False  # tokens are tubelets, in a grid of time, height and width
     needs_maps: bool = False  # what follows the layers works on maps only, so that tokens are always restored for it
 
     def matches(self, module: nn.Module) -> bool:
@@ -33,6 +35,11 @@ class Adapter:
         """What the model cannot show a reducer, of `tokens.PROVIDABLE`: the name, and the reason in one clause."""
         raise NotImplementedError
 
+    def missing(self, model: nn.Module) -> dict[str, str]:
+        """What `provides` says, and for models of images what only those of videos show."""
+        of_videos = {} if self.videos else dict.fromkeys(VIDEO, "the model takes images, not videos")
+        return self.provides(model) | of_videos
+
     def geometry(self, model: nn.Module) -> Geometry:
         """Layers, protected tokens, grid, widths and costs."""
         raise NotImplementedError
@@ -41,6 +48,10 @@ class Adapter:
         """Whether what follows the layers needs all tokens: a head that pools image tokens or reads a map, in the model
         or in the modules that hold it, `outer`, outermost first."""
         raise NotImplementedError
+
+    def needs_all(self, model: nn.Module, outer: Sequence[nn.Module]) -> bool:
+        """Whether what follows the layers, in the model or in `outer`, cannot run without all tokens."""
+        return self.needs_maps
 
     def prop_attn(self, model: nn.Module) -> bool:
         """Whether the log-size bias helps these weights."""

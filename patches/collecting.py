@@ -1,8 +1,10 @@
-"""Families whose `forward_features` and `forward_intermediates` both call the layers one by one: only the latter hands
-their outputs on as maps, so that the layers have to be told which of the two calls them."""
+"""Families whose `forward_intermediates` calls the layers one by one: the layers cannot see which of their outputs it
+hands on as maps, or whether it is `forward_features` that calls them, so that they have to be told."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +14,9 @@ METHOD = "forward_intermediates"
 
 
 def tell_layers(model: Any) -> None:
-    """Let `model.forward_intermediates` say to the layers that their outputs are collected."""
-    vars(model)[METHOD] = partial(forward_intermediates, model)
+    """Let `model.forward_intermediates` say to the layers whose outputs are collected."""
+    names = tuple(inspect.signature(type(model).forward_intermediates).parameters)[1:]
+    vars(model)[METHOD] = partial(forward_intermediates, model, names)
 
 
 def stop_telling(model: Any) -> None:
@@ -28,9 +31,22 @@ def told_by_others(model: Any) -> list[str]:
     return [f"its method {METHOD} was replaced by another tool; undo that first"]
 
 
-def forward_intermediates(model: Any, *args: Any, **kwargs: Any) -> Any:
-    before = collect_layers(model._tokenreduce)
+def forward_intermediates(model: Any, names: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+    """The model's own method; `names` are those of its arguments."""
+    given = dict(zip(names, args, strict=False)) | kwargs
+    depth = model._tokenreduce.geometry.depth
+    layers = taken(depth, given.get("indices"))
+    if not given.get("intermediates_only"):  # what the last block leaves is returned as well
+        layers |= {max(layers, default=0) if given.get("stop_early") else depth - 1}
+    before = collect_layers(model._tokenreduce, layers)
     try:
         return type(model).forward_intermediates(model, *args, **kwargs)
     finally:
-        collect_layers(before)
+        collect_layers(*before)
+
+
+def taken(depth: int, indices: int | Sequence[int] | None) -> frozenset[int]:
+    """The layers that `indices` mean: all, the last so many, or those (negative: from the end)."""
+    if indices is None:
+        return frozenset(range(depth))
+    return frozenset(range(depth)[-indices:] if isinstance(indices, int) else (index % depth for index in indices))

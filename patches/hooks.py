@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenreduce.reduction import Reduction
-from tokenreduce.stack import capturing, note_grid
+from tokenreduce.stack import capturing, note_grid, note_video
 from tokenreduce.tokens import ATTENTION
 
 
@@ -85,6 +85,11 @@ def capture_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     note_grid(module._tokenreduce, tuple(output.shape[2:]))
 
 
+def capture_video(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    """What the convolution of a patch embedding makes tubelets of."""
+    note_video(module._tokenreduce, args[0], module.kernel_size)
+
+
 def capture_dynamic_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     """The grid of a timm patch embedding."""
     note_grid(module._tokenreduce, tuple(module.dynamic_feat_size(tuple(args[0].shape[-2:]))))
@@ -103,6 +108,7 @@ HOOKS = {
     "folded_keys": capture_folded_keys,
     "folded_mean_keys": capture_folded_mean_keys,
     "grid": capture_grid,
+    "video": capture_video,
     "dynamic_grid": capture_dynamic_grid,
 }
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _active_collector
 
 from tokenreduce.errors import InvalidValueError
@@ -14,6 +15,15 @@ from tokenreduce.reduction import Geometry, Reduction
 
 from .layered import LayeredAdapter, ReducedLayer, layered_costs
 
+# What transformers calls models that read a place for each of the input's patches.
+DENSE_HEADS = (
+    "ForMaskedImageModeling",
+    "ForPreTraining",
+    "ForSemanticSegmentation",
+    "ForUniversalSegmentation",
+    "ForDepthEstimation",
+    "ForPoseEstimation",
+)
 TAKES_A_BIAS = ("sdpa", "eager")  # attention implementations to which additive logits can be handed
 
 
@@ -112,6 +122,9 @@ class HuggingFaceAdapter(LayeredAdapter):
     def grid_capture(self, model: Any) -> tuple[nn.Module, str] | None:
         return self.embedding(model), "grid"
 
+    def video_capture(self, model: Any) -> tuple[nn.Module, str]:
+        return self.embedding(model), "video"
+
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)
         layers = self.layers(model)
@@ -165,6 +178,10 @@ class HuggingFaceAdapter(LayeredAdapter):
     def pools(self, model: Any) -> bool:
         """Whether the model itself pools image tokens."""
         return False
+
+    def needs_all(self, model: Any, outer: Sequence[nn.Module]) -> bool:
+        names = [type(module).__name__ for module in outer if isinstance(module, PreTrainedModel)]
+        return super().needs_all(model, outer) or any(head in name for head in DENSE_HEADS for name in names)
 
     def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
         return self.pools(model) or any(not isinstance(module, self.reads_class_token) for module in outer)

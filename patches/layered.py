@@ -84,6 +84,10 @@ class LayeredAdapter(Adapter):
         """The module that shows the grid of an input, and the hook."""
         return None
 
+    def video_capture(self, model: Any) -> tuple[nn.Module, str]:
+        """The module that shows a video whose tubelets are the tokens, and the hook."""
+        raise NotImplementedError  # only models of videos have one
+
     def originals(self) -> dict[type[nn.Module], type[nn.Module]]:
         return {reduced: original for original, reduced in self.reduced.items()}
 
@@ -107,6 +111,9 @@ class LayeredAdapter(Adapter):
         grid = self.grid_capture(model)
         if grid is not None:
             add_hook(grid[0], reduction, grid[1])
+        if self.videos and "pixels" in wanted:
+            module, hook = self.video_capture(model)
+            add_hook(module, reduction, hook)
         for index, layer in enumerate(self.layers(model)):
             layer._tokenreduce = (reduction, index)
             layer.__class__ = self.reduced[type(layer)]
@@ -118,6 +125,8 @@ class LayeredAdapter(Adapter):
         grid = self.grid_capture(model)
         if grid is not None:
             remove_hooks(grid[0])
+        if self.videos:
+            remove_hooks(self.video_capture(model)[0])
         originals = self.originals()
         for layer in self.layers(model):
             layer.__class__ = originals[type(layer)]

@@ -105,7 +105,7 @@ class TimmBeit(LayeredAdapter):
         )
 
     def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return model.global_pool not in ("token", "")
+        return model.global_pool not in ("token", "") or bool(outer)
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)

@@ -198,7 +198,7 @@ class TimmEva(LayeredAdapter):
         )
 
     def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return model.attn_pool is not None or model.global_pool not in ("token", "")
+        return model.attn_pool is not None or model.global_pool not in ("token", "") or bool(outer)
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)

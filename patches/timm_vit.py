@@ -17,8 +17,9 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.recording import record
 from tokenreduce.reduction import Costs, Geometry, Reduction
 from tokenreduce.run import Run
-from tokenreduce.stack import close, open_run
+from tokenreduce.stack import close, collected, open_run
 
+from .collecting import stop_telling, tell_layers, told_by_others
 from .layered import LayeredAdapter, ReducedLayer, matrix_size, stem_macs
 
 
@@ -42,12 +43,13 @@ class ReducedBlocks(nn.Sequential):
 
 
 class ReducedForward(ReducedLayer):
-    """`ReducedLayer` of timm: blocks called one by one may have their outputs collected (`forward_intermediates`)."""
+    """`ReducedLayer` of timm: blocks called one by one by other code than `forward_intermediates` may all have their
+    outputs collected."""
 
     attend: Callable[[Tensor, Tensor | None], Tensor]
 
     def collected(self, reduction: Reduction) -> frozenset[int]:
-        return frozenset(range(reduction.geometry.depth))
+        return collected(reduction, otherwise=frozenset(range(reduction.geometry.depth)))
 
     def attention_line(
         self, run: Run, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **kwargs: Any
@@ -127,7 +129,7 @@ class TimmViT(LayeredAdapter):
             )
         if getattr(model, "grad_checkpointing", False):
             reasons.append("gradient checkpointing is on; call model.set_grad_checkpointing(False) first")
-        return reasons
+        return reasons + told_by_others(model)
 
     def provides(self, model: Any) -> dict[str, str]:
         missing = {}
@@ -150,7 +152,7 @@ class TimmViT(LayeredAdapter):
         )
 
     def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return model.attn_pool is not None or model.global_pool not in ("token", "")
+        return model.attn_pool is not None or model.global_pool not in ("token", "") or bool(outer)
 
     def prop_attn(self, model: Any) -> bool:
         # Weights from masked auto-encoding were measured to lose accuracy with the bias (ToMe, table on MAE models).
@@ -160,8 +162,10 @@ class TimmViT(LayeredAdapter):
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)
         model.blocks.__class__ = ReducedBlocks
+        tell_layers(model)
 
     def remove(self, model: Any) -> None:
+        stop_telling(model)
         model.blocks.__class__ = nn.Sequential
         super().remove(model)
 

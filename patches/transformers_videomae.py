@@ -29,6 +29,7 @@ class TransformersVideoMAE(UnmaskedAdapter):
     name = "transformers_videomae"
     models = (VideoMAEModel,)
     class_tokens = 0
+    videos = True
     reduced: ClassVar = {VideoMAELayer: ReducedVideoMAELayer}
     self_attention: ClassVar = {VideoMAESelfAttention: BiasedVideoMAESelfAttention}
 

@@ -39,7 +39,7 @@ class ReducedVitDetEncoder(VitDetEncoder):
         try:
             return super().forward(hidden_states, output_attentions, output_hidden_states, return_dict)
         finally:
-            collect_layers(before)
+            collect_layers(*before)
 
 
 class ReducedVitDetLayer(MapLayer, VitDetLayer):

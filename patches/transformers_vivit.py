@@ -17,6 +17,7 @@ class ReducedVivitLayer(PrenormLayer, VivitLayer):
 class TransformersVivit(HuggingFaceAdapter):
     name = "transformers_vivit"
     models = (VivitModel,)
+    videos = True
     reduced: ClassVar = {VivitLayer: ReducedVivitLayer}
     reads_class_token = (VivitForVideoClassification,)
 

@@ -133,9 +133,12 @@ def check_restore(backbone: Backbone, method: str) -> None:
         maps = backbone.collect(model, inputs)
         composed, plain = report(model).map, all(is_plain(m) for _, m in report(model).maps)
         unreduced = backbone.collect(unpatch(copy.deepcopy(model)), inputs)
-    if plain and lookup(method).restoring == "copy" and not reduction_of(model).geometry.whole:
+    if plain and lookup(method).restoring in ("copy", "soft") and not reduction_of(model).geometry.whole:
         expected = composed.restore(composed.apply(unreduced[-1]))
         assert close([maps[-1]], [expected], 1e-4)
+    patch(model, method, ratio=0.5, restore="delta")  # nothing has changed since: every place holds its own token again
+    exact = backbone.collect(model, inputs)[-1]
+    assert close([exact], [unreduced[-1]], 1e-4)
     own, shuffled = (maps[-1] - unreduced[-1]).norm(), torch.randperm(backbone.count)
     assert own < (maps[-1] - unreduced[-1][:, shuffled]).norm()
 

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 PATCH, CHANNELS = 4, 3
 NO_CLASS = frozenset({"evit", "diffrate", "ats", "topk"})
 NO_GRID = frozenset({"algm", "dsm", "expedit", "gtp", "pool"})
+VIDEO = frozenset({"centerclip", "rlt"})
+HEADS = frozenset({"dtop"})  # no row has auxiliary heads
 
 Inputs = dict[str, Any]
 
@@ -58,7 +60,7 @@ class Backbone:
         argument: the name of the images among the model's arguments.
         collect: runs the model so that it returns what its layers put out, as maps of the image tokens `(B, N, C)` in
             raster order; None where it cannot.
-        refuses: methods that must be refused.
+        refuses: methods that must be refused; those for videos are added where the grid has no time.
         prefix, suffix: protected tokens.
         shares: budgets to test; where layers need all tokens, not much can be saved.
         traceable: whether the library's own model compiles whole and can be exported.
@@ -82,6 +84,10 @@ class Backbone:
     shares: tuple[float, ...] = (0.8, 0.6)
     traceable: bool = True
     tokens_stay_reduced: bool = False
+
+    def __post_init__(self) -> None:
+        refuses = self.refuses | HEADS | (VIDEO if len(self.grid) == 2 else frozenset())
+        object.__setattr__(self, "refuses", refuses)
 
     @property
     def count(self) -> int:

@@ -12,6 +12,8 @@ import torch
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
 
+import tokenreduce
+
 
 def small_vit(**arguments: Any) -> nn.Module:
     defaults = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 7}
@@ -44,6 +46,9 @@ def named(name: str, size: int, refuses: frozenset[str] = frozenset(), **argumen
 
 
 NO_CLASS = frozenset({"evit", "diffrate", "ats", "topk"})
+VIDEO = frozenset({"centerclip", "rlt"})  # no model of images carries them
+HEADS = frozenset({"dtop"})  # needs a model with auxiliary heads around the backbone
+METHODS = [method for method in tokenreduce.methods() if method not in VIDEO | HEADS]
 FAMILIES = [
     named("vit_tiny_patch16_224", 64),
     named("deit_small_distilled_patch16_224", 64),

@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from families import BY_NAME, model_of
+from families import BY_NAME, METHODS, model_of
 
 import tokenreduce
 from tokenreduce import Schedule, load_patch, patch, report, save_patch, unpatch
 
 FAMILY = BY_NAME["qk_norm"]
-ADAPTIVE = [m for m in tokenreduce.methods() if tokenreduce.describe(m)["adaptive"]]
+ADAPTIVE = [m for m in METHODS if tokenreduce.describe(m)["adaptive"]]
 BY_SIMILARITY = ("algm", "atm", "mame")
 
 every_adaptive = pytest.mark.parametrize("method", ADAPTIVE)

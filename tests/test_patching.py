@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import timm
 import torch
-from families import BY_NAME, NO_CLASS, model_of, small_vit
+from families import BY_NAME, HEADS, METHODS, NO_CLASS, VIDEO, model_of, small_vit
 from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTransformer
 from torch import nn
 
@@ -173,7 +173,7 @@ def test_patch_dropout_in_training() -> None:
 
 
 @pytest.mark.parametrize("flops", [0.80, 0.60, 0.45])
-@pytest.mark.parametrize("method", tokenreduce.methods())
+@pytest.mark.parametrize("method", METHODS)
 def test_flops_lands_within_two_points_on_deit_small(method, flops) -> None:
     model = timm.create_model("deit_small_patch16_224").eval()
     x = torch.zeros(1, 3, 224, 224)
@@ -326,9 +326,10 @@ def test_dynamic_input_sizes_have_their_own_counts() -> None:
 
 def test_compatible() -> None:
     fits = compatible(model_of("average_pool"))
-    assert set(fits.refused) == NO_CLASS and sorted([*fits, *fits.refused]) == tokenreduce.methods()
+    assert set(fits.refused) == NO_CLASS | VIDEO | HEADS and sorted([*fits, *fits.refused]) == tokenreduce.methods()
     assert fits.refused["evit"] == "it needs class_attention, but the model has no class token"
-    assert compatible(model_of("qk_norm")) == tokenreduce.methods()
+    assert fits.refused["centerclip"] == "it needs frames, but the model takes images, not videos"
+    assert compatible(model_of("qk_norm")) == METHODS
     assert "not evit" in repr(fits)
 
 

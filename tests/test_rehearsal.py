@@ -6,14 +6,14 @@ import copy
 
 import pytest
 import torch
-from families import BY_NAME, model_of
+from families import BY_NAME, METHODS, model_of
 
 import tokenreduce
 from tokenreduce.backbones.fashion_vit import fashion_vit
 from tokenreduce.recording import last_record
 
 
-@pytest.mark.parametrize("method", tokenreduce.methods())
+@pytest.mark.parametrize("method", METHODS)
 def test_budgets_of_all_methods_land_within_two_points_with_nothing_uncounted(method) -> None:
     """On a narrow model, where a method's own work is a large part, as counted by dispatch on a forward."""
     model, x = fashion_vit(), torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -25,7 +25,7 @@ def test_budgets_of_all_methods_land_within_two_points_with_nothing_uncounted(me
     assert counted.uncounted == {}
 
 
-@pytest.mark.parametrize("method", [m for m in tokenreduce.methods() if tokenreduce.describe(m)["adaptive"]])
+@pytest.mark.parametrize("method", [m for m in METHODS if tokenreduce.describe(m)["adaptive"]])
 def test_what_an_adaptive_method_spends_on_deciding_counts(method) -> None:
     model, x = fashion_vit(), torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     full = tokenreduce.count_flops(model, x).total

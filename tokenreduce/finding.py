@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenreduce.patches.base import Adapter
 
 # Modules that pass on what the module inside returns: containers, and wrappers that distribute, compile or adapt.
-TRANSPARENT = ("torch.nn.modules.container", "torch.nn.parallel", "torch._dynamo", "peft.", "tokenreduce.")
+TRANSPARENT = ("torch.nn.modules.container", "torch.nn.parallel", "torch._dynamo", "peft.", "tokenreduce.evaluation.")
 # The libraries with adapters, and what to install for each.
 LIBRARIES = {
     "timm": "'tokenreduce[timm]'",

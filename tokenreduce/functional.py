@@ -30,6 +30,8 @@ def plan(
     class_attention: Tensor | None = None,
     attention: Tensor | None = None,
     positions: Tensor | None = None,
+    pixels: Tensor | None = None,
+    auxiliary_logits: Tensor | None = None,
     grid: tuple[int, ...] | None = None,
     prefix: int = 0,
     layer: int = 0,
@@ -45,8 +47,10 @@ def plan(
         keys, queries, values: `(B, H, N, d)` or `(B, N, d)`; keys default to `x` itself.
         class_attention: `(B, N)`, needed by methods that rank by it.
         attention: `(B, H, prefix + N, prefix + N)` after softmax, needed by methods that read more of it.
-        grid: `(H, W)` of the tokens, needed by methods that use their places.
+        grid: `(H, W)` of the tokens, of a video `(T, H, W)`, needed by methods that use their places.
         positions: `(B, N, 2)`, row and column of each token; default: those of the grid.
+        pixels: `(B, N, F, P)`, the pixels in each token, P in each of the F frames that it covers.
+        auxiliary_logits: `(B, N, P, K)`, logits of K classes for each of the P places in a token.
         prefix: protected tokens in front of `x` that are not part of it; some methods count positions from them.
 
     Raises: ValueError for a count that the method cannot reach or something it needs and did not get.
@@ -59,18 +63,20 @@ def plan(
     decides = reducer.adaptive and keep is None and ratio is None
     if not decides:
         keep = _count(keep, ratio, n)
-        least = reducer.least(n)
+        least = reducer.least_of(n, grid)
         if not least <= keep <= n:
             raise InvalidValueError(f"{method} can leave {least} to {n} of {n} tokens, not {keep}")
     sources = _entries(x, keys, queries, values, class_attention, attention, positions, grid, prefix)
     if sizes is not None and sizes.shape != x.shape[:2]:
         raise InvalidValueError(f"sizes has shape {tuple(sizes.shape)}; it must be (B, N) = {tuple(x.shape[:2])}")
+    sources |= _by_token(x, {"pixels": pixels, "auxiliary_logits": auxiliary_logits})
     if keep == n:
         return identity(x.shape[0], n, x.device)
-    missing = reducer.required() - sources.keys() - ({"grid"} if grid is not None else set())
-    if missing:
-        raise InvalidValueError(f"{method} needs {', '.join(sorted(missing))}; pass it to plan")
     tokens = Tokens(x, None if sizes is None else sizes.float(), sources, grid, prefix, 0, layer, depth)
+    missing = sorted(name for name in reducer.required() if not tokens.provides(name))
+    if missing:
+        named = ["a grid (T, H, W)" if name == "frames" else name for name in missing]
+        raise InvalidValueError(f"{method} needs {', '.join(named)}; pass it to plan")
     with torch.no_grad(), without_autocast(x.device):
         state = reducer.begin(tokens)
         count = reducer.decide(tokens, state) if keep is None else keep
@@ -127,11 +133,23 @@ def _entries(
     elif grid is not None and math.prod(grid) == n:
         found["positions"] = grid_positions(grid, x.device).expand(batch, -1, -1)
     found["origin"] = counting(n, x.device).expand(batch, -1)
-    places = {"keys": (4, 2), "queries": (4, 2), "values": (4, 2), "mean_keys": (3, 1), "positions": (3, 1)}
+    places = {"keys": (4, 2), "queries": (4, 2), "values": (4, 2)}
+    places |= {"mean_keys": (3, 1), "positions": (3, 1)}
     for name, tensor in found.items():
         ndim, axis = places.get(name, (tensor.ndim, -1)) if name != "class_attention" else (2, 1)
         count = prefix + n if name == "attention" else n
         if tensor.ndim != ndim or tensor.shape[0] != batch or tensor.shape[axis] != count:
+            raise InvalidValueError(
+                f"{name} has shape {tuple(tensor.shape)}, which does not fit x with shape {tuple(x.shape)}"
+            )
+    return {name: (lambda tensor=tensor: tensor) for name, tensor in found.items()}  # type: ignore[misc]
+
+
+def _by_token(x: Tensor, given: dict[str, Tensor | None]) -> dict[str, Callable[[], Tensor]]:
+    """Entries `(B, N, ., .)` that only some methods read, of those given."""
+    found = {name: tensor for name, tensor in given.items() if tensor is not None}
+    for name, tensor in found.items():
+        if tensor.ndim != 4 or tensor.shape[:2] != x.shape[:2]:
             raise InvalidValueError(
                 f"{name} has shape {tuple(tensor.shape)}, which does not fit x with shape {tuple(x.shape)}"
             )

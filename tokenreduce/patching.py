@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,10 +13,12 @@ from torch import nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.finding import around, candidates, find_backbone, need_module, patch_of, reduction_of
+from tokenreduce.fitting import HEADS, auxiliary_heads, check_layers, misfit
 from tokenreduce.recording import last_record
-from tokenreduce.reduction import Reduction
+from tokenreduce.reduction import AuxiliaryHeads, Reduction
 from tokenreduce.registry import Reducer, create, lookup, methods
 from tokenreduce.reporting import Report
+from tokenreduce.restoring import MODES
 from tokenreduce.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def patch(
         layers: the 0-based layers that reduce, instead of the method's own.
         restore: "auto" gives all tokens back where an output is a map (`forward_intermediates`, pooling heads) and
             leaves token outputs reduced; True always gives them back, False never does (a pooling head then weighs
-            each token the same, however many it stands for).
+            each token the same, however many it stands for). A name of `restoring.MODES` is "auto" in that way:
+            "copy", "soft", "freeze" or "delta".
         prop_attn: "auto" adds the log of its size to the logits of each key, except for weights known to suffer from
             it.
         options: the method's own, see `describe(method)`.
@@ -63,11 +65,15 @@ def patch(
         ValueError, TypeError: a value, option, method, budget or model that does not fit; the model is left as it was.
     """
     name, backbone, adapter = find_backbone(model)
-    check_mode("restore", restore)
-    check_mode("prop_attn", prop_attn)
     reducer = create(method, options)
-    made = _make_schedule(reducer, ratio, r, flops, schedule, layers)
-    reduction = _prepare(backbone, adapter, around(model, name), reducer, made, restore, prop_attn)
+    check_restore(reducer, restore)
+    check_mode("prop_attn", prop_attn)
+    outer = around(model, name)
+    heads = auxiliary_heads(outer) if HEADS in reducer.required() else None
+    if heads is not None and layers is None and schedule is None and (r is None or isinstance(r, int)):
+        layers = heads.auxiliary_layers
+    made = _make_schedule(reducer, ratio, r, flops, schedule, layers).restore_after(*reducer.rebuilt_after())
+    reduction = _prepare(backbone, adapter, outer, reducer, made, restore, prop_attn, heads)
     if patch_of(backbone) is not None:
         adapter.remove(backbone)
     adapter.install(backbone, reduction)
@@ -129,8 +135,9 @@ def compatible(model: nn.Module) -> Compatibility:
 
     Raises: ValueError if no family knows the model, or several parts of it are backbones.
     """
-    _, backbone, adapter = find_backbone(model)
-    reasons = {name: _misfit(lookup(name).needs, backbone, adapter) for name in methods()}
+    holder, backbone, adapter = find_backbone(model)
+    outer = around(model, holder)
+    reasons = {name: misfit(lookup(name).needs, backbone, adapter, outer) for name in methods()}
     return Compatibility([n for n, why in reasons.items() if not why], {n: why for n, why in reasons.items() if why})
 
 
@@ -160,6 +167,14 @@ def load_patch(model: Model, path: str | Path) -> Model:
 def check_mode(name: str, value: object) -> None:
     if not (isinstance(value, bool) or value == "auto"):
         raise InvalidValueError(f'{name} is {value!r}; valid: True, False, "auto"')
+
+
+def check_restore(reducer: Reducer, value: object) -> None:
+    valid = [mode for mode in MODES if mode != "soft" or reducer.soft]
+    if not (isinstance(value, bool) or value == "auto" or value in valid):
+        names = ", ".join(f'"{mode}"' for mode in ("auto", *valid))
+        reason = f" ({reducer.name} has no soft way of its own)" if value == "soft" else ""
+        raise InvalidValueError(f"restore is {value!r}; valid: True, False, {names}{reason}")
 
 
 def _make_schedule(
@@ -200,9 +215,10 @@ def _prepare(
     schedule: Schedule,
     restore: bool | str,
     prop_attn: bool | str,
+    heads: AuxiliaryHeads | None,
 ) -> Reduction:
     """Check everything that can fail before the model is touched."""
-    reason = _misfit(reducer.required(), backbone, adapter)
+    reason = misfit(reducer.required(), backbone, adapter, outer)
     if reason:
         fitting = ", ".join(compatible(backbone)) or "none"
         raise InvalidValueError(
@@ -210,42 +226,22 @@ def _prepare(
         )
     geometry = adapter.geometry(backbone)
     schedule.check_layers(geometry.depth, geometry.whole)
-    if restore is False and adapter.needs_maps:
+    if restore is False and adapter.needs_all(backbone, outer):
         raise InvalidValueError(
-            f"restore=False leaves no map, and what follows the layers of this {type(backbone).__name__} takes maps "
-            'only; leave it out, or give restore="auto" or True'
+            f"restore=False leaves no map, and what follows the layers of this {type(backbone).__name__} takes all "
+            'tokens; leave it out, or give restore="auto" or True'
         )
     reduction = Reduction(
         reducer,
         schedule,
         geometry,
         adapter.name,
-        restore=adapter.restores(backbone, outer) if restore == "auto" else bool(restore),
+        restore=restore if isinstance(restore, bool) else adapter.restores(backbone, outer),
         restore_taps=restore is not False,
+        restoring=reducer.restoring if restore == "auto" or isinstance(restore, bool) else restore,
         prop_attn=adapter.prop_attn(backbone) if prop_attn == "auto" else bool(prop_attn),
         requested={"restore": restore, "prop_attn": prop_attn},
+        heads=heads,
     )
-    if not reduction.adaptive:
-        counts = (geometry.count, *reduction.counts(geometry.count))
-        reducing = [layer for layer, (a, b) in enumerate(pairwise(counts)) if b < a]
-        in_a_row = [(a, b) for a, b in pairwise(reducing) if not geometry.whole & set(range(a, b))]
-        if reducer.once and in_a_row:
-            raise InvalidValueError(
-                f"{reducer.name} can reduce in one layer only, but this budget reduces in layers {reducing}; "
-                f"give flops= or ratio= alone, or one layer, such as layers=[{reducing[0]}]"
-            )
-    elif not reduction.deciding_layers:
-        able = [layer for layer in range(geometry.depth) if layer not in geometry.whole]
-        raise InvalidValueError(
-            f"without a budget {reducer.name} decides in layers {list(reducer.deciding_layers(geometry.depth))}, which "
-            f"need all tokens here; give layers= of {able}, or a budget, for example flops=0.8"
-        )
+    check_layers(reduction)
     return reduction
-
-
-def _misfit(needs: frozenset[str], backbone: nn.Module, adapter: Adapter) -> str:
-    """Why a method cannot run on a backbone; empty if it can."""
-    reasons = adapter.refusals(backbone)
-    missing = adapter.provides(backbone)
-    reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(needs) if need in missing]
-    return "; ".join(reasons)

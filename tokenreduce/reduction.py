@@ -1,12 +1,14 @@
-"""`Reduction`: everything static about one patch. Blocks share it; it holds no tensor and survives pickle and
+"""`Reduction`: everything static about one patch. Blocks share it; it makes no tensor and survives pickle and
 deepcopy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from tokenreduce.constant import constant_result
 from tokenreduce.registry import Reducer
@@ -72,9 +74,22 @@ class Geometry:
         return self.prefix + self.suffix
 
 
+class AuxiliaryHeads(Protocol):
+    """A module around the backbone that has heads for the tokens of some inner layers."""
+
+    auxiliary_layers: tuple[int, ...]
+
+    def auxiliary_logits(self, layer: int, tokens: Tensor) -> Tensor:
+        """Logits `(B, N, P, K)` of K classes, of P places in each of `tokens (B, N, C)` behind `layer`."""
+        ...
+
+
 @dataclass(eq=False)
 class Reduction:
-    """One patch: a reducer, a schedule and how outputs are restored, for a model of a given geometry."""
+    """One patch: a reducer, a schedule and how outputs are restored, for a model of a given geometry.
+
+    `heads` is the part of the model that a method asks for its auxiliary predictions, where it does.
+    """
 
     reducer: Reducer
     schedule: Schedule
@@ -82,10 +97,16 @@ class Reduction:
     adapter: str
     restore: bool
     restore_taps: bool
+    restoring: str
     prop_attn: bool
     requested: dict[str, bool | str]
+    heads: AuxiliaryHeads | None = None
     _counts: dict[int, Counts] = field(default_factory=dict)
     _work: Work = field(default_factory=dict, repr=False)
+    fresh: frozenset[int] = field(init=False)  # the layers that all tokens enter, restored if need be
+
+    def __post_init__(self) -> None:
+        self.fresh = self.geometry.whole | {layer + 1 for layer in self.schedule.restored}
 
     @property
     def adaptive(self) -> bool:
@@ -112,7 +133,7 @@ class Reduction:
 
     def entering(self, n: int, counts: Counts) -> Counts:
         """Image tokens that enter each layer."""
-        return tuple(n if layer in self.geometry.whole else before for layer, before in enumerate((n, *counts[:-1])))
+        return tuple(n if layer in self.fresh else before for layer, before in enumerate((n, *counts[:-1])))
 
     def share(self, n: int, counts: Counts, rehearsal: Rehearsal | None = None) -> float:
         """MACs with these counts, the reducer's own work included, as a share of the unpatched MACs."""
@@ -128,8 +149,8 @@ class Reduction:
 
     def rehearsal(self, n: int) -> Rehearsal:
         """What the method's own work on `n` tokens costs."""
-        restores = self.restore or bool(self.geometry.whole)
-        return Rehearsal(self.reducer, self.geometry, n, self._work, restores)
+        restores = self.restore or bool(self.fresh)
+        return Rehearsal(self.reducer, self.geometry, n, self._work, self.restoring if restores else None)
 
     def to_json(self) -> dict[str, Any]:
         """Method, options, schedule and modes as JSON-able values."""
@@ -148,6 +169,7 @@ def _resolve(reduction: Reduction, n: int) -> Counts:
         rehearsal = reduction.rehearsal(n)  # one for the whole search: its state is made once
         searches = reduction.schedule.flops is not None
         cost = (lambda counts: reduction.share(n, counts, rehearsal)) if searches else None
-        least, depth = reduction.reducer.least, reduction.geometry.depth
-        reduction._counts[n] = reduction.schedule.resolve(n, depth, least, cost, reduction.geometry.whole)
+        shape = reduction.geometry
+        least = partial(reduction.reducer.least_of, grid=shape.grid)
+        reduction._counts[n] = reduction.schedule.resolve(n, shape.depth, least, cost, shape.whole)
     return reduction._counts[n]

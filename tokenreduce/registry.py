@@ -27,8 +27,8 @@ class Reducer:
     `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget spreads over layers,
     see `Schedule`), `once` (can reduce in one layer only), `adaptive` (can decide counts itself: has `decide`),
     `budgeted` (what an adaptive method does with a budget, in one line), `checked` (what its results were compared
-    with), `restoring` ("copy": restored tokens are what stands for them now; "delta": what they were, plus the change
-    since).
+    with), `restoring` (how tokens come back unless the user says otherwise, see `restoring.MODES`), `soft` (its maps
+    say themselves how several outputs restore a token).
     """
 
     name: ClassVar[str]
@@ -46,10 +46,19 @@ class Reducer:
     checked: ClassVar[str] = "its specification"
     budgeted: ClassVar[str] = ""
     restoring: ClassVar[str] = "copy"
+    soft: ClassVar[bool] = False
 
     def least(self, n: int) -> int:
         """The fewest tokens this method can leave of `n` in one layer."""
         return 1
+
+    def least_of(self, n: int, grid: tuple[int, ...] | None) -> int:
+        """`least`, of the tokens of an input of this grid."""
+        return self.least(n)
+
+    def rebuilt_after(self) -> tuple[int, ...]:
+        """The layers after which these options have all tokens restored."""
+        return ()
 
     def required(self) -> frozenset[str]:
         """What these options need of the model; most methods need the same with all options."""
@@ -152,6 +161,7 @@ def describe(method: str) -> dict[str, Any]:
         "deterministic": cls.deterministic,
         "exportable": cls.exportable,
         "checked": cls.checked,
+        "restoring": cls.restoring,
         "options": {f.name: f.default for f in dataclasses.fields(cls)},
     }
 

@@ -10,6 +10,7 @@ import torch
 
 from tokenreduce.attention import image_sources
 from tokenreduce.registry import Reducer
+from tokenreduce.restoring import restore_tokens
 from tokenreduce.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ Work = dict[tuple[Any, ...], int]
 class Rehearsal:
     """Counts MACs of a reducer for images of `entered` tokens; figures are remembered in `known`, the state here.
 
-    `restores`: every map is undone once in each forward, which costs something where the map is dense.
+    `restoring`: every map is undone once in each forward, in this way, which costs something where the map is dense.
     """
 
-    def __init__(self, reducer: Reducer, geometry: Geometry, entered: int, known: Work, restores: bool) -> None:
+    def __init__(self, reducer: Reducer, geometry: Geometry, entered: int, known: Work, restoring: str | None) -> None:
         self.reducer, self.geometry, self.entered, self.known = reducer, geometry, entered, known
-        self.restores = restores
+        self.restoring = restoring
         self._state: Any = None
         self._begun = False
 
@@ -41,8 +42,9 @@ class Rehearsal:
             tokens = self._tokens(layer, n)
             token_map = self.reducer.plan(tokens, keep, self._state)
             reduced = token_map.apply(tokens.features)
-            if self.restores:
-                token_map.restore(reduced)
+            if self.restoring is not None:
+                around = [(tokens.features, reduced)]
+                restore_tokens(self.restoring, reduced, [token_map], around, 0, 0)
 
         return self._counted(("plan", self.entered, layer, n, keep), work)
 
@@ -75,10 +77,14 @@ class Rehearsal:
             "mean_keys": lambda: full[:, 0, start:end],
             "positions": lambda: torch.rand(1, n, 2, **on_cpu) * max(shape.grid),
             "origin": lambda: torch.arange(n, device="cpu")[None],
+            "auxiliary_logits": lambda: torch.randn(1, n, 1, 10, **on_cpu),
+            "pixels": lambda: torch.randn(1, n, 2, 1, **on_cpu),
         }
         sources |= {name: lambda: full[:, :, start:end] for name in ("keys", "queries", "values")}
         sources |= image_sources(full, full, None, shape.class_tokens, slice(start, end))
         # Of an image of another size only the count is known here; any full grid of it will do.
-        rows = next(side for side in range(math.isqrt(self.entered), 0, -1) if self.entered % side == 0)
-        grid = shape.grid if self.entered == shape.count else (rows, self.entered // rows)
+        times = shape.grid[:-2] if self.entered % math.prod(shape.grid[:-2]) == 0 else (1,) * len(shape.grid[:-2])
+        cells = self.entered // math.prod(times)
+        rows = next(side for side in range(math.isqrt(cells), 0, -1) if cells % side == 0)
+        grid = shape.grid if self.entered == shape.count else (*times, rows, cells // rows)
         return Tokens(features, None, sources, grid, shape.prefix, shape.suffix, layer, shape.depth)

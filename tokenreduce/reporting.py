@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.recording import Record
 from tokenreduce.reduction import Reduction
-from tokenreduce.run import restoring
+from tokenreduce.restoring import undoing
 from tokenreduce.token_map import TokenMap, identity
 
 
@@ -77,14 +77,14 @@ class Report:
 
     def restore(self, x: Tensor) -> Tensor:
         """Final image tokens `(B, M, C)` of the last forward spread over all input positions `(B, N, C)`."""
-        for token_map in restoring(self._chain(self.maps[-1][0])):
+        for token_map in undoing(self._chain(self.maps[-1][0])):
             x = token_map.restore(x)
         return x
 
     def _chain(self, layer: int) -> list[TokenMap]:
-        """The maps between the input, or the last layer that restored, and `layer`."""
-        whole = max((at for at in self._reduction.geometry.whole if at <= layer), default=-1)
-        return [token_map for at, token_map in self.maps if whole < at <= layer]
+        """The maps between the input, or the last layer that all tokens entered, and `layer`."""
+        fresh = max((at for at in self._reduction.fresh if at <= layer), default=0)
+        return [token_map for at, token_map in self.maps if fresh <= at <= layer]
 
     def to_json(self) -> dict[str, Any]:
         """Method, options, schedule, counts and share of MACs as JSON-able values."""

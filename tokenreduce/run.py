@@ -17,11 +17,14 @@ from tokenreduce.attention import image_sources
 from tokenreduce.places import Places
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import Reducer
+from tokenreduce.restoring import Around, looks_back, restore_tokens
 from tokenreduce.token_map import TokenMap, with_protected
-from tokenreduce.tokens import Tokens, far_away
+from tokenreduce.tokens import Tokens, far_away, tubelets
 
 # Queries, keys and additive logits as the attention of the current layer uses them, from those that hooks saw.
 Attend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+# A video (B, C, frames, height, width), and the sides of the tubelets of which its tokens are made.
+Video = tuple[Tensor, tuple[int, ...]]
 
 
 class Run:
@@ -35,6 +38,7 @@ class Run:
             here for the next layer.
         valid: `(B, prefix + N + suffix)`, False for tokens that only pad: they get size 0, and so no attention.
         surrounded: code of ours calls all layers, and restores and closes at the end.
+        video: what the tokens were made of, where the method asks for pixels.
     """
 
     def __init__(
@@ -45,18 +49,19 @@ class Run:
         taps: frozenset[int] = frozenset(),
         valid: Tensor | None = None,
         surrounded: bool = False,
+        video: Video | None = None,
     ) -> None:
         self.reduction, self.entered, self.grid = reduction, entered, grid
-        self.taps, self.surrounded = taps, surrounded
+        self.taps, self.surrounded, self.video = taps, surrounded, video
         self.planned = None if reduction.adaptive else reduction.counts(entered)
+        self.planned_to_enter = () if self.planned is None else reduction.entering(entered, self.planned)
         self.counts: list[int] = []  # image tokens left after each layer so far
         self.next_layer = 0
         self.valid = None if valid is None else valid.float()
         start = reduction.geometry.prefix
         self.first_sizes = None if self.valid is None else self.valid[:, start : start + entered]
         self.history: list[tuple[int, TokenMap]] = []  # all maps with their layers
-        whole = reduction.geometry.whole
-        self.keeps_around = reduction.reducer.restoring == "delta" and bool(reduction.restore or taps or whole)
+        self.keeps_around = looks_back(reduction.restoring) and bool(reduction.restore or taps or reduction.fresh)
         self.captured: dict[str, Tensor] = {}
         self.attend: Attend | None = None
         self.waiting: Tensor | None = None
@@ -73,8 +78,7 @@ class Run:
         self.sizes = self.first_sizes
         self.bias: Tensor | None = None
         self.maps: list[TokenMap] = []  # since all tokens were there
-        # For "delta" restoring: the tokens before and after each map.
-        self.around: list[tuple[Tensor, Tensor]] = []
+        self.around: list[Around] = []
         self.places = Places(self.entered, self.grid, reads | follows)
 
     def attention_bias(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
@@ -127,7 +131,7 @@ class Run:
         """Whether the schedule, or the method in the place of one, removes something in this layer."""
         if self.planned is None:
             return layer in self.reduction.deciding_layers
-        return self.planned[layer] < (self.planned[layer - 1] if layer else self.entered)
+        return self.planned[layer] < self.planned_to_enter[layer]
 
     def reduce(self, layer: int, x: Tensor, placement: str) -> Tensor:
         """Reduce `x (B, prefix + N + suffix, C)` if the schedule says so at this layer and placement."""
@@ -161,12 +165,7 @@ class Run:
         shape = self.reduction.geometry
         self.phase = "restore"
         with without_autocast(x.device):
-            if self.keeps_around:
-                for token_map, (before, after) in zip(self.maps[::-1], self.around[::-1], strict=True):
-                    x = before + token_map.restore(x - after, shape.prefix, shape.suffix)
-            else:
-                for token_map in restoring(self.maps):
-                    x = token_map.restore(x, shape.prefix, shape.suffix)
+            x = restore_tokens(self.reduction.restoring, x, self.maps, self.around, shape.prefix, shape.suffix)
         self.phase = "model"
         return x
 
@@ -179,7 +178,7 @@ class Run:
         if layer == 0:
             x = self.blank(x)
         waiting, self.waiting = self.waiting, None
-        if self.maps and layer in self.reduction.geometry.whole:
+        if self.maps and layer in self.reduction.fresh:
             x = self.restore(x) if waiting is None else x  # what waits was restored already
             self._start()
         elif waiting is not None:
@@ -236,7 +235,13 @@ class Run:
             image = slice(start, keys.shape[2] - shape.suffix)
             rows = None if padding is None else F.pad(padding, (start, shape.suffix))
             sources |= image_sources(queries, keys, bias, shape.class_tokens, image, rows)
+        if self.reduction.heads is not None:
+            heads, stream = self.reduction.heads, x[:, start : x.shape[1] - shape.suffix]
+            sources["auxiliary_logits"] = lambda: heads.auxiliary_logits(layer, stream)
         sources["origin"] = lambda: self.places.origin(x.shape[0], x.device)
+        video = self.video
+        if video is not None and not self.maps:
+            sources["pixels"] = lambda: tubelets(*video)
         if self.grid is not None:
             sources["positions"] = lambda: self.places.positions(x.shape[0], x.device)
         sizes = self.sizes if padding is None else self.sizes.masked_fill(padding, 1)  # type: ignore[union-attr]
@@ -247,20 +252,3 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Matching runs in fp32 also under autocast."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
-
-
-def restoring(maps: list[TokenMap]) -> list[TokenMap]:
-    """The maps to undo one after the other: integer maps in a row become one, so that features move once."""
-    out: list[TokenMap] = []
-    for token_map in maps:
-        if (
-            out
-            and token_map.undo is None
-            and out[-1].undo is None
-            and token_map.dest is not None
-            and out[-1].dest is not None
-        ):
-            out[-1] = TokenMap(token_map.count, dest=token_map.dest.gather(1, out[-1].dest))
-        else:
-            out.append(token_map)
-    return out[::-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
@@ -28,6 +28,8 @@ SHAPES = {
     "stages": Shape("ratio", (3, 6, 9), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),
     "alternate": Shape("ratio", (1, 3, 5, 7, 9), "the same keep ratio at 1/12, 3/12, 5/12, 7/12 and 9/12 of the depth"),
     "once": Shape("ratio", (3,), "everything at 1/4 of the depth"),
+    "middle": Shape("ratio", (6,), "everything at 1/2 of the depth"),
+    "first": Shape("ratio", (0,), "everything in the first block"),
     "first_and_third": Shape("ratio", (0, 4), "the same keep ratio in the first block and at 1/3 of the depth"),
 }
 
@@ -45,6 +47,7 @@ class Schedule:
     ratio: float | None = None
     flops: float | None = None
     layers: tuple[int, ...] | None = None
+    restored: tuple[int, ...] = ()
 
     @classmethod
     def keep(cls, events: Mapping[int, float]) -> Schedule:
@@ -103,6 +106,11 @@ class Schedule:
         """Leave the counts to an adaptive method, in its own layers or in `layers`: they follow the data."""
         return cls("adaptive", layers=_check_layers(layers))
 
+    def restore_after(self, *layers: int) -> Schedule:
+        """The same schedule, with all tokens back after these layers: the next layer receives them all, and may reduce
+        again."""
+        return replace(self, restored=tuple(sorted({*self.restored, *map(_check_layer, layers)})))
+
     def check_layers(self, depth: int, whole: frozenset[int] = frozenset()) -> None:
         """Raise if an event or a layer lies behind the model's last layer, or is one of those that need all tokens."""
         named = [layer for layer, amount in self.events if amount] + list(self.layers or ())
@@ -110,6 +118,12 @@ class Schedule:
         if late:
             raise InvalidValueError(
                 f"layer {late[0]} does not exist: the model has {depth} layers, numbered 0 to {depth - 1}"
+            )
+        behind = [layer for layer in self.restored if layer >= depth - 1]
+        if behind:
+            raise InvalidValueError(
+                f"no layer follows layer {behind[0]} of {depth}, after which all tokens should come back; give "
+                "restore=True to have them back at the end"
             )
         fixed = [layer for layer in named if layer in whole]
         if fixed:
@@ -133,7 +147,7 @@ class Schedule:
             cost: share of the unpatched MACs for given counts; needed for a `flops` budget.
             whole: layers that need and leave all tokens; what was reduced before them is restored.
         """
-        model = _Model(n, depth, least, whole)
+        model = _Model(n, depth, least, whole, whole | {layer + 1 for layer in self.restored})
         if self.rule == "adaptive":
             raise InvalidValueError("an adaptive schedule has no counts of its own: they follow the data of a forward")
         if self.rule == "keep":
@@ -155,11 +169,16 @@ class Schedule:
             "ratio": self.ratio,
             "flops": self.flops,
             "layers": None if self.layers is None else list(self.layers),
+            "restored": list(self.restored),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Schedule:
         """The schedule that `to_json` wrote; wrong content raises as in the constructors."""
+        return cls._from_rule(data).restore_after(*data.get("restored", ()))
+
+    @classmethod
+    def _from_rule(cls, data: Mapping[str, Any]) -> Schedule:
         events = {int(layer): kept for layer, kept in data["events"]}
         if data["rule"] == "keep":
             return cls.keep(events)
@@ -245,19 +264,21 @@ class Schedule:
 
 
 class _Model(NamedTuple):
-    """What a schedule resolves for: image tokens that enter, layers, the fewest tokens one layer can leave, and the
-    layers that need all tokens."""
+    """What a schedule resolves for: image tokens that enter, layers, the fewest tokens one layer can leave, the
+    layers that need all tokens, and those that all tokens enter."""
 
     n: int
     depth: int
     least: Callable[[int], int]
     whole: frozenset[int]
+    fresh: frozenset[int]
 
     def walk(self, kept: Callable[[int, int], int]) -> Counts:
         """Image tokens left after each layer, where `kept(layer, now)` are wanted of the `now` that enter."""
         counts, now = [], self.n
         for layer in range(self.depth):
-            now = self.n if layer in self.whole else min(now, max(kept(layer, now), self.least(now)))
+            now = self.n if layer in self.fresh else now
+            now = now if layer in self.whole else min(now, max(kept(layer, now), self.least(now)))
             counts.append(now)
         return tuple(counts)
 
@@ -265,7 +286,7 @@ class _Model(NamedTuple):
         """How many of `layers` have reduced after each of them, since all tokens were there."""
         order, since = {}, 0
         for layer in range(self.depth):
-            since = 0 if layer in self.whole else since + (layer in layers)
+            since = (0 if layer in self.fresh else since) + (layer in layers and layer not in self.whole)
             if layer in layers and layer not in self.whole:
                 order[layer] = since
         return order

@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.recording import record
 from tokenreduce.reduction import Reduction
-from tokenreduce.run import Run
+from tokenreduce.run import Run, Video
 from tokenreduce.slicing import Slicing
 
 
@@ -21,7 +21,8 @@ class _ThreadState(threading.local):
     def __init__(self) -> None:
         self.runs: list[Run] = []
         self.grid: tuple[Reduction, tuple[int, ...]] | None = None
-        self.collecting: Reduction | None = None
+        self.videos: list[tuple[Reduction, Video]] = []
+        self.collecting: tuple[Reduction | None, frozenset[int]] = (None, frozenset())
 
 
 _state = _ThreadState()
@@ -40,7 +41,7 @@ def open_run(
     """
     # What an exception or a forward that stopped early left behind:
     _state.runs[:] = [run for run in _state.runs if run.reduction is not reduction]
-    shape = reduction.geometry
+    shape, video = reduction.geometry, taken_video(reduction)
     entered = x.shape[1] - shape.protected
     if reduction.is_identity(entered):
         return None
@@ -52,7 +53,7 @@ def open_run(
         )
     grid = noted_grid(reduction)
     known_grid = grid if prod(grid) == entered else None
-    run = Run(reduction, entered, known_grid, tapped, None if valid is None else valid(), surrounded)
+    run = Run(reduction, entered, known_grid, tapped, None if valid is None else valid(), surrounded, video)
     _state.runs.append(run)
     try:
         run.begin(run.blank(x))
@@ -129,16 +130,36 @@ def noted_grid(reduction: Reduction) -> tuple[int, ...]:
     return noted[1] if noted is not None and noted[0] is reduction else reduction.geometry.grid
 
 
-def collect_layers(reduction: Reduction | None) -> Reduction | None:
-    """Say that the layers of this model are now called by code that collects their outputs as maps; the value is what
-    was said before, to be said again afterwards."""
-    before, _state.collecting = _state.collecting, reduction
+def note_video(reduction: Reduction, video: Tensor, tubelet: tuple[int, ...]) -> None:
+    """Remember what the patch embedding just made tokens of, for the run that follows in this thread."""
+    taken_video(reduction)
+    _state.videos.append((reduction, (video, tubelet)))
+
+
+def taken_video(reduction: Reduction) -> Video | None:
+    """The video that was noted last, which is forgotten: nothing here may keep it alive."""
+    found = [video for noted, video in _state.videos if noted is reduction]
+    if not found:
+        return None
+    _state.videos[:] = [entry for entry in _state.videos if entry[0] is not reduction]
+    return found[0]
+
+
+def collect_layers(
+    reduction: Reduction | None, layers: frozenset[int] | None = None
+) -> tuple[Reduction | None, frozenset[int]]:
+    """Say that the layers of this model are now called by code that collects the outputs of `layers`, or of all, as
+    maps; the value is what was said before, to be said again afterwards."""
+    before = _state.collecting
+    every = frozenset(range(reduction.geometry.depth)) if reduction is not None else frozenset()
+    _state.collecting = (reduction, every if layers is None else layers)
     return before
 
 
-def collected(reduction: Reduction) -> frozenset[int]:
-    """The layers whose outputs are now collected."""
-    return frozenset(range(reduction.geometry.depth)) if _state.collecting is reduction else frozenset()
+def collected(reduction: Reduction, otherwise: frozenset[int] = frozenset()) -> frozenset[int]:
+    """The layers whose outputs are now collected, or `otherwise` where nobody has said."""
+    told, layers = _state.collecting
+    return layers if told is reduction else otherwise
 
 
 def current_phase() -> str:

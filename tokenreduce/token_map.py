@@ -154,6 +154,13 @@ class TokenMap:
         """`(B, N)`: the output of each token, or the one that takes most of it."""
         return self.dest if self.dest is not None else self.share.argmax(1)  # type: ignore[union-attr]
 
+    def representatives(self) -> Tensor:
+        """`(B, M)`: the token that represents each output; where the map names none, the first of those that give it
+        most."""
+        if self.rep is not None:
+            return self.rep
+        return (self._one_hot() if self.share is None else self.share).argmax(2)
+
     def _one_hot(self) -> Tensor:
         outputs = counting(self.count, self.dest.device)  # type: ignore[union-attr]
         return (self.dest[:, None, :] == outputs[None, :, None]).float()  # type: ignore[index]

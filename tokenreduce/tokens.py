@@ -20,9 +20,13 @@ PROVIDABLE = {
     "own_attention": "attention of each image token to itself (B, H, N)",
     "attention": "the full attention (B, H, N, N) of all tokens, protected ones included",
     "grid": "the image tokens' grid (H, W)",
+    "frames": "the image tokens' grid in time, height and width (T, H, W)",
+    "pixels": "the input's pixels in each token (B, N, F, P), P in each of the F frames that it covers",
     "positions": "the mean place (row, column) of the input tokens in each token (B, N, 2)",
+    "auxiliary_logits": "class logits (B, N, P, K) by the model's auxiliary head of this layer, of P places a token",
     "origin": "the input token that represents each token (B, N)",
 }
+VIDEO = frozenset({"frames", "pixels"})  # what only models of videos have
 ATTENTION = frozenset({"class_attention", "received_attention", "own_attention", "attention"})
 
 
@@ -34,7 +38,7 @@ class Tokens:
         features: `(B, N, C)`, the residual stream where the reducer is placed.
         sizes: `(B, N)` in fp32, or None while every token stands for itself.
         sources: functions that compute the lazy entries named in `PROVIDABLE`.
-        grid: `(H, W)` of the input's image tokens, if they are one.
+        grid: `(H, W)` of the input's image tokens, of a video `(T, H, W)`, if they are one.
         prefix, suffix: how many protected tokens stand in front and behind.
         layer, depth: the 0-based layer and the number of layers.
         padding: `(B, N)`, True for tokens that only pad, or None. They are shown as one point far from all others, get
@@ -82,6 +86,12 @@ class Tokens:
         return self._compute("mean_keys")
 
     @property
+    def auxiliary_logits(self) -> Tensor:
+        """`(B, N, P, K)`: logits of K classes by the model's own auxiliary head behind this layer, of P places in each
+        token."""
+        return self._compute("auxiliary_logits")
+
+    @property
     def received_attention(self) -> Tensor:
         """`(B, H, N)`, fp32: column sums of the full softmax over all queries, protected tokens and itself included."""
         return self._compute("received_attention")
@@ -106,8 +116,15 @@ class Tokens:
         """`(B, N)`: the index in the input of the token that represents each token."""
         return self._compute("origin")
 
+    @property
+    def pixels(self) -> Tensor:
+        """`(B, N, F, P)`: the input's pixels in each token, before any reduction; frame by frame, channels included."""
+        return self._compute("pixels")
+
     def provides(self, name: str) -> bool:
         """Whether the entry `name` of `PROVIDABLE` is here."""
+        if name == "frames":
+            return self.grid is not None and len(self.grid) == 3
         return self.grid is not None if name == "grid" else name in self.sources
 
     def _compute(self, name: str) -> Tensor:
@@ -129,3 +146,12 @@ def far_away(heads: Tensor, padding: Tensor) -> Tensor:
     real = heads.masked_fill(where, 0)
     point = -real.sum(-2, keepdim=True).sign() * real.abs().amax((-2, -1), keepdim=True)
     return point.to(heads.dtype).where(where, heads)
+
+
+def tubelets(video: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """`(B, N, F, P)`: the pixels of `video (B, C, frames, height, width)` in tubelets of `sides` (F, h, w), which stand
+    in the order of their tokens; what fills no tubelet is left out."""
+    cells = [length // side for length, side in zip(video.shape[2:], sides, strict=True)]
+    inside = video[:, :, : cells[0] * sides[0], : cells[1] * sides[1], : cells[2] * sides[2]]
+    split = inside.reshape(*video.shape[:2], cells[0], sides[0], cells[1], sides[1], cells[2], sides[2])
+    return split.permute(0, 2, 4, 6, 3, 1, 5, 7).flatten(5).flatten(1, 3)

@@ -176,28 +176,70 @@ def size_cells(token_map: TokenMap, sizes: Tensor, grid: tuple[int, int]) -> Ima
     return cells
 
 
-def draw_tradeoff(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
-    """Write a picture of top-1 against the share of the unpatched MACs, one line a method.
+def draw_tradeoff(
+    rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "", key: str = "top1", name: str = "top-1"
+) -> None:
+    """Write a picture of accuracy against the share of the unpatched MACs, one line a method.
 
     Args:
-        rows: with the keys method, flops_share and top1 (rows without them are left out); the method "unpatched"
-            becomes the reference line.
+        rows: with the keys method, flops_share and `key`, fractions of 1 (rows without them are left out); the method
+            "unpatched" becomes the reference line.
+        name: what people call the accuracy.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    drawn = [row for row in rows if row.get("top1") is not None and row.get("flops_share") is not None]
+    drawn = [row for row in rows if row.get(key) is not None and row.get("flops_share") is not None]
     for name in dict.fromkeys(row["method"] for row in drawn):
-        points = sorted((100 * row["flops_share"], 100 * row["top1"]) for row in drawn if row["method"] == name)
+        points = sorted((100 * row["flops_share"], 100 * row[key]) for row in drawn if row["method"] == name)
         if name == "unpatched":
             label = f"unpatched, {points[0][1]:.2f} %"
             axis.axhline(points[0][1], color="black", linestyle="--", linewidth=1, label=label)
         else:
             axis.plot(*zip(*points, strict=True), marker="o", label=name)
-    axis.set(xlabel="multiply-adds, % of the unpatched model", ylabel="top-1, %", title=title)
+    axis.set(xlabel="multiply-adds, % of the unpatched model", ylabel=f"{name}, %", title=title)
     axis.grid(alpha=0.3)
     axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_predictions(
+    images: Sequence[Tensor], columns: Mapping[str, Sequence[Any]], classes: Mapping[int, str], path: str | Path
+) -> None:
+    """Write a picture with one row an image: the image, then what each column says about it, under its heading.
+
+    Args:
+        images: `(1 or 3, H, W)`, uint8 or floats in [0, 1].
+        columns: heading -> for each image a class map `(H, W)`, or a dict of `boxes` `(n, 4)`, `labels` and, of
+            predictions, `scores` (boxes below 0.3 are left out).
+        classes: names by class number.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+
+    colour = {number: colormaps["tab20"](place % 20) for place, number in enumerate(classes)}
+    figure = Figure(figsize=(2 * (1 + len(columns)), 2 * len(images) + 1), layout="constrained")
+    axes = figure.subplots(len(images), 1 + len(columns), squeeze=False)
+    for row, image in enumerate(images):
+        for axis, found in zip(axes[row], [None, *(column[row] for column in columns.values())], strict=True):
+            axis.imshow(as_pixels(image), interpolation="nearest")
+            axis.set_axis_off()
+            if isinstance(found, Tensor):
+                painted = np.array([colour[int(number)] for number in found.flatten()]).reshape(*found.shape, 4)
+                axis.imshow(painted, interpolation="nearest", alpha=0.7)
+            elif found is not None:
+                sure = found["scores"] >= 0.3 if "scores" in found else torch.ones(len(found["labels"])).bool()
+                for (left, top, right, bottom), number in zip(
+                    found["boxes"][sure].tolist(), found["labels"][sure].tolist(), strict=True
+                ):
+                    box = Rectangle((left, top), right - left, bottom - top, fill=False, color=colour[number])
+                    axis.add_patch(box)
+    for axis, heading in zip(axes[0], ["image", *columns], strict=True):
+        axis.set_title(heading, fontsize=9)
+    handles = [Patch(color=colour[number], label=name) for number, name in classes.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=120)
 
 

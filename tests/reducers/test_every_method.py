@@ -12,6 +12,7 @@ from tokenreduce.registry import create
 
 METHODS = tokenreduce.methods()
 N, GRID, PREFIX = 24, (4, 6), 1
+VIDEO = (4, 2, 3)  # the grid for methods that need one with a time axis
 # Largest difference to the same map in fp32, as a part of the largest feature: rounding of the result.
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -22,12 +23,15 @@ def inputs(batch: int = 2, seed: int = 0) -> dict[str, Any]:
     g = torch.Generator().manual_seed(seed)
     attention = torch.randn(batch, 2, PREFIX + N, PREFIX + N, generator=g).softmax(-1)
     heads = {name: torch.randn(batch, 2, N, 8, generator=g) for name in ("keys", "queries", "values")}
-    return {"x": torch.randn(batch, N, 16, generator=g), "attention": attention, **heads}
+    x, pixels = torch.randn(batch, N, 16, generator=g), torch.randn(batch, N, 2, 5, generator=g)
+    logits = torch.randn(batch, N, 4, 3, generator=g)
+    return {"x": x, "attention": attention, "pixels": pixels, "auxiliary_logits": logits, **heads}
 
 
 def plan(method: str, given: dict[str, Any], keep: int | None = 16, **more: Any) -> tokenreduce.TokenMap:
     rest = {name: value for name, value in given.items() if name != "x"}
-    return tokenreduce.plan(given["x"], method, keep=keep, grid=GRID, prefix=PREFIX, layer=1, depth=4, **rest, **more)
+    grid = VIDEO if "frames" in tokenreduce.describe(method)["needs"] else GRID
+    return tokenreduce.plan(given["x"], method, keep=keep, grid=grid, prefix=PREFIX, layer=1, depth=4, **rest, **more)
 
 
 def same(a: tokenreduce.TokenMap, b: tokenreduce.TokenMap) -> bool:

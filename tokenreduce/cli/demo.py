@@ -17,10 +17,14 @@ from tokenreduce.backbones.fashion_vit import fashion_vit
 from tokenreduce.bench.lanes import Arm, patched_lane
 from tokenreduce.bench.timing import interleave, synchronizer
 from tokenreduce.cli.arguments import progress_bar
-from tokenreduce.cli.evaluate import prepare, print_refused, watch
-from tokenreduce.cli.output import Row, console, print_table, write_json
+from tokenreduce.cli.demo_dense import METHODS as DENSE_METHODS
+from tokenreduce.cli.demo_dense import MODELS, demo_dense
+from tokenreduce.cli.evaluate import prepare, watch
+from tokenreduce.cli.output import Row, console, print_refused, print_table, write_json
+from tokenreduce.errors import unknown
 from tokenreduce.evaluation import fashion_mnist
 from tokenreduce.evaluation.datasets import load_data
+from tokenreduce.evaluation.dense.predictors import load_predictor
 from tokenreduce.evaluation.metrics import DEFINITIONS, Patched, measure
 from tokenreduce.visualize import draw_tokens, draw_tradeoff
 
@@ -31,14 +35,26 @@ BATCH, ROUNDS = 100, 9
 
 
 def demo(
+    task: Annotated[str, typer.Option(help="classification, segmentation or detection")] = "classification",
     all_methods: Annotated[
         bool, typer.Option("--all", help=f"every method, not only {', '.join(METHODS)}: takes a while")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="use so many of the 2,000 images")] = None,
-    out: Annotated[Path, typer.Option(help="folder for tradeoff.png and tokens.png")] = Path("out"),
+    limit: Annotated[int | None, typer.Option(min=1, help="use so many images, of 2,000 (scenes: 200)")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("out"),
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")] = None,
 ) -> None:
-    """Classify real images with the shipped model, unpatched and with each method, and show what is lost and saved."""
+    """Run a shipped model on real images, unpatched and with each method, and show what is lost and saved."""
+    if task not in ("classification", *MODELS):
+        raise unknown("task", task, ("classification", *MODELS))
+    if task in MODELS:
+        names = tokenreduce.compatible(load_predictor(MODELS[task], task).module) if all_methods else DENSE_METHODS
+        demo_dense(task, names, limit, out, json_file)
+    else:
+        demo_classification(all_methods, limit, out, json_file)
+
+
+def demo_classification(all_methods: bool, limit: int | None, out: Path, json_file: Path | None) -> None:
+    """Classify the shipped images, and time it."""
     model = fashion_vit()
     images = load_data("fashion-mnist", model, limit=limit)
     names = tokenreduce.methods() if all_methods else METHODS

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from tokenreduce.bench.lanes import Arm, patched_lane, restored_lane
 from tokenreduce.cli.arguments import MODEL_HELP, load_model, make_arms, place_name, progress_bar, usable_device
-from tokenreduce.cli.output import Row, console, print_table, write_json
+from tokenreduce.cli.dense import evaluate_dense, refuse_options
+from tokenreduce.cli.output import Row, console, print_refused, print_table, write_json
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.evaluation.datasets import Data, check_labels, load_data, load_gallery
+from tokenreduce.evaluation.dense.metrics import ALIGNMENTS
+from tokenreduce.evaluation.dense.samples import TASKS
 from tokenreduce.evaluation.heads import MakeHead, NearestNeighbours, ZeroShot, text_embeddings, trained
 from tokenreduce.evaluation.metrics import DEFINITIONS, Patched, measure
 from tokenreduce.finding import find_backbone
@@ -22,9 +25,20 @@ HEADS = ("trained", "knn", "zero-shot")
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "fashion_vit",
-    data: Annotated[str, typer.Option(help="fashion-mnist, imagenet, or a folder of class folders")] = "fashion-mnist",
-    data_dir: Annotated[Path | None, typer.Option(help="where ImageNet or all of Fashion-MNIST lies")] = None,
+    task: Annotated[str, typer.Option(help=f"classification, {', '.join(TASKS)}")] = "classification",
+    model: Annotated[
+        str | None, typer.Option(help=f"{MODEL_HELP}; default: the shipped model of the task, if there is one")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="classification: fashion-mnist (default), imagenet, or a folder of class folders; "
+            "segmentation: scenes (default), ade20k, cityscapes; detection: scenes (default), coco; depth: nyuv2"
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="where the data lie in their official layout, or all of Fashion-MNIST")
+    ] = None,
     all_images: Annotated[bool, typer.Option(help="Fashion-MNIST: all 10,000 test images, not 2,000")] = False,
     method: Annotated[str, typer.Option(help="methods, separated by commas")] = "tome",
     flops: Annotated[str | None, typer.Option(help="fractions of the multiply-adds left, such as 0.8,0.6")] = None,
@@ -33,7 +47,9 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option(help="key=value for a single method, method.key=value among several; repeatable")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 100,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="default: 100 in classification, 8 in other tasks")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="use so many images, spread evenly over the data")] = None,
     head: Annotated[str, typer.Option(help="trained, knn (DINO protocol) or zero-shot (CLIP)")] = "trained",
     gallery: Annotated[Path | None, typer.Option(help="knn: class folders instead of the training split")] = None,
@@ -44,14 +60,42 @@ def evaluate(
     text_model: Annotated[str | None, typer.Option(help="zero-shot: NAME:PRETRAINED of open_clip")] = None,
     pretrained: Annotated[bool, typer.Option(help="load trained weights")] = True,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
-    workers: Annotated[int, typer.Option(min=0, help="processes that read image folders")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="classification: processes that read image folders")] = 2,
+    align: Annotated[
+        str, typer.Option(help=f"depth: what makes predictions fit the truth first: {', '.join(ALIGNMENTS)}")
+    ] = "none",
+    rounds: Annotated[
+        int, typer.Option(min=0, help="dense tasks: bootstrap rounds for 95 % intervals of the change; 0: none")
+    ] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")] = None,
 ) -> None:
-    """Accuracy of patched models on labelled images, and how far their features are from the unpatched model's."""
+    """Accuracy of patched models on labelled images: classification, and how far their features are from the unpatched
+    model's; or segmentation, detection and depth."""
     if head not in HEADS:
         raise unknown("head", head, HEADS)
     arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
     place = usable_device(device)
+    if task != "classification":
+        foreign = {"--all-images": all_images, "--gallery": gallery, "--text-model": text_model}
+        foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head != "trained"}
+        refuse_options(task, foreign)
+        evaluate_dense(
+            task,
+            model,
+            data,
+            arms,
+            place,
+            data_dir=data_dir,
+            batch_size=batch_size or 8,
+            limit=limit,
+            pretrained=pretrained,
+            align=align,
+            rounds=rounds,
+            json_file=json_file,
+        )
+        return
+    refuse_options(task, {f"--align {align}": align != "none", f"--rounds {rounds}": rounds})
+    model, data, batch_size = model or "fashion_vit", data or "fashion-mnist", batch_size or 100
     network = load_model(model, None, pretrained)[0].eval().to(place)
     patched, refused = prepare(network, arms)
     images = load_data(data, network, data_dir=data_dir, all_images=all_images, limit=limit)
@@ -97,13 +141,6 @@ def prepare(model: nn.Module, arms: Sequence[Arm]) -> tuple[list[Patched], list[
     if not patched:
         raise InvalidValueError("; ".join(row["refused"] for row in refused))
     return patched, refused
-
-
-def print_refused(rows: Sequence[Row]) -> None:
-    """A line for each arm that the model cannot reach."""
-    for row in rows:
-        what = f"{row['method']} at {row['budget']} was not run: {row['refused']}"
-        console.print(what, style="yellow", highlight=False, markup=False)
 
 
 def watch(

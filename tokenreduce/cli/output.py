@@ -30,6 +30,15 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "top1": ("top-1", lambda v: f"{v:.2%}"),
     "top5": ("top-5", lambda v: f"{v:.2%}"),
     "top1_change": ("change, points", lambda v: f"{100 * v:+.2f}"),
+    "miou": ("mIoU", lambda v: f"{v:.2%}"),
+    "pixel_accuracy": ("pixel accuracy", lambda v: f"{v:.2%}"),
+    "ap": ("AP", lambda v: f"{v:.2%}"),
+    "ap50": ("AP50", lambda v: f"{v:.2%}"),
+    "delta1": ("delta-1", lambda v: f"{v:.2%}"),
+    "abs_rel": ("AbsRel", lambda v: f"{v:.4f}"),
+    "rmse": ("RMSE, m", lambda v: f"{v:.3f}"),
+    "change": ("change, points", lambda v: f"{100 * v:+.2f}"),
+    "change_interval": ("95 % interval", lambda v: f"{100 * v[0]:+.2f} to {100 * v[1]:+.2f}"),
     "class_error": ("class error", lambda v: f"{v:.4f}"),
     "token_error": ("token error", lambda v: f"{v:.4f}"),
     "median_ms": ("median ms", lambda v: f"{v:.1f}"),
@@ -58,6 +67,13 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     for row in rows:
         table.add_row(*[COLUMNS[key][1](row[key]) if row.get(key) is not None else "-" for key in keys])
     console.print(table)
+
+
+def print_refused(rows: Sequence[Row]) -> None:
+    """A line for each arm that the model cannot reach."""
+    for row in rows:
+        what = f"{row['method']} at {row['budget']} was not run: {row['refused']}"
+        console.print(what, style="yellow", highlight=False, markup=False)
 
 
 def environment() -> dict[str, Any]:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from tokenreduce.bench.lanes import Arm, patched_lane
 from tokenreduce.cli.arguments import MODEL_HELP, load_model, make_arms, numbers
-from tokenreduce.cli.evaluate import print_refused
-from tokenreduce.cli.output import Row, console
+from tokenreduce.cli.output import Row, console, print_refused
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.evaluation import fashion_mnist
 from tokenreduce.evaluation.datasets import image_transform, takes_fashion

@@ -41,7 +41,7 @@ class Expedit(Reducer):
     paper does not; patch with `prop_attn=False` to follow it). Rows of the restore weights sum to 1: the released code
     divides by their L2 norm instead, which lets restored tokens grow up to `neighbours ** 0.5` times. T follows the
     features by default, since a fixed one only fits one backbone. Softmaxes subtract their maximum, where the released
-    weights underflow. Rebuilding the tokens before the last layers is left to the caller's `restore`.
+    weights underflow.
 
     Args:
         inverse_temperature: T, at least 0; None: for each image 1 / (median over its tokens of the squared distance to
@@ -49,17 +49,22 @@ class Expedit(Reducer):
         window: side of the neighbourhood of cells, odd.
         iterations: at least 1.
         neighbours: how many centres a token is restored from.
+        rebuild: the block (0-based) after which all tokens are rebuilt, so that the blocks behind it run on all of
+            them; None: at the end only, where the model's output needs them.
     """
 
     inverse_temperature: float | None = None
     window: int = 5
     iterations: int = 5
     neighbours: int = 20
+    rebuild: int | None = None
 
     name: ClassVar[str] = "expedit"
     kind: ClassVar[str] = "clustering"
     paper: ClassVar[str] = "arXiv 2210.01035"
     year: ClassVar[int] = 2022
+    restoring: ClassVar[str] = "soft"
+    soft: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     once: ClassVar[bool] = True
     placement: ClassVar[str] = "post"
@@ -75,8 +80,13 @@ class Expedit(Reducer):
             check_option(name, getattr(self, name), int)
             if getattr(self, name) < 1:
                 raise InvalidValueError(f"option {name} is {getattr(self, name)}; it must be 1 or more")
+        if self.rebuild is not None:
+            check_option("rebuild", self.rebuild, int)
         if self.window % 2 == 0:
             raise InvalidValueError(f"option window is {self.window}; it must be odd: 1, 3, 5 ...")
+
+    def rebuilt_after(self) -> tuple[int, ...]:
+        return () if self.rebuild is None else (self.rebuild,)
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         grid = tokens.grid

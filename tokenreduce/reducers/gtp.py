@@ -60,6 +60,8 @@ class GTP(Reducer):
     kind: ClassVar[str] = "propagation"
     paper: ClassVar[str] = "arXiv 2311.03035"
     year: ClassVar[int] = 2024
+    restoring: ClassVar[str] = "soft"
+    soft: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"received_attention", "own_attention", "origin", "grid"})
 
     def __post_init__(self) -> None:

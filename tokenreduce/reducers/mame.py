@@ -45,6 +45,8 @@ class MaMe(Reducer):
     kind: ClassVar[str] = "many-to-many"
     paper: ClassVar[str] = "arXiv 2604.13432"
     year: ClassVar[int] = 2026
+    restoring: ClassVar[str] = "soft"
+    soft: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
     budgeted: ClassVar[str] = "merges the sources with the most similar targets; tau still shapes their shares"
 

@@ -73,6 +73,8 @@ class TokenTransforming(Reducer):
     kind: ClassVar[str] = "many-to-many"
     paper: ClassVar[str] = "arXiv 2506.05709"
     year: ClassVar[int] = 2025
+    restoring: ClassVar[str] = "soft"
+    soft: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     uses: ClassVar[frozenset[str]] = frozenset({"class_attention"})
     shape: ClassVar[str] = "stages"

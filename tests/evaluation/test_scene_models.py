@@ -1,0 +1,93 @@
+"""The dense models that ship, and their demo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import tokenreduce
+from tokenreduce.backbones import scenes as models
+from tokenreduce.cli import app as application
+from tokenreduce.cli import demo_dense
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.evaluation import scenes
+from tokenreduce.evaluation.dense.data import load_dense
+from tokenreduce.evaluation.dense.predictors import load_predictor
+from tokenreduce.evaluation.dense.samples import DenseData
+
+FILES = {"scene_segmenter": models.build_segmenter, "scene_detector": models.build_detector}
+
+
+@pytest.fixture(autouse=True)
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights for as long as none ship."""
+    if not all((models.ASSETS / f"{name}.safetensors").exists() for name in FILES):
+        torch.manual_seed(0)
+        for name, build in FILES.items():
+            save_file(build().state_dict(), tmp_path / f"{name}.safetensors")
+        monkeypatch.setattr(models, "ASSETS", tmp_path)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    def invoke(*arguments: object) -> str:
+        monkeypatch.setattr("tokenreduce.cli.output.console.width", 200)
+        result = CliRunner().invoke(application.app, [str(a) for a in arguments])
+        if isinstance(result.exception, Exception):
+            raise result.exception
+        return result.output
+
+    return invoke
+
+
+@torch.no_grad()
+def test_outputs_and_tokens() -> None:
+    images = scenes.load(2).images
+    segmenter, detector = models.scene_segmenter(), models.scene_detector()
+    assert segmenter(scenes.normalise(images)).shape == (2, 11, 80, 80)
+    assert {"boxes", "scores", "labels"} == detector(list(images / 255))[0].keys()
+    for model in (segmenter, detector):
+        tokenreduce.patch(model, "tome", flops=0.7)
+        assert tokenreduce.report(model).input_tokens == 256
+    assert "dtop" in tokenreduce.compatible(segmenter) and "dtop" not in tokenreduce.compatible(detector)
+
+
+@torch.no_grad()
+def test_the_detector_sees_what_the_transform_of_torchvision_leaves_alone() -> None:
+    images = scenes.load(3).images
+    detector = models.scene_detector()
+    made, _ = detector.transform(list(images / 255))
+    assert torch.allclose(made.tensors, scenes.normalise(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("task", demo_dense.MODELS)
+def test_demo(task: str, run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_dense, "BATCH", 4)
+    out, file = tmp_path / "out", tmp_path / "demo.json"
+    output = run("demo", "--task", task, "--limit", 8, "--out", out, "--json", file)
+    data = json.loads(file.read_text())
+    rows, keys = data["rows"], {"segmentation": {"miou"}, "detection": {"ap", "ap50"}}[task]
+    arms = [(name, f"flops={share}") for name in demo_dense.METHODS for share in (0.85, 0.7, 0.55)]
+    assert [(row["method"], row["budget"]) for row in rows] == [("unpatched", None), *arms]
+    for row in rows:
+        assert keys <= row.keys() and all(0 <= row[key] <= 1 for key in keys)
+        wanted = 1.0 if row["budget"] is None else float(row["budget"].removeprefix("flops="))
+        assert row["flops_share"] == pytest.approx(wanted, abs=0.02)
+    assert data["settings"]["task"] == task and data["settings"]["images"] == 8
+    assert f"{demo_dense.MODELS[task]} on 8 scenes" in output and "At 70% of the compute" in output
+    assert {path.name for path in out.iterdir()} == {"tradeoff.png", "predictions.png"}
+
+
+def test_wrong_task_and_foreign_data(run: Callable[..., str]) -> None:
+    with pytest.raises(InvalidValueError, match="unknown task 'depth'; valid: classification, detection, segmentation"):
+        run("demo", "--task", "depth")
+    predictor = load_predictor("scene_segmenter", "segmentation")
+    with pytest.raises(InvalidValueError, match="know scenes only, not ade20k"):
+        predictor.fit(DenseData("ade20k", "segmentation", []))
+    assert len(load_dense("scenes", "detection", limit=7)) == 7

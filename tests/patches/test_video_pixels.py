@@ -1,0 +1,133 @@
+"""How the pixels of a video get to a method that asks for them, and that they stay nowhere."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import threading
+import weakref
+
+import backbone_checks as checks
+import pytest
+import torch
+from backbones import BY_NAME, PATCH, fresh_model, new_model
+from torch import Tensor, nn
+from videos import moving
+
+import tokenreduce
+from tokenreduce import patch, unpatch
+from tokenreduce.stack import _state
+from tokenreduce.tokens import tubelets
+
+both_models = pytest.mark.parametrize("name", ["hf_videomae_model", "hf_vivit_model"])
+
+
+@both_models
+def test_tubelets_are_what_the_embedding_makes_tokens_of(name: str) -> None:
+    model = fresh_model(BY_NAME[name])
+    projection = next(m for m in model.modules() if isinstance(m, nn.Conv3d))
+    video = torch.randn(2, 3, 18, 17, 16)
+    pixels = tubelets(video, projection.kernel_size)
+    assert pixels.shape == (2, 4 * 4 * 4, PATCH, 3 * PATCH * PATCH)
+    weight = projection.weight.transpose(1, 2).flatten(1)  # frame by frame, as the pixels are
+    tokens = projection(video).flatten(2).transpose(1, 2)
+    assert torch.allclose(pixels.flatten(2) @ weight.T + projection.bias, tokens, atol=1e-5)
+
+
+def left_behind(model: nn.Module) -> list:
+    """What this thread still holds of forwards of the model."""
+    reduction = tokenreduce.finding.reduction_of(model)
+    videos = [video for noted, video in _state.videos if noted is reduction]
+    return videos + [run for run in _state.runs if run.reduction is reduction]
+
+
+class DeliberateError(ArithmeticError):
+    pass
+
+
+def fail(module: nn.Module, args: object) -> None:
+    raise DeliberateError
+
+
+@both_models
+def test_videos_do_not_outlive_their_forward(name: str) -> None:
+    backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
+    x, y = moving(backbone), moving(backbone, 2, seed=1)
+    patch(model, "rlt")
+    with torch.no_grad():
+        expected, other = backbone.outputs(model, x), backbone.outputs(model, y)
+        first = tokenreduce.finding.find_backbone(model)
+        first = first[2].layers(first[1])[0]
+        for place in (first, first.attention):  # before a run has begun, and within one
+            handle = place.register_forward_pre_hook(fail)
+            with pytest.raises(DeliberateError):
+                backbone.outputs(model, y)
+            handle.remove()
+            assert checks.same(backbone.outputs(model, x), expected)
+            assert left_behind(model) == []
+        gone = {"pixel_values": y["pixel_values"].clone()}
+        alive = weakref.ref(gone["pixel_values"])
+        assert checks.same(backbone.outputs(model, gone), other)
+        del gone
+        gc.collect()
+        assert alive() is None
+
+
+@both_models
+def test_threads_and_models_in_turns_keep_their_videos_apart(name: str) -> None:
+    backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
+    patch(model, "rlt", threshold=0.5)
+    inputs = [moving(backbone, 1 + seed % 3, seed) for seed in range(4)]
+    with torch.no_grad():
+        expected = [backbone.outputs(model, x) for x in inputs]
+    wrong: list[int] = []
+
+    @torch.no_grad()
+    def work(i: int) -> None:
+        wrong.extend(i for _ in range(5) if not checks.same(backbone.outputs(model, inputs[i]), expected[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+    twin = copy.deepcopy(model)
+    between: list[list[Tensor]] = []
+    first = tokenreduce.finding.find_backbone(model)
+    first = first[2].layers(first[1])[0]
+    handle = first.register_forward_pre_hook(lambda m, args: between.append(backbone.outputs(twin, inputs[1])))
+    with torch.no_grad():
+        assert checks.same(backbone.outputs(model, inputs[0]), expected[0])
+    handle.remove()
+    assert checks.same(between[0], expected[1])
+    assert checks.same(backbone.outputs(unpatch(twin), inputs[0]), backbone.outputs(unpatch(model), inputs[0]))
+
+
+@both_models
+def test_a_model_is_copied_with_its_way_to_the_pixels(name: str) -> None:
+    backbone, model = BY_NAME[name], patch(new_model(BY_NAME[name]), "rlt")
+    twins, x = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))], moving(backbone)
+    with torch.no_grad():
+        expected = backbone.outputs(model, x)
+        assert all(checks.same(backbone.outputs(twin, x), expected) for twin in twins)
+        plain = backbone.outputs(unpatch(model), x)
+        assert all(checks.same(backbone.outputs(unpatch(twin), x), plain) for twin in twins)
+
+
+@both_models
+def test_hooks_are_there_for_methods_that_ask_and_go_again(name: str) -> None:
+    model = fresh_model(BY_NAME[name])
+    projection = next(m for m in model.modules() if isinstance(m, nn.Conv3d))
+
+    def hooks() -> list[str]:
+        return [hook.__name__ for hook in projection._forward_hooks.values()]
+
+    patch(model, "centerclip", ratio=0.5)
+    assert hooks() == ["capture_grid"]
+    patch(model, "rlt")
+    assert hooks() == ["capture_grid", "capture_video"]
+    unpatch(model)
+    assert hooks() == [] and "_tokenreduce" not in vars(projection)
