@@ -63,6 +63,51 @@ def quality(data: dict, share: float) -> str:
     return "\n".join(lines)
 
 
+HEADLINES = {"segmentation": ("miou", "mIoU"), "detection": ("ap50", "AP50")}
+DENSE_BUDGETS = (0.85, 0.7, 0.55)
+
+
+def dense(data: dict, task: str) -> str:
+    """Methods by rows, budgets by columns: the figure, its change in points and the interval of the change; best first
+    in the middle."""
+    key, name = HEADLINES[task]
+    full = data["rows"][0][key]
+    lines = [
+        f"| method | {' | '.join(f'{share:.0%} of the compute' for share in DENSE_BUDGETS)} |",
+        "|---|---:|---:|---:|",
+    ]
+    lines.append(f"| unpatched, {name} {full:.2%} | | | |")
+    cells: dict[str, dict[str, str]] = {}
+    middle: dict[str, float] = {}
+    for row in data["rows"][1:]:
+        found = cells.setdefault(row["method"], {})
+        if "refused" in row:
+            found[row["budget"]] = "not reached"
+            continue
+        low, high = row["change_interval"]
+        found[row["budget"]] = f"{100 * row['change']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+        if row["budget"] == f"flops={DENSE_BUDGETS[1]}":
+            middle[row["method"]] = row[key]
+    for method in sorted(cells, key=lambda method: -middle.get(method, -1)):
+        figures = [cells[method].get(f"flops={share}", "") for share in DENSE_BUDGETS]
+        lines.append(f"| `{method}` | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def restoring(data: dict) -> str:
+    """Methods by rows, ways of restoring by columns: change of the figure in points at 70 and at 55 %."""
+    modes = ("copy", "soft", "freeze", "delta")
+    lines = [f"| method | {' | '.join(modes)} |", "|---|" + "---:|" * len(modes)]
+    changes: dict[str, dict[str, list[str]]] = {}
+    for row in data["rows"][1:]:
+        if "refused" not in row:
+            cells = changes.setdefault(row["method"], {}).setdefault(row["restore"], [])
+            cells.append(f"{100 * row['change']:+.2f}")
+    for method, found in changes.items():
+        lines.append(f"| `{method}` | {' | '.join(' / '.join(found.get(mode, [])) for mode in modes)} |")
+    return "\n".join(lines)
+
+
 CHECKS = {"exact": "e", "oracle": "o", "compile": "c", "export": "x", "restore": "r"}
 
 

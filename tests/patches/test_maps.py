@@ -102,7 +102,7 @@ def test_windows_get_all_tokens_and_reports_say_so(name) -> None:
     assert report(model).sizes.shape == report(model).sizes_after(1).shape == (2, 32)
     with pytest.raises(InvalidValueError, match=r"layer 2 needs all tokens .* layers that can: 1, 3"):
         patch(model, "tome", schedule=Schedule.keep({2: 0.5}))
-    with pytest.raises(InvalidValueError, match="takes maps only"):
+    with pytest.raises(InvalidValueError, match="takes all tokens"):
         patch(model, "tome", ratio=0.5, restore=False)
 
 

@@ -65,3 +65,10 @@ def test_videomae_pretraining_gets_its_visible_tokens_back() -> None:
     assert torch.allclose(after.loss, before.loss, rtol=0.2)
     assert report(model).tokens[-1] == 16
     assert torch.equal(unpatch(model)(video, bool_masked_pos=mask).logits, before.logits)
+
+
+def test_a_decoder_that_reads_every_place_cannot_do_without_restoring() -> None:
+    model = fresh_model(BY_NAME["hf_vit_mae"])
+    with pytest.raises(ValueError, match="restore=False leaves no map"):
+        patch(model, "tome", ratio=0.5, restore=False)
+    patch(model.vit, "tome", ratio=0.5, restore=False)
