@@ -30,7 +30,6 @@ from train_scenes import split_photos
 METHODS = "ward,tome,expedit,pitome,token_transforming,random,pool,evit,topk,algm,kmeans,dtop"
 MODELS = {"segmentation": "scene_segmenter", "detection": "scene_detector"}
 BUDGETS = (0.85, 0.70, 0.55)
-MODES = ("copy", "soft", "freeze", "delta")
 
 
 def parse() -> argparse.Namespace:
@@ -56,7 +55,7 @@ def main() -> None:
     methods = args.method.split(",")
     if args.held_out:
         data = held_out_scenes(args.task, folder, args.scenes)
-        pairs = [(name, mode) for name in methods for mode in MODES if mode != "soft" or lookup(name).soft]
+        pairs = [(name, mode) for name in methods for mode in lookup(name).modes]
         arms = [Arm(name, flops=share, restore=mode) for share in BUDGETS[1:] for name, mode in pairs]
     else:
         data = load_scenes(args.task, folder, args.scenes, seed=1)
@@ -65,17 +64,10 @@ def main() -> None:
     rows = measure_dense(
         predictor, arms, data, 50, rounds=args.rounds, progress=lambda part, what: print(f"{part:.0%}", flush=True)
     )
-    measured = [row for row in rows if "refused" not in row]
-    for row, arm in zip(measured[1:], [arm for arm in arms if not refused(arm, rows)], strict=True):
-        row["restore"] = arm.arguments.get("restore", "auto")
     out = Path(__file__).parent / "results" / f"{'restoring_' if args.held_out else ''}{args.task}.json"
     content = {"images": len(data), "rounds": args.rounds, "torch": torch.__version__, "rows": rows}
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"wrote {out}")
-
-
-def refused(arm: Arm, rows: list[dict]) -> bool:
-    return any(row["method"] == arm.method and row["budget"] == arm.budget and "refused" in row for row in rows)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def restoring(data: dict) -> str:
     changes: dict[str, dict[str, list[str]]] = {}
     for row in data["rows"][1:]:
         if "refused" not in row:
-            cells = changes.setdefault(row["method"], {}).setdefault(row["restore"], [])
+            cells = changes.setdefault(row["method"], {}).setdefault(row["options"]["restore"], [])
             cells.append(f"{100 * row['change']:+.2f}")
     for method, found in changes.items():
         lines.append(f"| `{method}` | {' | '.join(' / '.join(found.get(mode, [])) for mode in modes)} |")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from tokenreduce.stack import collect_layers
+from tokenreduce.stack import collect_layers, forget
 
 METHOD = "forward_intermediates"
 
@@ -43,6 +43,7 @@ def forward_intermediates(model: Any, names: tuple[str, ...], *args: Any, **kwar
         return type(model).forward_intermediates(model, *args, **kwargs)
     finally:
         collect_layers(*before)
+        forget(model._tokenreduce)  # a forward that stopped early ran no last layer to end its run
 
 
 def taken(depth: int, indices: int | Sequence[int] | None) -> frozenset[int]:

@@ -115,8 +115,10 @@ def test_taps_and_end_restore_in_the_same_way(model) -> None:
         assert torch.allclose(tapped, whole, atol=1e-5)
 
 
-def test_soft_is_refused_where_a_method_has_none(model) -> None:
-    with pytest.raises(InvalidValueError, match="tome has no soft way"):
+def test_ways_that_a_method_does_not_have_are_refused(model) -> None:
+    with pytest.raises(InvalidValueError, match=r'"auto", "copy", "soft", "delta" \(expedit has no such way\)'):
+        patch(model, "expedit", ratio=0.5, restore="freeze")
+    with pytest.raises(InvalidValueError, match="tome has no such way"):
         patch(model, "tome", ratio=0.5, restore="soft")
     with pytest.raises(InvalidValueError, match=r'valid: True, False, "auto", "copy", "freeze", "delta"$'):
         patch(model, "tome", ratio=0.5, restore="middle")
@@ -169,6 +171,7 @@ def test_wrong_restore_events(model) -> None:
         (lambda: Schedule.keep({1: 0.5}).restore_after(-1), "count from 0"),
         (lambda: patch(model, "expedit", flops=0.8, rebuild=9), "no layer follows"),
         (lambda: patch(model, "expedit", flops=0.8, rebuild="late"), "rebuild"),
+        (lambda: patch(model, "expedit", schedule=Schedule.keep({3: 0.5}), rebuild=1), "nothing is reduced before"),
     ):
         with pytest.raises((InvalidValueError, tokenreduce.InvalidTypeError), match=message):
             make()

@@ -49,10 +49,16 @@ def check_layers(reduction: Reduction) -> None:
             f"without a budget {reducer.name} decides in layers {list(reducer.deciding_layers(geometry.depth))}, which "
             f"need all tokens here; give layers= of {able}, or a budget, for example flops=0.8"
         )
+    idle = [end for start, end in pairwise((0, *sorted(reduction.fresh))) if not set(reducing) & set(range(start, end))]
+    wanted = [layer for layer in reduction.schedule.restored if layer + 1 in idle]
+    if wanted and not reduction.is_identity(geometry.count):
+        raise InvalidValueError(
+            f"tokens should come back after layer {wanted[0]}, but nothing is reduced before: layers {reducing} reduce"
+        )
     if reduction.heads is not None and not set(reducing) <= set(reduction.heads.auxiliary_layers):
         raise InvalidValueError(
             f"{reducer.name} reads auxiliary heads, which this model has behind layers "
-            f"{list(reduction.heads.auxiliary_layers)}, but should reduce in layers {reducing}; give layers= of those"
+            f"{list(reduction.heads.auxiliary_layers)}, but should reduce in layers {reducing}; name those layers"
         )
 
 

@@ -170,10 +170,9 @@ def check_mode(name: str, value: object) -> None:
 
 
 def check_restore(reducer: Reducer, value: object) -> None:
-    valid = [mode for mode in MODES if mode != "soft" or reducer.soft]
-    if not (isinstance(value, bool) or value == "auto" or value in valid):
-        names = ", ".join(f'"{mode}"' for mode in ("auto", *valid))
-        reason = f" ({reducer.name} has no soft way of its own)" if value == "soft" else ""
+    if not (isinstance(value, bool) or value == "auto" or value in reducer.modes):
+        names = ", ".join(f'"{mode}"' for mode in ("auto", *reducer.modes))
+        reason = f" ({reducer.name} has no such way)" if value in MODES else ""
         raise InvalidValueError(f"restore is {value!r}; valid: True, False, {names}{reason}")
 
 
@@ -220,7 +219,7 @@ def _prepare(
     """Check everything that can fail before the model is touched."""
     reason = misfit(reducer.required(), backbone, adapter, outer)
     if reason:
-        fitting = ", ".join(compatible(backbone)) or "none"
+        fitting = ", ".join(n for n in methods() if not misfit(lookup(n).needs, backbone, adapter, outer)) or "none"
         raise InvalidValueError(
             f"{reducer.name} cannot run on this {type(backbone).__name__}: {reason}; methods that fit: {fitting}"
         )

@@ -150,7 +150,7 @@ class Reduction:
     def rehearsal(self, n: int) -> Rehearsal:
         """What the method's own work on `n` tokens costs."""
         restores = self.restore or bool(self.fresh)
-        return Rehearsal(self.reducer, self.geometry, n, self._work, self.restoring if restores else None)
+        return Rehearsal(self.reducer, self.geometry, n, self._work, self.restoring if restores else None, self.heads)
 
     def to_json(self) -> dict[str, Any]:
         """Method, options, schedule and modes as JSON-able values."""

@@ -27,8 +27,8 @@ class Reducer:
     `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget spreads over layers,
     see `Schedule`), `once` (can reduce in one layer only), `adaptive` (can decide counts itself: has `decide`),
     `budgeted` (what an adaptive method does with a budget, in one line), `checked` (what its results were compared
-    with), `restoring` (how tokens come back unless the user says otherwise, see `restoring.MODES`), `soft` (its maps
-    say themselves how several outputs restore a token).
+    with), `restoring` (how tokens come back unless the user says otherwise), `modes` (the ways of
+    `restoring.MODES` that its maps allow).
     """
 
     name: ClassVar[str]
@@ -46,7 +46,7 @@ class Reducer:
     checked: ClassVar[str] = "its specification"
     budgeted: ClassVar[str] = ""
     restoring: ClassVar[str] = "copy"
-    soft: ClassVar[bool] = False
+    modes: ClassVar[tuple[str, ...]] = ("copy", "freeze", "delta")
 
     def least(self, n: int) -> int:
         """The fewest tokens this method can leave of `n` in one layer."""
@@ -162,6 +162,7 @@ def describe(method: str) -> dict[str, Any]:
         "exportable": cls.exportable,
         "checked": cls.checked,
         "restoring": cls.restoring,
+        "modes": list(cls.modes),
         "options": {f.name: f.default for f in dataclasses.fields(cls)},
     }
 

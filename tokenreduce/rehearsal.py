@@ -23,11 +23,14 @@ class Rehearsal:
     """Counts MACs of a reducer for images of `entered` tokens; figures are remembered in `known`, the state here.
 
     `restoring`: every map is undone once in each forward, in this way, which costs something where the map is dense.
+    `heads`: the part of the model that a method asks for auxiliary predictions.
     """
 
-    def __init__(self, reducer: Reducer, geometry: Geometry, entered: int, known: Work, restoring: str | None) -> None:
+    def __init__(
+        self, reducer: Reducer, geometry: Geometry, entered: int, known: Work, restoring: str | None, heads: Any = None
+    ) -> None:
         self.reducer, self.geometry, self.entered, self.known = reducer, geometry, entered, known
-        self.restoring = restoring
+        self.restoring, self.heads = restoring, heads
         self._state: Any = None
         self._begun = False
 
@@ -77,7 +80,7 @@ class Rehearsal:
             "mean_keys": lambda: full[:, 0, start:end],
             "positions": lambda: torch.rand(1, n, 2, **on_cpu) * max(shape.grid),
             "origin": lambda: torch.arange(n, device="cpu")[None],
-            "auxiliary_logits": lambda: torch.randn(1, n, 1, 10, **on_cpu),
+            "auxiliary_logits": lambda: self._auxiliary_logits(layer, features),
             "pixels": lambda: torch.randn(1, n, 2, 1, **on_cpu),
         }
         sources |= {name: lambda: full[:, :, start:end] for name in ("keys", "queries", "values")}
@@ -88,3 +91,10 @@ class Rehearsal:
         rows = next(side for side in range(math.isqrt(cells), 0, -1) if cells % side == 0)
         grid = shape.grid if self.entered == shape.count else (*times, rows, cells // rows)
         return Tokens(features, None, sources, grid, shape.prefix, shape.suffix, layer, shape.depth)
+
+    def _auxiliary_logits(self, layer: int, features: torch.Tensor) -> torch.Tensor:
+        like, layers = next(self.heads.parameters()), self.heads.auxiliary_layers
+        # A budget is rehearsed in the layers that were asked for; that these have no head is said afterwards.
+        at = layer if layer in layers else layers[0]
+        logits: torch.Tensor = self.heads.auxiliary_logits(at, features.to(like.device, like.dtype))
+        return logits.cpu().float()

@@ -39,8 +39,7 @@ def open_run(
 
     `taps`, `valid` and `surrounded` as in `Run`; the first two are asked only if there is one.
     """
-    # What an exception or a forward that stopped early left behind:
-    _state.runs[:] = [run for run in _state.runs if run.reduction is not reduction]
+    forget(reduction)  # what an exception or a forward that stopped early left behind
     shape, video = reduction.geometry, taken_video(reduction)
     entered = x.shape[1] - shape.protected
     if reduction.is_identity(entered):
@@ -61,6 +60,11 @@ def open_run(
         close(run)
         raise
     return run
+
+
+def forget(reduction: Reduction) -> None:
+    """Take what runs there are of a patched model off the stack."""
+    _state.runs[:] = [run for run in _state.runs if run.reduction is not reduction]
 
 
 def close(run: Run) -> None:

@@ -191,13 +191,13 @@ def draw_tradeoff(
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     drawn = [row for row in rows if row.get(key) is not None and row.get("flops_share") is not None]
-    for name in dict.fromkeys(row["method"] for row in drawn):
-        points = sorted((100 * row["flops_share"], 100 * row[key]) for row in drawn if row["method"] == name)
-        if name == "unpatched":
+    for method in dict.fromkeys(row["method"] for row in drawn):
+        points = sorted((100 * row["flops_share"], 100 * row[key]) for row in drawn if row["method"] == method)
+        if method == "unpatched":
             label = f"unpatched, {points[0][1]:.2f} %"
             axis.axhline(points[0][1], color="black", linestyle="--", linewidth=1, label=label)
         else:
-            axis.plot(*zip(*points, strict=True), marker="o", label=name)
+            axis.plot(*zip(*points, strict=True), marker="o", label=method)
     axis.set(xlabel="multiply-adds, % of the unpatched model", ylabel=f"{name}, %", title=title)
     axis.grid(alpha=0.3)
     axis.legend()

@@ -53,7 +53,7 @@ def leaving_by_hand(found: list[tuple[float, int]], threshold: float, context: i
 def test_the_count_is_that_of_the_image_with_most_left(threshold, context) -> None:
     tokens = shown(60)
     left = [60 - len(leaving_by_hand(easy_by_hand(image), threshold, context)) for image in tokens.auxiliary_logits]
-    assert Dtop(threshold=threshold, context=context).decide(tokens) == max(left)
+    assert Dtop(threshold=threshold, context=context).decide(tokens) == max(1, *left)
 
 
 @pytest.mark.parametrize("keep", [3, 20, 45, 59])
@@ -75,6 +75,21 @@ def test_the_most_confident_leave_and_context_last(keep) -> None:
 
 def test_a_threshold_of_one_keeps_all() -> None:
     assert Dtop(threshold=1.0).decide(shown(30, seed=2)) == 30
+
+
+def test_a_token_stays_where_all_are_easy() -> None:
+    assert Dtop(threshold=0.0, context=0).decide(shown(30, seed=2)) == 1
+
+
+def test_the_budget_pays_for_the_heads() -> None:
+    backbone = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=12, num_classes=0)
+    model = LinearSegmenter(backbone, 150, auxiliary=(5, 7)).eval()
+    x = torch.randn(1, 3, 96, 96)
+    whole = tokenreduce.count_flops(model, x).total
+    head = whole - tokenreduce.count_flops(backbone, x).total
+    patch(model, "dtop", flops=0.75)
+    left = tokenreduce.count_flops(model, x).total
+    assert abs((left - head) / (whole - head) - 0.75) < 0.02
 
 
 @pytest.fixture

@@ -130,7 +130,8 @@ def _prepare(stack: ExitStack, base: nn.Module, name: str, arm: Arm, model: nn.M
     record = last_record(reduction)
     entered, counts = (None, None) if record is None else (record.entered, record.counts)
     try:
-        limit = stack.enter_context(limit_lane(base, counts, reduction.reducer.placement))
+        comes_back = bool(reduction.schedule.restored)  # slicing cannot
+        limit = None if comes_back else stack.enter_context(limit_lane(base, counts, reduction.reducer.placement))
     except (InvalidValueError, NotImplementedError):  # the family, or this model's kind of block, cannot slice
         limit = None
     return _Reduced(name, arm, model, entered, counts, limit)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
-from tokenreduce.errors import InvalidValueError
 from tokenreduce.finding import find_backbone, reduction_of
 from tokenreduce.patching import patch, unpatch
 
@@ -71,10 +70,8 @@ def restored_lane(base: nn.Module, arm: Arm) -> nn.Module:
 def limit_lane(base: nn.Module, counts: tuple[int, ...] | None, placement: str) -> Iterator[nn.Module]:
     """A twin of `base` whose layers leave `counts` image tokens by slicing; None removes nothing.
 
-    Raises: ValueError for a model whose family cannot slice, and for counts that grow.
+    Raises: ValueError for a model whose family cannot slice.
     """
-    if counts is not None and any(b > a for a, b in pairwise(counts)):
-        raise InvalidValueError("there is no free-slicing limit where tokens come back between layers")
     lane = twin(base)
     if counts is None:
         yield lane

@@ -41,17 +41,19 @@ def demo_dense(task: str, methods: Sequence[str], limit: int | None, out: Path, 
     console.print(f"change: of {name}, with the 95 % interval of a paired bootstrap over scenes", highlight=False)
     print_refused([row for row in rows if "refused" in row])
     console.print(summary(measured, key, name), style="bold", highlight=False)
+    if json_file is not None:
+        write_json(json_file, "demo", rows, task=task, model=MODELS[task], images=len(data), rounds=ROUNDS)
     out.mkdir(parents=True, exist_ok=True)
     draw_tradeoff(measured, out / "tradeoff.png", f"{MODELS[task]}, scenes, without training", key, name)
     draw(predictor, data, out / "predictions.png")
     console.print(f"wrote {out / 'tradeoff.png'} and {out / 'predictions.png'}", highlight=False)
-    if json_file is not None:
-        write_json(json_file, "demo", rows, task=task, model=MODELS[task], images=len(data), rounds=ROUNDS)
 
 
 def summary(rows: Sequence[Row], key: str, name: str) -> str:
     """What the table says about the middle budget, in a sentence."""
     middle = [row for row in rows if row["budget"] == f"flops={BUDGETS[1]}"]
+    if not middle:
+        return f"No method reaches {BUDGETS[1]:.0%} of the compute."
     best = max(middle, key=lambda row: row[key])
     return (
         f"At {BUDGETS[1]:.0%} of the compute {best['method']} is best: {name} {best[key]:.2%}, "
@@ -62,7 +64,7 @@ def summary(rows: Sequence[Row], key: str, name: str) -> str:
 @torch.inference_mode()
 def draw(predictor: Predictor, data: DenseData, path: Path) -> None:
     """Draw some scenes: the truth, and what the unpatched and the reduced model predict."""
-    samples = [data.samples[index] for index in range(PICTURES)]
+    samples = [data.samples[index] for index in range(min(PICTURES, len(data)))]
     images = [sample["image"] for sample in samples]
     columns: dict[str, list[Any]] = {"truth": [sample["target"] for sample in samples]}
     columns["unpatched"] = predictor(images)

@@ -33,7 +33,7 @@ class Dtop(Reducer):
     that stayed (of any class if none did); `restore="freeze"` freezes its features.
 
     Args:
-        threshold: in (0, 1]; 1 lets no token leave.
+        threshold: in [0, 1]; 1 lets no token leave.
         context: tokens of each class that always stay.
     """
 
@@ -60,7 +60,7 @@ class Dtop(Reducer):
         confidence, label = predictions(tokens)
         easy = confidence > self.threshold
         leaves = easy & ~self._context(confidence.masked_fill(~easy, -1), label, easy)
-        return tokens.count - int(leaves.sum(1).min())
+        return max(1, tokens.count - int(leaves.sum(1).min()))
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         confidence, label = predictions(tokens)

@@ -61,7 +61,7 @@ class GTP(Reducer):
     paper: ClassVar[str] = "arXiv 2311.03035"
     year: ClassVar[int] = 2024
     restoring: ClassVar[str] = "soft"
-    soft: ClassVar[bool] = True
+    modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
     needs: ClassVar[frozenset[str]] = frozenset({"received_attention", "own_attention", "origin", "grid"})
 
     def __post_init__(self) -> None:

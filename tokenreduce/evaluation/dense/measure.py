@@ -25,10 +25,11 @@ Row = dict[str, Any]
 class Lane:
     """A predictor, what it costs and how it does so far."""
 
-    def __init__(self, predictor: Predictor, data: DenseData, align: str, adaptive: bool = False) -> None:
-        self.predictor, self.adaptive = predictor, adaptive
+    def __init__(self, predictor: Predictor, data: DenseData, align: str, adaptive: bool | None = None) -> None:
+        # adaptive: None for the unpatched model
+        self.predictor, self.adaptive, self.reduced = predictor, bool(adaptive), adaptive is not None
         self.metric = make_metric(data, align)
-        self.amounts: list[tuple[float, float]] = []  # share of MACs and tokens left of each image, if they differ
+        self.amounts: list[tuple[int, int]] = []  # MACs and tokens left of each image, if they differ
 
     def update(self, images: Sequence[Tensor], targets: Sequence[Any]) -> None:
         if not self.adaptive:
@@ -36,16 +37,15 @@ class Lane:
             return
         for image, target in zip(images, targets, strict=True):  # a batch would report its last forward only
             self.metric.update(self.predictor([image]), [target])
-            seen = report(self.predictor.module)
-            self.amounts.append((seen.flops_share, float(seen.tokens_left)))
+            self.amounts.append((cost(self.predictor, image)["macs"], report(self.predictor.module).tokens_left))
 
-    def cost(self, image: Tensor, full_macs: int | None) -> Row:
+    def cost(self, image: Tensor) -> Row:
         """MACs, tokens left and uncounted operators of one image; means over the images where a method decides."""
         counted = cost(self.predictor, image)
-        if self.amounts and full_macs is not None:
-            share, left = torch.tensor(self.amounts, dtype=torch.float64).mean(0).tolist()
-            return {"tokens_left": left, "macs": round(full_macs * share), "uncounted": counted["uncounted"]}
-        left = None if full_macs is None else report(self.predictor.module).tokens_left
+        if self.amounts:
+            macs, left = torch.tensor(self.amounts, dtype=torch.float64).mean(0).tolist()
+            return {"tokens_left": left, "macs": round(macs), "uncounted": counted["uncounted"]}
+        left = report(self.predictor.module).tokens_left if self.reduced else None
         return {"tokens_left": left, **counted}
 
 
@@ -62,12 +62,12 @@ def measure_dense(
 ) -> list[Row]:
     """Compare every arm with the unpatched `predictor` in one pass over `data`; the first row is the unpatched model.
 
-    Rows have the keys method, budget, images, tokens_left, macs, uncounted (operators whose MACs are unknown),
-    flops_share, the metrics of the task (`miou`, `pixel_accuracy`; `ap`, `ap50`; `delta1`, `abs_rel`, `rmse`) and
-    `change`, that of the first of `miou`, `ap50` and `delta1`; with rounds also `change_interval`. MACs and tokens are
-    those of the first image (means over the images where a method without a budget decides); shares and metrics are
-    fractions of 1, except `rmse` in metres. Last come rows with the reason (`refused`) for each arm that the model
-    cannot reach.
+    Rows have the keys method, budget, options (the arm's arguments besides the budget, if any), images, tokens_left,
+    macs, uncounted (operators whose MACs are unknown), flops_share, the metrics of the task (`miou`, `pixel_accuracy`;
+    `ap`, `ap50`; `delta1`, `abs_rel`, `rmse`) and `change`, that of the first of `miou`, `ap50` and `delta1`; with
+    rounds also `change_interval`. MACs and tokens are those of the first image (means over the images where a method
+    without a budget decides); shares and metrics are fractions of 1, except `rmse` in metres. Last come rows with the
+    reason (`refused`) for each arm that the model cannot reach.
 
     A `flops` budget is a share of all that the module does, heads included, which `patch` cannot know: it scales the
     backbone's work only.
@@ -95,11 +95,11 @@ def measure_dense(
         {"method": "unpatched", "budget": None},
         *({"method": a.method, "budget": a.budget} for a in found),
     ]
-    macs = None
+    for row, arm in zip(rows[1:], found, strict=True):
+        row |= {"options": arm.options} if arm.options else {}
     for lane, row in zip(lanes, rows, strict=True):
-        row |= {"images": len(data), **lane.cost(first, macs)}
-        macs = rows[0]["macs"]
-        row |= {"flops_share": row["macs"] / macs, **lane.metric.compute()}
+        row |= {"images": len(data), **lane.cost(first)}
+        row |= {"flops_share": row["macs"] / rows[0]["macs"], **lane.metric.compute()}
     rows[0]["tokens_left"] = whole(lanes[1:], predictor)
     reference, headline = lanes[0].metric, lanes[0].metric.headline
     for lane, row in zip(lanes, rows, strict=True):
@@ -120,7 +120,8 @@ def make_lanes(
         try:
             module = patched_lane(predictor.module, for_backbone(arm, part))
         except InvalidValueError as error:
-            refused.append({"method": arm.method, "budget": arm.budget, "refused": str(error)})
+            reason = f"{error} (shares of the backbone, which is {part:.3f} of the model)" if part < 1 else str(error)
+            refused.append({"method": arm.method, "budget": arm.budget, "refused": reason})
             continue
         twin = copy.copy(predictor)
         twin.module = module
@@ -136,7 +137,8 @@ def backbone_part(predictor: Predictor, image: Tensor) -> float:
     backbone's saves."""
     probe = copy.copy(predictor)
     probe.module = patched_lane(predictor.module, Arm("random", flops=0.8))
-    return (1 - cost(probe, image)["macs"] / cost(predictor, image)["macs"]) / (1 - 0.8)
+    saved = 1 - cost(probe, image)["macs"] / cost(predictor, image)["macs"]
+    return saved / (1 - report(probe.module).flops_share)
 
 
 def for_backbone(arm: Arm, part: float) -> Arm:

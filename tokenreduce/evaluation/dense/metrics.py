@@ -152,6 +152,10 @@ class DepthMetric(DenseMetric):
         for predicted, target in zip(predictions, targets, strict=True):
             check_size(predicted, target)
             valid = target > 0
+            if not predicted[valid].isfinite().all():
+                raise InvalidValueError(
+                    "a predicted depth is not a finite number; the model overflows: use fp32 or bf16"
+                )
             truth = target[valid].double().cpu()
             metres = aligned(predicted[valid].double().cpu(), truth, self.align).clamp(NEAREST, self.farthest)
             ratio = torch.maximum(metres / truth, truth / metres)
