@@ -37,7 +37,7 @@ class ReducedBlocks(nn.Sequential):
         try:
             x = super().forward(x)
             record(run)
-            return run.restore(x) if reduction.restore else x
+            return run.restore(x, at_end=True) if reduction.restore else x
         finally:
             close(run)
 

@@ -56,7 +56,7 @@ class ReducedYolosEncoder(YolosEncoder):
                         run.waiting = run.waiting + added
             record(run)
             if reduction.restore and run.waiting is None:
-                hidden_states = run.restore(hidden_states)
+                hidden_states = run.restore(hidden_states, at_end=True)
             return BaseModelOutput(last_hidden_state=hidden_states)
         finally:
             close(run)

@@ -230,6 +230,10 @@ def _prepare(
             f"restore=False leaves no map, and what follows the layers of this {type(backbone).__name__} takes all "
             'tokens; leave it out, or give restore="auto" or True'
         )
+    chosen = None if restore == "auto" or isinstance(restore, bool) else restore
+    restoring = chosen or reducer.restoring
+    # Copies, weighed by how many there are, are what pooling reduced tokens by their sizes gives.
+    reads_maps = bool(chosen or outer or adapter.needs_maps)
     reduction = Reduction(
         reducer,
         schedule,
@@ -237,7 +241,8 @@ def _prepare(
         adapter.name,
         restore=restore if isinstance(restore, bool) else adapter.restores(backbone, outer),
         restore_taps=restore is not False,
-        restoring=reducer.restoring if restore == "auto" or isinstance(restore, bool) else restore,
+        restoring=restoring,
+        restoring_end=restoring if reads_maps else reducer.pooling,
         prop_attn=adapter.prop_attn(backbone) if prop_attn == "auto" else bool(prop_attn),
         requested={"restore": restore, "prop_attn": prop_attn},
         heads=heads,

@@ -88,6 +88,7 @@ class AuxiliaryHeads(Protocol):
 class Reduction:
     """One patch: a reducer, a schedule and how outputs are restored, for a model of a given geometry.
 
+    `restoring` is the way in which maps come back, `restoring_end` that of the last layer's tokens.
     `heads` is the part of the model that a method asks for its auxiliary predictions, where it does.
     """
 
@@ -98,6 +99,7 @@ class Reduction:
     restore: bool
     restore_taps: bool
     restoring: str
+    restoring_end: str
     prop_attn: bool
     requested: dict[str, bool | str]
     heads: AuxiliaryHeads | None = None
@@ -150,7 +152,9 @@ class Reduction:
     def rehearsal(self, n: int) -> Rehearsal:
         """What the method's own work on `n` tokens costs."""
         restores = self.restore or bool(self.fresh)
-        return Rehearsal(self.reducer, self.geometry, n, self._work, self.restoring if restores else None, self.heads)
+        return Rehearsal(
+            self.reducer, self.geometry, n, self._work, self.restoring_end if restores else None, self.heads
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Method, options, schedule and modes as JSON-able values."""

@@ -27,7 +27,8 @@ class Reducer:
     `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget spreads over layers,
     see `Schedule`), `once` (can reduce in one layer only), `adaptive` (can decide counts itself: has `decide`),
     `budgeted` (what an adaptive method does with a budget, in one line), `checked` (what its results were compared
-    with), `restoring` (how tokens come back unless the user says otherwise), `modes` (the ways of
+    with), `restoring` (how tokens come back in maps unless the user says otherwise), `pooling`
+    (how they do so for a head that pools them), `modes` (the ways of
     `restoring.MODES` that its maps allow).
     """
 
@@ -46,6 +47,7 @@ class Reducer:
     checked: ClassVar[str] = "its specification"
     budgeted: ClassVar[str] = ""
     restoring: ClassVar[str] = "copy"
+    pooling: ClassVar[str] = "copy"
     modes: ClassVar[tuple[str, ...]] = ("copy", "freeze", "delta")
 
     def least(self, n: int) -> int:
@@ -162,6 +164,7 @@ def describe(method: str) -> dict[str, Any]:
         "exportable": cls.exportable,
         "checked": cls.checked,
         "restoring": cls.restoring,
+        "pooling": cls.pooling,
         "modes": list(cls.modes),
         "options": {f.name: f.default for f in dataclasses.fields(cls)},
     }

@@ -61,7 +61,8 @@ class Run:
         start = reduction.geometry.prefix
         self.first_sizes = None if self.valid is None else self.valid[:, start : start + entered]
         self.history: list[tuple[int, TokenMap]] = []  # all maps with their layers
-        self.keeps_around = looks_back(reduction.restoring) and bool(reduction.restore or taps or reduction.fresh)
+        at_end = looks_back(reduction.restoring_end) and reduction.restore
+        self.keeps_around = at_end or (looks_back(reduction.restoring) and bool(taps or reduction.fresh))
         self.captured: dict[str, Tensor] = {}
         self.attend: Attend | None = None
         self.waiting: Tensor | None = None
@@ -160,12 +161,13 @@ class Run:
             self.around.append((before, x))
         return x
 
-    def restore(self, x: Tensor) -> Tensor:
-        """All tokens again, in the order in which they entered."""
+    def restore(self, x: Tensor, at_end: bool = False) -> Tensor:
+        """All tokens again, in the order in which they entered: for a map, or for what follows the last layer."""
+        mode = self.reduction.restoring_end if at_end else self.reduction.restoring
         shape = self.reduction.geometry
         self.phase = "restore"
         with without_autocast(x.device):
-            x = restore_tokens(self.reduction.restoring, x, self.maps, self.around, shape.prefix, shape.suffix)
+            x = restore_tokens(mode, x, self.maps, self.around, shape.prefix, shape.suffix)
         self.phase = "model"
         return x
 
@@ -201,7 +203,7 @@ class Run:
         self.counts.append(x.shape[1] - self.reduction.geometry.protected)
         if self.maps and (whole or layer in self.taps):
             self.waiting = x
-            x = self.given = self.restore(x)
+            x = self.given = self.restore(x, at_end=layer not in self.taps)
         return x
 
     def begin(self, x: Tensor) -> None:

@@ -64,6 +64,7 @@ class Expedit(Reducer):
     paper: ClassVar[str] = "arXiv 2210.01035"
     year: ClassVar[int] = 2022
     restoring: ClassVar[str] = "soft"
+    pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "delta")  # a token may represent several centres
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     once: ClassVar[bool] = True

@@ -46,6 +46,7 @@ class MaMe(Reducer):
     paper: ClassVar[str] = "arXiv 2604.13432"
     year: ClassVar[int] = 2026
     restoring: ClassVar[str] = "soft"
+    pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
     adaptive: ClassVar[bool] = True
     budgeted: ClassVar[str] = "merges the sources with the most similar targets; tau still shapes their shares"

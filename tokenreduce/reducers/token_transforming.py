@@ -74,6 +74,7 @@ class TokenTransforming(Reducer):
     paper: ClassVar[str] = "arXiv 2506.05709"
     year: ClassVar[int] = 2025
     restoring: ClassVar[str] = "soft"
+    pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     uses: ClassVar[frozenset[str]] = frozenset({"class_attention"})

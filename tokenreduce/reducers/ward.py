@@ -48,6 +48,7 @@ class Ward(Reducer):
     year: ClassVar[int] = 2026
     shape: ClassVar[str] = "alternate"
     restoring: ClassVar[str] = "delta"
+    pooling: ClassVar[str] = "delta"
     checked: ClassVar[str] = "its definition"
 
     def __post_init__(self) -> None:
