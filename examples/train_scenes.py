@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tokenreduce.backbones import scenes as models
 from tokenreduce.evaluation import fashion_mnist, scenes
 
-PHASES = {"segmenter": "10:42,5:8", "detector": "5:8"}
+PHASES = {"segmenter": "10:42,5:30", "detector": "5:8"}
 
 
 def parse() -> argparse.Namespace:

@@ -46,7 +46,7 @@ class Reducer:
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification"
     budgeted: ClassVar[str] = ""
-    restoring: ClassVar[str] = "copy"
+    restoring: ClassVar[str] = "delta"
     pooling: ClassVar[str] = "copy"
     modes: ClassVar[tuple[str, ...]] = ("copy", "freeze", "delta")
 

@@ -63,7 +63,6 @@ class Expedit(Reducer):
     kind: ClassVar[str] = "clustering"
     paper: ClassVar[str] = "arXiv 2210.01035"
     year: ClassVar[int] = 2022
-    restoring: ClassVar[str] = "soft"
     pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "delta")  # a token may represent several centres
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})

@@ -60,7 +60,6 @@ class GTP(Reducer):
     kind: ClassVar[str] = "propagation"
     paper: ClassVar[str] = "arXiv 2311.03035"
     year: ClassVar[int] = 2024
-    restoring: ClassVar[str] = "soft"
     pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
     needs: ClassVar[frozenset[str]] = frozenset({"received_attention", "own_attention", "origin", "grid"})

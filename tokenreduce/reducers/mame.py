@@ -45,7 +45,6 @@ class MaMe(Reducer):
     kind: ClassVar[str] = "many-to-many"
     paper: ClassVar[str] = "arXiv 2604.13432"
     year: ClassVar[int] = 2026
-    restoring: ClassVar[str] = "soft"
     pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
     adaptive: ClassVar[bool] = True

@@ -73,7 +73,6 @@ class TokenTransforming(Reducer):
     kind: ClassVar[str] = "many-to-many"
     paper: ClassVar[str] = "arXiv 2506.05709"
     year: ClassVar[int] = 2025
-    restoring: ClassVar[str] = "soft"
     pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})

@@ -47,7 +47,6 @@ class Ward(Reducer):
     paper: ClassVar[str] = "none"
     year: ClassVar[int] = 2026
     shape: ClassVar[str] = "alternate"
-    restoring: ClassVar[str] = "delta"
     pooling: ClassVar[str] = "delta"
     checked: ClassVar[str] = "its definition"
 
