@@ -53,7 +53,8 @@ def check_layers(reduction: Reduction) -> None:
     wanted = [layer for layer in reduction.schedule.restored if layer + 1 in idle]
     if wanted and not reduction.is_identity(geometry.count):
         raise InvalidValueError(
-            f"tokens should come back after layer {wanted[0]}, but nothing is reduced before: layers {reducing} reduce"
+            f"tokens should come back after layer {wanted[0]}, but nothing is reduced before (layers {reducing} are); "
+            "name a later layer, or reduce earlier with layers= or schedule="
         )
     if reduction.heads is not None and not set(reducing) <= set(reduction.heads.auxiliary_layers):
         raise InvalidValueError(
