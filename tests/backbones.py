@@ -20,6 +20,7 @@ from torch import Tensor, nn
 PATCH, CHANNELS = 4, 3
 NO_CLASS = frozenset({"evit", "diffrate", "ats", "topk"})
 NO_GRID = frozenset({"algm", "dsm", "expedit", "gtp", "pool"})
+ALONE = frozenset({"expedit", "zero_tprune"})  # they reduce behind a layer, for the next one
 VIDEO = frozenset({"centerclip", "rlt"})
 HEADS = frozenset({"dtop"})  # no row has auxiliary heads
 

@@ -13,6 +13,7 @@ from tokenreduce.reduction import AuxiliaryHeads, Reduction
 
 if TYPE_CHECKING:
     from tokenreduce.patches.base import Adapter
+    from tokenreduce.registry import Reducer
 
 HEADS = "auxiliary_logits"  # the one entry of `tokens.PROVIDABLE` that comes from around the backbone
 
@@ -23,12 +24,14 @@ def auxiliary_heads(outer: Sequence[nn.Module]) -> AuxiliaryHeads | None:
     return found[-1] if found and found[-1].auxiliary_layers else None
 
 
-def misfit(needs: frozenset[str], backbone: nn.Module, adapter: Adapter, outer: Sequence[nn.Module]) -> str:
+def misfit(reducer: Reducer, backbone: nn.Module, adapter: Adapter, outer: Sequence[nn.Module]) -> str:
     """Why a method cannot run on a backbone; empty if it can."""
     reasons, missing = adapter.refusals(backbone), adapter.missing(backbone)
     if auxiliary_heads(outer) is None:
         missing[HEADS] = "no module around the backbone has auxiliary heads (auxiliary_layers and auxiliary_logits)"
-    reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(needs) if need in missing]
+    reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(reducer.required()) if need in missing]
+    if not reasons and reducer.placement == "post" and not adapter.geometry(backbone).in_a_row:
+        reasons.append("it reduces behind a layer, and behind each layer that can reduce all tokens are needed")
     return "; ".join(reasons)
 
 

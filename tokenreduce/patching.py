@@ -137,7 +137,7 @@ def compatible(model: nn.Module) -> Compatibility:
     """
     holder, backbone, adapter = find_backbone(model)
     outer = around(model, holder)
-    reasons = {name: misfit(lookup(name).needs, backbone, adapter, outer) for name in methods()}
+    reasons = {name: misfit(lookup(name)(), backbone, adapter, outer) for name in methods()}
     return Compatibility([n for n, why in reasons.items() if not why], {n: why for n, why in reasons.items() if why})
 
 
@@ -217,9 +217,9 @@ def _prepare(
     heads: AuxiliaryHeads | None,
 ) -> Reduction:
     """Check everything that can fail before the model is touched."""
-    reason = misfit(reducer.required(), backbone, adapter, outer)
+    reason = misfit(reducer, backbone, adapter, outer)
     if reason:
-        fitting = ", ".join(n for n in methods() if not misfit(lookup(n).needs, backbone, adapter, outer)) or "none"
+        fitting = ", ".join(n for n in methods() if not misfit(lookup(n)(), backbone, adapter, outer)) or "none"
         raise InvalidValueError(
             f"{reducer.name} cannot run on this {type(backbone).__name__}: {reason}; methods that fit: {fitting}"
         )

@@ -69,6 +69,12 @@ class Geometry:
         return n
 
     @property
+    def in_a_row(self) -> bool:
+        """Whether what a layer leaves can enter another layer without having to be all tokens again."""
+        free = set(range(self.depth)) - self.whole
+        return any(layer + 1 in free for layer in free)
+
+    @property
     def protected(self) -> int:
         """Prefix and suffix tokens together."""
         return self.prefix + self.suffix

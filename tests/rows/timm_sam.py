@@ -1,5 +1,5 @@
 import torch
-from backbones import NO_CLASS, Backbone, Inputs
+from backbones import ALONE, NO_CLASS, Backbone, Inputs
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from timms import timm_row
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def sam(name: str, *, reducing: tuple[int, ...] = (1, 3), **arguments) -> Backbo
         arguments,
         silence=("attn.proj", "mlp.fc2"),
         collect=maps,
-        refuses=NO_CLASS,
+        refuses=NO_CLASS if {1, 2} <= {*reducing} else NO_CLASS | ALONE,
         prefix=0,
         **{"equal_positions": no_positions} | fields,
     )

@@ -1,7 +1,7 @@
 from functools import partial
 
 import torch
-from backbones import NO_CLASS, Backbone, Inputs
+from backbones import ALONE, NO_CLASS, Backbone, Inputs
 from hugging import SMALL, hf
 from torch import Tensor, nn
 from transformers import (
@@ -56,6 +56,6 @@ def make_rows() -> list[Backbone]:
         ),
     )
     return [
-        sam("hf_sam_vision", SamVisionModel, alternating, collect=maps, shares=(0.95, 0.85)),
+        sam("hf_sam_vision", SamVisionModel, alternating, collect=maps, shares=(0.95, 0.85), refuses=NO_CLASS | ALONE),
         sam("hf_sam", SamModel, config, collect=None, make_inputs=with_points),
     ]

@@ -1,7 +1,7 @@
 from functools import partial
 
 import torch
-from backbones import NO_CLASS, Backbone, Inputs
+from backbones import ALONE, NO_CLASS, Backbone, Inputs
 from hugging import SMALL, hf
 from torch import Tensor, nn
 from transformers import VitDetBackbone, VitDetConfig, VitDetModel, VitMatteConfig, VitMatteForImageMatting
@@ -55,7 +55,7 @@ def make_rows() -> list[Backbone]:
         fusion_hidden_sizes=[32, 32, 32, 32],
     )
     return [
-        vitdet("hf_vitdet", VitDetModel, alternating, shares=(0.95, 0.85)),
+        vitdet("hf_vitdet", VitDetModel, alternating, shares=(0.95, 0.85), refuses=NO_CLASS | ALONE),
         vitdet("hf_vitdet_plain", VitDetModel, plain),
         vitdet("hf_vitdet_backbone", VitDetBackbone, stages),
         vitdet("hf_vitdet_convolved", VitDetBackbone, convolved, shares=(0.95, 0.85), equal_positions=None),
