@@ -43,6 +43,8 @@ model = tokenreduce.patch(fashion_vit(), "tome", flops=0.6)
 assert model(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 from tokenreduce.evaluation import fashion_mnist
 assert len(fashion_mnist.load("test", fashion_mnist.SUBSET)[1]) == 2000
+from tokenreduce.kernels import build
+assert all(source.exists() for source in build.sources())
 print(tokenreduce.__file__)
 """
 

@@ -157,6 +157,9 @@ def tables() -> dict[tuple[str, str], str]:
     for name in ("quality", "quality_second"):
         for share in (0.8, 0.6, 0.45):
             made["docs/quality.md", f"{name} {share}"] = quality(read[name], share)
+    for task in HEADLINES:
+        made["docs/dense.md", task] = dense(read[task], task)
+        made["docs/dense.md", f"restoring {task}"] = restoring(read[f"restoring_{task}"])
     made["README.md", "quality"] = made["docs/quality.md", "quality 0.6"]
     return made
 

@@ -39,8 +39,8 @@ def show(run: Run | Slicing, queries: Tensor, keys: Tensor, values: Tensor) -> N
     wanted = captured_by_hooks(run.reduction, {})
     heads = {"queries": queries, "keys": keys, "values": values}
     run.captured |= {name: heads[name] for name in heads if name in wanted}
-    if "mean_keys" in wanted:  # here the keys are still in the cache
-        run.captured["mean_keys"] = keys.detach().float().mean(1)
+    if "mean_keys" in wanted:
+        run.note_keys(keys)
 
 
 def attend(attn: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:

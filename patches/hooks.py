@@ -43,8 +43,8 @@ def capture_values(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> 
 
 def capture_mean_keys(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     run = capturing(module._tokenreduce)
-    if run is not None:  # here the keys are still in the cache
-        run.captured["mean_keys"] = split_heads(output.detach(), run.reduction.geometry.heads).float().mean(1)
+    if run is not None:
+        run.note_keys(split_heads(output, run.reduction.geometry.heads))
 
 
 def capture_fused_queries(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

@@ -37,7 +37,7 @@ class ReducedMultiheadAttention(nn.MultiheadAttention):
             wanted = captured_by_hooks(run.reduction, {})
             run.captured |= {n: part for n, part in (("queries", q), ("keys", k), ("values", v)) if n in wanted}
             if "mean_keys" in wanted:
-                run.captured["mean_keys"] = k.detach().float().mean(1)
+                run.note_keys(k)
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2)), None

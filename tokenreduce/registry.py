@@ -24,12 +24,12 @@ class Reducer:
 
     Class attributes are the method's facts: `kind` (merging, pruning, ...), `paper`, `year`, `needs` (names of
     `tokens.PROVIDABLE` without which its defaults cannot run), `uses` (names it takes where the model has them),
-    `placement` ("pre" the block, "mid" between attention and MLP, "post"), `shape` (how a budget spreads over layers,
-    see `Schedule`), `once` (can reduce in one layer only), `adaptive` (can decide counts itself: has `decide`),
-    `budgeted` (what an adaptive method does with a budget, in one line), `checked` (what its results were compared
-    with), `restoring` (how tokens come back in maps unless the user says otherwise), `pooling`
-    (how they do so for a head that pools them), `modes` (the ways of
-    `restoring.MODES` that its maps allow).
+    `averages_keys` (reads `tokens.keys_to_average`), `placement` ("pre" the block, "mid" between attention and MLP,
+    "post"), `shape` (how a budget spreads over layers, see `Schedule`), `once` (can reduce in one layer only),
+    `adaptive` (can decide counts itself: has `decide`), `budgeted` (what an adaptive method does with a budget, in one
+    line), `checked` (what its results were compared with), `restoring` (how tokens come back in maps unless the user
+    says otherwise), `pooling` (how they do so for a head that pools them), `modes` (the ways of `restoring.MODES` that
+    its maps allow).
     """
 
     name: ClassVar[str]
@@ -39,6 +39,7 @@ class Reducer:
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset()
     placement: ClassVar[str] = "mid"
+    averages_keys: ClassVar[bool] = False
     shape: ClassVar[str] = "constant"
     adaptive: ClassVar[bool] = False
     once: ClassVar[bool] = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from tokenreduce.kernels.merging import restore_change
 from tokenreduce.token_map import TokenMap, counting, with_protected
 
 MODES = {
@@ -39,10 +40,19 @@ def restore_tokens(
         return x
     for token_map, (before, after) in zip(reversed(maps), reversed(around), strict=True):
         if mode == "delta":
-            x = before + token_map.restore(x - after, prefix, suffix)
+            x = _add_change(x, token_map, before, after, prefix, suffix)
         else:
             x = _freeze(x, token_map, before, prefix, suffix)
     return x
+
+
+def _add_change(x: Tensor, token_map: TokenMap, before: Tensor, after: Tensor, prefix: int, suffix: int) -> Tensor:
+    """`before`, plus what has changed since in the output that stands for each token."""
+    if _is_integer(token_map):
+        restored = restore_change(x, after, before, token_map.dest, prefix, suffix)  # type: ignore[arg-type]
+        if restored is not None:
+            return restored
+    return before + token_map.restore(x - after, prefix, suffix)
 
 
 def undoing(maps: Sequence[TokenMap], soft: bool = True) -> list[TokenMap]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenreduce.attention import image_sources
+from tokenreduce.kernels.merging import size_bias
+from tokenreduce.kernels.native import why_not
 from tokenreduce.places import Places
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import Reducer
@@ -90,12 +92,11 @@ class Run:
             shape = self.reduction.geometry
             sizes = self.sizes if self.reduction.prop_attn else (self.sizes > 0).float()
             if self.valid is None:
-                bias = F.pad(sizes.log(), (shape.prefix, shape.suffix))
+                self.bias = size_bias(sizes, shape.prefix, shape.suffix)
             else:
                 protected = self.valid.log()
                 behind = protected[:, protected.shape[1] - shape.suffix :]
-                bias = torch.cat([protected[:, : shape.prefix], sizes.log(), behind], 1)
-            self.bias = bias[:, None, None, :]
+                self.bias = torch.cat([protected[:, : shape.prefix], sizes.log(), behind], 1)[:, None, None, :]
         return self.bias.to(dtype or x.dtype)
 
     def rows(self, table: Tensor, x: Tensor) -> Tensor:
@@ -124,6 +125,14 @@ class Run:
         rows = table.gather(2, tokens[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[3]))
         return rows.gather(3, tokens[:, None, None, :].expand(*rows.shape[:3], -1))
 
+    def note_keys(self, keys: Tensor) -> None:
+        """Capture `mean_keys` of keys `(B, H, N, d)` that are still in the cache; a compiled kernel averages them
+        itself."""
+        keys = keys.detach()
+        averages = self.reduction.reducer.averages_keys and self.valid is None
+        in_kernel = averages and not why_not("bipartite_match", keys)
+        self.captured["mean_keys"] = keys if in_kernel else keys.float().mean(1)
+
     def shows(self, attend: Attend) -> None:
         """Say how the current layer makes of queries and keys, as hooks see them, what its attention uses."""
         self.attend = attend
@@ -150,9 +159,11 @@ class Run:
                 token_map = reducer.plan(tokens, keep, self.method_state)
                 self.places.follow(token_map, self.sizes)
             with without_autocast(x.device):
-                x = token_map.apply(x, self.sizes, shape.prefix, shape.suffix)
-                if self.sizes is not None or not token_map.drops or token_map.size_weight is not None:
-                    self.sizes, self.bias = token_map.sizes(self.sizes), None
+                if self.sizes is None and token_map.drops and token_map.size_weight is None:  # sizes stay 1
+                    x = token_map.apply(x, None, shape.prefix, shape.suffix)
+                else:
+                    x, self.sizes = token_map.merge(x, self.sizes, shape.prefix, shape.suffix)
+                    self.bias = None
         finally:
             self.phase = "model"
         self.maps.append(token_map)

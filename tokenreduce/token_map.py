@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.kernels.merging import merge_rows
 
 
 @dataclass(eq=False)
@@ -65,6 +66,15 @@ class TokenMap:
     def batch(self) -> int:
         """B, the number of images."""
         return self.dest.shape[0] if self.dest is not None else self.share.shape[0]  # type: ignore[union-attr]
+
+    def merge(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> tuple[Tensor, Tensor]:
+        """`apply` and `sizes` at once."""
+        plain = self.weight is None and self.size_weight is None and self.gain is None and self.divide
+        if plain and self.rep is not None and self.sources is not None and not self.drops:
+            merged = merge_rows(x, self.dest, self.rep, self.sources, sizes, prefix, suffix)
+            if merged is not None:
+                return merged
+        return self.apply(x, sizes, prefix, suffix), self.sizes(sizes)
 
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
         """New tokens `(B, prefix + M + suffix, C)` from `x (B, prefix + N + suffix, C)` and sizes `(B, N)` (None: all

@@ -83,6 +83,12 @@ class Tokens:
     @property
     def mean_keys(self) -> Tensor:
         """`(B, N, d)` in fp32: the mean over heads of the keys after k-norm and before rotary embedding."""
+        keys = self.keys_to_average
+        return keys.float().mean(1) if keys.ndim == 4 else keys
+
+    @property
+    def keys_to_average(self) -> Tensor:
+        """`mean_keys`, or the keys `(B, H, N, d)` of which a kernel makes them."""
         return self._compute("mean_keys")
 
     @property

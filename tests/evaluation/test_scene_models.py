@@ -8,30 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import tokenreduce
 from tokenreduce.backbones import scenes as models
+from tokenreduce.bench.lanes import Arm
 from tokenreduce.cli import app as application
 from tokenreduce.cli import demo_dense
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.evaluation import scenes
 from tokenreduce.evaluation.dense.data import load_dense
+from tokenreduce.evaluation.dense.measure import measure_dense
 from tokenreduce.evaluation.dense.predictors import load_predictor
 from tokenreduce.evaluation.dense.samples import DenseData
-
-FILES = {"scene_segmenter": models.build_segmenter, "scene_detector": models.build_detector}
-
-
-@pytest.fixture(autouse=True)
-def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights for as long as none ship."""
-    if not all((models.ASSETS / f"{name}.safetensors").exists() for name in FILES):
-        torch.manual_seed(0)
-        for name, build in FILES.items():
-            save_file(build().state_dict(), tmp_path / f"{name}.safetensors")
-        monkeypatch.setattr(models, "ASSETS", tmp_path)
 
 
 @pytest.fixture
@@ -44,6 +33,17 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         return result.output
 
     return invoke
+
+
+@pytest.mark.parametrize("task", demo_dense.MODELS)
+def test_shipped_models_are_useful_whole_and_reduced(task: str) -> None:
+    """On few scenes, so with margins; the model card and docs/dense.md have the figures of many."""
+    key = demo_dense.HEADLINES[task][0]
+    predictor, data = load_predictor(demo_dense.MODELS[task], task), load_dense("scenes", task, limit=150)
+    whole, ward, random = measure_dense(predictor, [Arm(m, flops=0.7) for m in ("ward", "random")], data, 50, rounds=2)
+    assert whole[key] > 0.65
+    assert ward["change"] > -0.02 > random["change"]
+    assert (models.ASSETS / f"{demo_dense.MODELS[task]}.safetensors").stat().st_size <= 4e6
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from torch import nn
 
 from tokenreduce.backbones.detector import SimpleFeaturePyramid, fcos
 from tokenreduce.backbones.segmenter import LinearSegmenter
-from tokenreduce.errors import InvalidValueError
 from tokenreduce.evaluation import fashion_mnist, scenes
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -60,10 +59,6 @@ def scene_detector(pretrained: bool = True) -> Any:
 def _load(model: Any, name: str) -> Any:
     from safetensors.torch import load_file
 
-    if not (ASSETS / name).exists():
-        raise InvalidValueError(
-            f"{name} does not ship with this version; examples/train_scenes.py makes it, pretrained=False does without"
-        )
     weights = load_file(str(ASSETS / name))
     model.load_state_dict({key: value.to(torch.float32) for key, value in weights.items()})
     return model.eval()

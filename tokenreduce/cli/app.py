@@ -10,6 +10,7 @@ from rich.console import Console
 from tokenreduce.cli.bench import bench
 from tokenreduce.cli.demo import demo
 from tokenreduce.cli.evaluate import evaluate
+from tokenreduce.cli.kernels import kernels
 from tokenreduce.cli.methods import methods
 from tokenreduce.cli.visualize import visualize
 from tokenreduce.errors import TokenReduceError
@@ -25,6 +26,7 @@ app.command("demo")(demo)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("visualize")(visualize)
+app.command("kernels")(kernels)
 
 
 def run() -> None:

@@ -45,6 +45,7 @@ class ToFu(Reducer):
     paper: ClassVar[str] = "arXiv 2312.01026"
     year: ClassVar[int] = 2024
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
+    averages_keys: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("switch", self.switch, 0, 1)
@@ -55,7 +56,7 @@ class ToFu(Reducer):
         return n - n // 2
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        matched = match_bipartite(tokens.mean_keys, keep, first=tokens.prefix % 2)
+        matched = match_bipartite(tokens.keys_to_average, keep, first=tokens.prefix % 2)
         assert matched.dest is not None and matched.rep is not None
         if tokens.layer < math.floor(self.switch * tokens.depth + 1e-9):
             return keep_tokens(matched.rep, matched.dest)

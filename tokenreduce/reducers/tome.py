@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenreduce.kernels.native import choose
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, counting
 from tokenreduce.tokens import Tokens
@@ -36,6 +37,7 @@ class ToMe(Reducer):
     paper: ClassVar[str] = "arXiv 2210.09461"
     year: ClassVar[int] = 2023
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
+    averages_keys: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_option("metric", self.metric, ("keys", "features"))
@@ -44,7 +46,7 @@ class ToMe(Reducer):
         return n - n // 2
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        metric = tokens.mean_keys if self.metric == "keys" else tokens.features.float()
+        metric = tokens.keys_to_average if self.metric == "keys" else tokens.features
         return match_bipartite(metric, keep, first=tokens.prefix % 2)
 
 
@@ -52,10 +54,15 @@ def match_bipartite(metric: Tensor, keep: int, first: int = 0) -> TokenMap:
     """The map of one bipartite soft matching.
 
     Args:
-        metric: `(B, N, d)`, compared by cosine in fp32.
+        metric: `(B, N, d)`, or `(B, H, N, d)` for its mean over heads, compared by cosine in fp32.
         keep: tokens left; at least N - N // 2.
         first: index of the first source; sources are every second token from there.
     """
+    compiled = choose("bipartite_match", metric)
+    if compiled is not None:
+        dest, rep, moved = compiled(metric, keep, first)
+        return TokenMap(keep, dest=dest, rep=rep, sources=moved)
+    metric = metric.float().mean(1) if metric.ndim == 4 else metric.float()
     sources, targets = alternating(metric, first)
     best, match = alternating_scores(metric, first).max(-1)
     return merge_best(best, match, sources, targets, keep)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenreduce.constant import constant_result
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.kernels.native import choose
 from tokenreduce.reducers.tome import alternating, merge_best, normalised
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, constant
@@ -64,19 +65,25 @@ class Ward(Reducer):
         return n
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        points, sizes, n = self.sketch(normalised(tokens.features.float())), tokens.sizes, tokens.count
-        first_round, *later = round_counts(n, keep, self.rounds)
-        total = step = ward_round(points, sizes, first_round, tokens.prefix % 2)
-        for left in later:
-            points, sizes = step.apply(points, sizes), step.sizes(sizes)
-            step = ward_round(points, sizes, left, tokens.prefix % 2)
-            total = follow(total, step)
-        return total
+        x, sizes, first = tokens.features, tokens.sizes, tokens.prefix % 2
+        counts = round_counts(tokens.count, keep, self.rounds)
+        compiled = choose("ward_match", x)
+        if compiled is None:
+            return merge_in_rounds(self.sketch(normalised(x.float())), sizes, counts, first)
+        channels = x.shape[-1]
+        width = self.sketch_width(channels)
+        signed = None if width == channels else constant(signs(channels), x.device)
+        dest, rep, sources = compiled(x, sizes, signed, width, counts, first)
+        return TokenMap(keep, dest=dest, rep=rep, sources=sources)
+
+    def sketch_width(self, channels: int) -> int:
+        """Channels of the sketch of so many."""
+        return min(64, max(1, channels // 2)) if self.width is None else min(self.width, channels)
 
     def sketch(self, x: Tensor) -> Tensor:
         """`(B, N, width)` of `x (B, N, C)`: sums of C / width channels, each with its sign."""
         channels = x.shape[-1]
-        width = min(64, max(1, channels // 2)) if self.width is None else min(self.width, channels)
+        width = self.sketch_width(channels)
         if width == channels:
             return x
         signed = x * constant(signs(channels), x.device)
@@ -86,6 +93,16 @@ class Ward(Reducer):
             return out
         rest = signed[..., whole:]
         return torch.cat([out[..., : channels - whole] + rest, out[..., channels - whole :]], -1)
+
+
+def merge_in_rounds(points: Tensor, sizes: Tensor | None, counts: list[int], first: int) -> TokenMap:
+    """The map of rounds that leave `counts` of `points (B, N, d)`."""
+    total = step = ward_round(points, sizes, counts[0], first)
+    for left in counts[1:]:
+        points, sizes = step.apply(points, sizes), step.sizes(sizes)
+        step = ward_round(points, sizes, left, first)
+        total = follow(total, step)
+    return total
 
 
 def ward_round(points: Tensor, sizes: Tensor | None, keep: int, first: int) -> TokenMap:

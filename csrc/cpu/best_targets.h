@@ -1,0 +1,145 @@
+// For every source its best target, from products of blocks that never leave the registers: the matrix of all products
+// is never stored.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "../arithmetic.h"
+
+namespace tokenreduce {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTile = 12;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kTile = 6;
+#else
+constexpr int kLanes = 4, kTile = 8;
+#endif
+constexpr int kPanel = 2 * kLanes;  // targets whose products one step computes, for kTile sources
+constexpr int kGroup = 8;           // tiles of sources that share a panel while it is in the cache
+
+typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+enum class Score { kProduct, kWard };
+
+// One side of the products: rows of `width` floats, transposed in blocks of `block` rows, zeros behind the last.
+struct Packed {
+  int64_t count, width, block;
+  std::vector<float> values, squares, inverse;  // `squares`, `inverse` only for Ward
+
+  Packed(int64_t count, int64_t width, int64_t block, Score score)
+      : count(count), width(width), block(block), values(blocks() * block * width) {
+    if (score == Score::kWard) {
+      squares.resize(blocks() * block);
+      inverse.resize(blocks() * block);
+    }
+  }
+
+  int64_t blocks() const { return (count + block - 1) / block; }
+  const float* at(int64_t number) const { return values.data() + number * block * width; }
+
+  // Block `number` of its rows, which `read(row, out)` writes down.
+  template <typename Read>
+  void pack(int64_t number, float* rows, const Read& read) {
+    const int64_t here = std::min(block, count - number * block);
+    for (int64_t i = 0; i < here; ++i) read(number * block + i, rows + i * width);
+    float* to = values.data() + number * block * width;
+    for (int64_t k = 0; k < width; ++k, to += block)
+      for (int64_t i = 0; i < here; ++i) to[i] = rows[i * width + k];
+  }
+};
+
+struct Running {
+  Floats score[2];
+  Ints index[2];
+};
+
+// The products of a tile with the first `halves` halves of a panel.
+template <int halves>
+void products(const float* sources, const float* targets, int64_t width, Floats (&sums)[kTile][2]) {
+  for (int r = 0; r < kTile; ++r)
+    for (int h = 0; h < halves; ++h) sums[r][h] = Floats{};
+  for (int64_t k = 0; k < width; ++k, sources += kTile, targets += kPanel)
+#pragma GCC unroll 12
+    for (int r = 0; r < kTile; ++r)
+#pragma GCC unroll 2
+      for (int h = 0; h < halves; ++h) sums[r][h] += sources[r] * *reinterpret_cast<const Floats*>(targets + h * kLanes);
+}
+
+// Takes the products of one tile of sources with one panel of targets into the running best.
+template <Score score>
+void take(const Packed& a, int64_t tile, const Packed& b, int64_t panel, const Floats (&sums)[kTile][2], Running* best) {
+  for (int h = 0; h < 2; ++h) {
+    const int64_t first = panel * kPanel + h * kLanes;
+    Ints index;
+    for (int lane = 0; lane < kLanes; ++lane) index[lane] = static_cast<int32_t>(first + lane);
+    const Ints behind = index >= static_cast<int32_t>(b.count);
+    for (int r = 0; r < kTile; ++r) {
+      Floats found = sums[r][h];
+      if constexpr (score == Score::kWard) {
+        const int64_t row = tile * kTile + r;
+        const Floats none{};
+        const Floats squares = *reinterpret_cast<const Floats*>(b.squares.data() + first);
+        const Floats inverse = *reinterpret_cast<const Floats*>(b.inverse.data() + first);
+        found = -ward_cost<Floats>(found, a.squares[row] + none, squares, a.inverse[row] + none, inverse);
+      }
+      found = behind ? Floats{} - INFINITY : found;
+      const Floats now = best[r].score[h];
+      const Ints better = panel ? beats(found, now) : Ints{} - 1;
+      best[r].score[h] = better ? found : now;
+      best[r].index[h] = better ? index : best[r].index[h];
+    }
+  }
+}
+
+// Vectors of floats and of integers of the same number of lanes.
+template <int lanes>
+struct Vector {
+  typedef float F __attribute__((vector_size(lanes * 4), aligned(4), may_alias));
+  typedef int32_t I __attribute__((vector_size(lanes * 4), aligned(4), may_alias));
+};
+
+// The best of 2 * `lanes` scores, the lowest index of equals: halves are compared until one is left.
+template <int lanes>
+void reduce(float* scores, int32_t* indices) {
+  auto* score = reinterpret_cast<typename Vector<lanes>::F*>(scores);
+  auto* index = reinterpret_cast<typename Vector<lanes>::I*>(indices);
+  const auto other = comes_first(score[1], index[1], score[0], index[0]);
+  score[0] = other ? score[1] : score[0];
+  index[0] = other ? index[1] : index[0];
+  if constexpr (lanes > 2) reduce<lanes / 2>(scores, indices);
+}
+
+inline void reduce(const Running& best, float* score, int32_t* index) {
+  float scores[kPanel];
+  int32_t indices[kPanel];
+  std::memcpy(scores, best.score, sizeof scores);
+  std::memcpy(indices, best.index, sizeof indices);
+  reduce<kLanes>(scores, indices);
+  const bool other = comes_first(scores[1], indices[1], scores[0], indices[0]);
+  *score = scores[other], *index = indices[other];
+}
+
+// Best score and target of the sources in group `group` of kGroup tiles.
+template <Score score>
+void best_targets(const Packed& a, const Packed& b, int64_t group, float* scores, int32_t* matches) {
+  const int64_t first = group * kGroup, last = std::min(first + kGroup, a.blocks());
+  Running best[kGroup * kTile];
+  Floats sums[kTile][2] = {};
+  for (int64_t panel = 0; panel < b.blocks(); ++panel)
+    for (int64_t tile = first; tile < last; ++tile) {
+      if (b.count - panel * kPanel > kLanes) products<2>(a.at(tile), b.at(panel), a.width, sums);
+      else products<1>(a.at(tile), b.at(panel), a.width, sums);
+      take<score>(a, tile, b, panel, sums, best + (tile - first) * kTile);
+    }
+  const int64_t end = std::min(last * kTile, a.count);
+  for (int64_t row = first * kTile; row < end; ++row) reduce(best[row - first * kTile], scores + row, matches + row);
+}
+
+inline int64_t groups(int64_t sources) { return (sources + kGroup * kTile - 1) / (kGroup * kTile); }
+
+}  // namespace tokenreduce

@@ -1,0 +1,253 @@
+// Merging and restoring tokens in one pass, on a GPU. Sums run in the order of the sources, always the same.
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+
+#include "merge.h"
+
+namespace tokenreduce {
+
+using torch::stable::new_empty;
+
+namespace {
+
+template <typename T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Elements of a row that a thread reads at once.
+template <typename T, int many>
+struct alignas(sizeof(T) * many) Pack {
+  T values[many];
+};
+
+template <int many, typename T>
+__device__ __forceinline__ Pack<T, many> read(const T* from) {
+  return *reinterpret_cast<const Pack<T, many>*>(from);
+}
+
+template <int many, typename T>
+__device__ __forceinline__ void write(const Pack<T, many>& pack, T* to) {
+  *reinterpret_cast<Pack<T, many>*>(to) = pack;
+}
+
+template <typename T>
+constexpr int kMany = 16 / sizeof(T);
+
+// Whether the rows of (images, rows, width) at these strides can be read in packs.
+template <typename T>
+bool packs(const T* data, int64_t image_stride, int64_t row_stride, int64_t width) {
+  const bool strides = image_stride % kMany<T> == 0 && row_stride % kMany<T> == 0 && width % kMany<T> == 0;
+  return strides && reinterpret_cast<uintptr_t>(data) % (sizeof(T) * kMany<T>) == 0;
+}
+
+// One warp an output: it looks through all sources of its image for its own.
+__global__ void group_sources(Groups groups) {
+  const int64_t output = this_row();
+  if (output >= groups.batch * groups.keep) return;
+  const int64_t image = output / groups.keep, m = output % groups.keep, removed = groups.n - groups.keep;
+  const int64_t *dest = groups.dest[image], *sources = groups.sources[image];
+  const float* sizes = groups.sizes ? groups.sizes + image * groups.n : nullptr;
+  const int64_t rep = in_bounds(groups.rep[image][m], groups.n);
+  float mass = sizes ? sizes[rep] : 1.0f;
+  int32_t* link = groups.head + output;
+  for (int64_t start = 0; start < removed; start += kWarp) {
+    const int64_t i = start + threadIdx.x;
+    bool mine = false;
+    float size = 1.0f;
+    if (i < removed) {
+      const int64_t token = in_bounds(sources[i], groups.n);
+      mine = in_bounds(dest[token], groups.keep) == m;
+      if (mine && sizes) size = sizes[token];
+    }
+    for (unsigned left = __ballot_sync(~0u, mine); left; left &= left - 1) {
+      const int lane = __ffs(left) - 1;
+      mass += __shfl_sync(~0u, size, lane);
+      if (threadIdx.x == 0) *link = static_cast<int32_t>(start + lane);
+      link = groups.next + image * removed + start + lane;
+    }
+  }
+  if (threadIdx.x == 0) {
+    *link = -1;
+    groups.mass[output] = mass;
+  }
+}
+
+// One warp an output.
+template <typename T, int many>
+__global__ void merge_rows(Merge<T> job) {
+  const Groups& groups = job.groups;
+  const int64_t all = job.prefix + groups.keep + job.suffix, row = this_row();
+  if (row >= groups.batch * all) return;
+  const int64_t image = row / all, m = row % all - job.prefix;
+  const bool merged = m >= 0 && m < groups.keep;
+  const T* x = job.x + image * job.image_stride;
+  const T* centre = x + (m < 0 ? m + job.prefix : m - groups.keep + job.prefix + groups.n) * job.row_stride;
+  x += job.prefix * job.row_stride;
+  int32_t head = -1;
+  float mass = 1.0f;
+  if (merged) {
+    centre = x + groups.rep[image][m] * job.row_stride;
+    head = groups.head[image * groups.keep + m];
+    mass = groups.mass[image * groups.keep + m];
+    mass = mass < 1e-12f ? 1e-12f : mass;
+  }
+  const int64_t* sources = groups.sources[image];
+  const int32_t* next = groups.next + image * (groups.n - groups.keep);
+  const float* sizes = groups.sizes ? groups.sizes + image * groups.n : nullptr;
+  for (int64_t k = threadIdx.x * many; k < job.width; k += kWarp * many) {
+    Pack<T, many> pack = read<many>(centre + k);
+    Sum<T> middle[many], sums[many];
+#pragma unroll
+    for (int e = 0; e < many; ++e) middle[e] = sums[e] = static_cast<Sum<T>>(pack.values[e]);
+    for (int32_t i = head; i >= 0; i = next[i]) {
+      const Sum<T> part = (sizes ? sizes[sources[i]] : 1.0f) / mass;
+      const Pack<T, many> from = read<many>(x + sources[i] * job.row_stride + k);
+#pragma unroll
+      for (int e = 0; e < many; ++e) sums[e] += (static_cast<Sum<T>>(from.values[e]) - middle[e]) * part;
+    }
+#pragma unroll
+    for (int e = 0; e < many; ++e) pack.values[e] = static_cast<T>(sums[e]);
+    write(pack, job.out + row * job.width + k);
+  }
+}
+
+// Tokens (images, rows, width) of which rows can be read.
+template <typename T>
+struct Rows {
+  const T* data;
+  int64_t image_stride, row_stride;
+
+  __device__ const T* at(int64_t image, int64_t row) const { return data + image * image_stride + row * row_stride; }
+};
+
+template <typename T>
+struct Restore {
+  DeviceIndex dest;
+  Rows<T> now, before, after;  // `before` and `after` hold nothing where rows are copied
+  int64_t batch, n, keep, width, prefix, suffix;
+  T* out;  // (B, prefix + n + suffix, width)
+};
+
+// One warp a token.
+template <typename T, int many>
+__global__ void restore_rows(Restore<T> job) {
+  const int64_t all = job.prefix + job.n + job.suffix, row = this_row();
+  if (row >= job.batch * all) return;
+  const int64_t image = row / all, token = row % all, m = token - job.prefix;
+  int64_t at = token;
+  if (m >= job.n) at = token - job.n + job.keep;
+  else if (m >= 0) at = job.prefix + in_bounds(job.dest[image][m], job.keep);
+  const T* now = job.now.at(image, at);
+  const T* before = job.before.at(image, token);
+  const T* after = job.after.at(image, at);
+  for (int64_t k = threadIdx.x * many; k < job.width; k += kWarp * many) {
+    Pack<T, many> pack = read<many>(now + k);
+    if (job.before.data) {
+      const Pack<T, many> was = read<many>(before + k), then = read<many>(after + k);
+#pragma unroll
+      for (int e = 0; e < many; ++e) {
+        const Sum<T> change = static_cast<Sum<T>>(pack.values[e]) - static_cast<Sum<T>>(then.values[e]);
+        pack.values[e] = static_cast<T>(static_cast<Sum<T>>(was.values[e]) + change);
+      }
+    }
+    write(pack, job.out + row * job.width + k);
+  }
+}
+
+template <typename T>
+void restore(const Restore<T>& job, cudaStream_t stream) {
+  bool packed = true;
+  for (const Rows<T>& rows : {job.now, job.before, job.after})
+    packed = packed && packs(rows.data, rows.image_stride, rows.row_stride, job.width);
+  const auto kernel = packed ? restore_rows<T, kMany<T>> : restore_rows<T, 1>;
+  launch(stream, kernel, row_blocks(job.batch * (job.prefix + job.n + job.suffix)), row_threads(), job);
+}
+
+template <typename T>
+Rows<T> rows_of(const std::optional<Tensor>& tensor) {
+  if (!tensor) return {nullptr, 0, 0};
+  return {static_cast<const T*>(tensor->const_data_ptr()), tensor->stride(0), tensor->stride(1)};
+}
+
+}  // namespace
+
+template <typename T>
+void merge(const Merge<T>& job, cudaStream_t stream) {
+  const Groups& groups = job.groups;
+  launch(stream, group_sources, row_blocks(groups.batch * groups.keep), row_threads(), groups);
+  const bool packed = packs(job.x, job.image_stride, job.row_stride, job.width);
+  const auto kernel = packed ? merge_rows<T, kMany<T>> : merge_rows<T, 1>;
+  launch(stream, kernel, row_blocks(groups.batch * (job.prefix + groups.keep + job.suffix)), row_threads(), job);
+}
+
+template void merge(const Merge<float>& job, cudaStream_t stream);  // for `ward_match`
+
+std::tuple<Tensor, Tensor> merge_apply(
+    const Tensor& x, const Tensor& dest, const Tensor& rep, const Tensor& sources, const std::optional<Tensor>& sizes,
+    int64_t prefix, int64_t suffix) {
+  check_cuda(x, "x", {-1, -1, -1}, x);
+  check_rows(x, "x");
+  const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2);
+  if (prefix < 0 || suffix < 0 || n < 0) fail("x has ", x.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
+  check_count(n);
+  if (rep.dim() != 2) fail("rep has shape ", shape_of(rep), "; it must be (B, M)");
+  const int64_t keep = rep.size(1), removed = n - keep;
+  if (removed < 0) fail("rep names ", keep, " of ", n, " tokens");
+  const DeviceIndex to = check_device_index(dest, "dest", batch, n, x);
+  const DeviceIndex stays = check_device_index(rep, "rep", batch, keep, x);
+  const DeviceIndex moves = check_device_index(sources, "sources", batch, removed, x);
+  const float* mass = check_floats(sizes, "sizes", {batch, n}, x);
+  const Device device(x);
+  const Tensor out = new_empty(x, {batch, prefix + keep + suffix, width});
+  const Tensor grown = new_empty(x, {batch, keep}, ScalarType::Float);
+  float* sums = static_cast<float*>(grown.mutable_data_ptr());
+  Groups groups{to, stays, moves, mass, batch, n, keep, sums, nullptr, nullptr};
+  Workspace space;
+  space.add(groups.head, batch * keep);
+  space.add(groups.next, batch * removed);
+  space.allocate(x);
+  with_type(x, "x", [&](auto type) {
+    using T = decltype(type);
+    const T* data = static_cast<const T*>(x.const_data_ptr());
+    T* target = static_cast<T*>(out.mutable_data_ptr());
+    merge<T>({groups, data, x.stride(0), x.stride(1), width, prefix, suffix, target}, device.stream);
+  });
+  return {out, grown};
+}
+
+Tensor restore_apply(
+    const Tensor& y, const Tensor& dest, const std::optional<Tensor>& before, const std::optional<Tensor>& after,
+    int64_t prefix, int64_t suffix) {
+  check_cuda(y, "y", {-1, -1, -1}, y);
+  check_rows(y, "y");
+  const int64_t batch = y.size(0), keep = y.size(1) - prefix - suffix, width = y.size(2);
+  if (prefix < 0 || suffix < 0 || keep < 0) fail("y has ", y.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
+  if (dest.dim() != 2) fail("dest has shape ", shape_of(dest), "; it must be (B, N)");
+  const int64_t n = dest.size(1), all = prefix + n + suffix;
+  const DeviceIndex to = check_device_index(dest, "dest", batch, n, y);
+  if (before.has_value() != after.has_value()) fail("before and after must be given together");
+  if (before) {
+    check_cuda(*before, "before", {batch, all, width}, y), check_rows(*before, "before");
+    check_cuda(*after, "after", {batch, y.size(1), width}, y), check_rows(*after, "after");
+    if (before->scalar_type() != y.scalar_type()) fail("before must have the type of y");
+    if (after->scalar_type() != y.scalar_type()) fail("after must have the type of y");
+  }
+  const Device device(y);
+  const Tensor out = new_empty(y, {batch, all, width});
+  with_type(y, "y", [&](auto type) {
+    using T = decltype(type);
+    T* target = static_cast<T*>(out.mutable_data_ptr());
+    const Restore<T> job{
+        to, rows_of<T>(y), rows_of<T>(before), rows_of<T>(after), batch, n, keep, width, prefix, suffix, target};
+    restore(job, device.stream);
+  });
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tokenreduce_kernels, CUDA, m) {
+  m.impl("merge_apply", TORCH_BOX(&merge_apply));
+  m.impl("restore_apply", TORCH_BOX(&restore_apply));
+}
+
+}  // namespace tokenreduce

@@ -1,0 +1,31 @@
+// Merging as the operators `merge_apply` and `ward_match` ask for it.
+#pragma once
+
+#include <cstdint>
+
+#include "device.h"
+
+namespace tokenreduce {
+
+// The sources of every output as a list in their order: `head (B, keep)` is the first, `next (B, n - keep)` the one
+// behind each, -1 none. Entries are places in `sources`.
+struct Groups {
+  DeviceIndex dest, rep, sources;
+  const float* sizes;  // (B, n), or none
+  int64_t batch, n, keep;
+  float* mass;  // (B, keep), sizes of the outputs
+  int32_t *head, *next;
+};
+
+template <typename T>
+struct Merge {
+  Groups groups;
+  const T* x;
+  int64_t image_stride, row_stride, width, prefix, suffix;
+  T* out;  // (B, prefix + keep + suffix, width)
+};
+
+template <typename T>
+void merge(const Merge<T>& job, cudaStream_t stream);
+
+}  // namespace tokenreduce

@@ -1,0 +1,15 @@
+// The operators: one schema each, whatever the device.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(tokenreduce_kernels, m) {
+  m.def("bipartite_match(Tensor metric, int keep, int first) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "ward_match(Tensor features, Tensor? sizes, Tensor? signs, int width, int[] counts, int first) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "merge_apply(Tensor x, Tensor dest, Tensor rep, Tensor sources, Tensor? sizes, int prefix, int suffix) -> "
+      "(Tensor, Tensor)");
+  m.def("size_bias(Tensor sizes, int prefix, int suffix) -> Tensor");
+  m.def(
+      "restore_apply(Tensor y, Tensor dest, Tensor? before, Tensor? after, int prefix, int suffix) -> Tensor");
+}

@@ -1,0 +1,97 @@
+// Checks of tensors that come from outside; messages name the tensor.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace tokenreduce {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  ((message << parts), ...);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "(";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+  text << ")";
+  return text.str();
+}
+
+// A CPU tensor of this shape; -1 is any size.
+inline void check(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
+  if (!tensor.is_cpu()) fail(name, " is not on the CPU");
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
+  for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || tensor.size(i) == shape[i];
+  if (fits) return;
+  std::ostringstream wanted;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    wanted << (i ? ", " : "");
+    if (shape[i] < 0) wanted << "any"; else wanted << shape[i];
+  }
+  fail(name, " has shape ", shape_of(tensor), "; it must be (", wanted.str(), ")");
+}
+
+inline void check_type(const Tensor& tensor, const char* name, ScalarType type, const char* type_name) {
+  if (tensor.scalar_type() != type) fail(name, " must be ", type_name);
+}
+
+// Whether rows can be read one element after the other.
+inline void check_rows(const Tensor& tensor, const char* name) {
+  if (tensor.numel() && tensor.size(tensor.dim() - 1) > 1 && tensor.stride(tensor.dim() - 1) != 1)
+    fail(name, " must have stride 1 in its last dimension");
+}
+
+// An int64 index (rows, columns).
+struct Index {
+  const int64_t* data;
+  int64_t stride;
+
+  const int64_t* operator[](int64_t row) const { return data + row * stride; }
+};
+
+// An index of this shape with entries in [0, bound).
+inline Index check_index(const Tensor& tensor, const char* name, int64_t rows, int64_t columns, int64_t bound) {
+  check(tensor, name, {rows, columns});
+  check_type(tensor, name, ScalarType::Long, "int64");
+  check_rows(tensor, name);
+  const Index index{static_cast<const int64_t*>(tensor.const_data_ptr()), tensor.stride(0)};
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < columns; ++i)
+      if (index[row][i] < 0 || index[row][i] >= bound)
+        fail(name, " holds ", index[row][i], "; its entries must lie in [0, ", bound, ")");
+  return index;
+}
+
+// Runs `body` with a value of the element type of a floating tensor.
+template <typename Body>
+void with_type(const Tensor& tensor, const char* name, const Body& body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return body(float{});
+    case ScalarType::Double: return body(double{});
+    case ScalarType::Half: return body(torch::headeronly::Half{});
+    case ScalarType::BFloat16: return body(torch::headeronly::BFloat16{});
+    default: fail(name, " must be float32, float64, float16 or bfloat16");
+  }
+}
+
+// Iterations a thread should do at least, if one costs `work` operations.
+inline int64_t grain(int64_t work) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, work)); }
+
+}  // namespace tokenreduce

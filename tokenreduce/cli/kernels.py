@@ -1,0 +1,41 @@
+"""`tokenreduce kernels`."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tokenreduce.cli.output import console
+from tokenreduce.kernels import build, native
+
+
+def kernels(
+    rebuild: Annotated[bool, typer.Option("--build", help="compile them now, also if they are there already")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the table to this file")] = None,
+) -> None:
+    """List the kernels and whether they are usable here, or why not. They are compiled once, on first use."""
+    if rebuild:
+        remove_library()
+    with console.status("compiling, about 15 seconds"):
+        rows = native.status()
+    table = Table()
+    for heading in ("kernel", "what it does", "CPU"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(row["kernel"], row["summary"], row["cpu"] or "usable")
+    console.print(table)
+    console.print(f"kept in {build.cache_folder()}; TOKENREDUCE_KERNELS=reference does without", highlight=False)
+    if json_file is not None:
+        json_file.write_text(json.dumps(rows, indent=2) + "\n")
+        console.print(f"wrote {json_file}", highlight=False)
+
+
+def remove_library() -> None:
+    """So that the next use compiles it again."""
+    with suppress(build.BuildError):  # without a compiler; the table says so
+        build.library().unlink(missing_ok=True)

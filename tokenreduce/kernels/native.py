@@ -1,0 +1,118 @@
+"""Which kernel runs: the compiled one where it can, the PyTorch reference everywhere else.
+
+`choose("merge_apply", x)` is the compiled kernel for the tensor x, or None; the reference stands right behind the call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.kernels import build
+
+NAMESPACE = "tokenreduce_kernels"
+KERNELS = {
+    "bipartite_match": "pairs of a bipartition by cosine, without the matrix of all scores (tome, dsm, tofu)",
+    "ward_match": "the rounds of ward in one call",
+    "merge_apply": "merged features and sizes in one pass",
+    "size_bias": "what sizes add to attention, protected tokens included",
+    "restore_apply": "tokens that come back with the change since, in one pass",
+}
+CHOICES = {
+    "auto": "compiled where it can run",
+    "reference": "PyTorch everywhere",
+    "cpu": "compiled for the CPU, an error where it cannot run",
+}
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_chosen = os.environ.get("TOKENREDUCE_KERNELS", "auto")
+if _chosen not in CHOICES:
+    raise unknown("TOKENREDUCE_KERNELS", _chosen, CHOICES)
+
+
+def choose(name: str, x: Tensor) -> Callable[..., Any] | None:
+    """The compiled kernel `name` for `x`, or None where the reference is to run.
+
+    Raises: ValueError if the compiled one is forced and cannot run.
+    """
+    reason = why_not(name, x)
+    if not reason:
+        return getattr(_loaded(), name)
+    if _chosen == "cpu":
+        raise InvalidValueError(f'the kernel {name} is forced to "cpu" but cannot run: {reason}; choose "auto"')
+    return None
+
+
+def why_not(name: str, x: Tensor) -> str:
+    """Why the compiled kernel `name` does not take `x`; empty if it does."""
+    if torch.compiler.is_compiling():
+        return "the compiler and exported programs take the reference, which they can fuse"
+    if _chosen == "reference":
+        return "the reference is forced"
+    if x.device.type != "cpu":
+        return f"no kernel for {x.device.type} is built"
+    if x.dtype not in DTYPES:
+        return f"{x.dtype} is not supported"
+    if type(x) not in (Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack():
+        return "a tensor subclass or a dispatch mode (counting, fake tensors) sees PyTorch's own operators only"
+    if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return "traces and function transforms see PyTorch's own operators only"
+    if torch.is_grad_enabled() and x.requires_grad and name != "merge_apply":
+        return "it has no backward"
+    return load()
+
+
+@contextmanager
+def using(choice: str) -> Iterator[None]:
+    """Take kernels by this choice, one of `CHOICES`, in all threads; the environment variable TOKENREDUCE_KERNELS does
+    so for a whole process."""
+    global _chosen
+    if choice not in CHOICES:
+        raise unknown("choice of kernels", choice, CHOICES)
+    before, _chosen = _chosen, choice
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+@lru_cache(maxsize=1)
+def load() -> str:
+    """Load the library, compiled now if it never was; why it cannot be, or nothing."""
+    try:
+        path = build.library()
+        if not path.exists():
+            log = logging.getLogger("tokenreduce")
+            log.warning("compiling kernels, once: about 15 seconds (TOKENREDUCE_KERNELS=reference does without)")
+            build.build(path)
+        return _load_library(path)
+    except (build.BuildError, OSError, ImportError) as error:
+        return str(error)
+
+
+def _load_library(path: Path) -> str:
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path} cannot be loaded: {error}"
+    return ""
+
+
+@lru_cache(maxsize=1)
+def _loaded() -> Any:
+    return getattr(torch.ops, NAMESPACE)
+
+
+def status() -> list[dict[str, str]]:
+    """One row a kernel: its name, what it does, and why it is not usable here (empty if it is)."""
+    reason = load()
+    return [{"kernel": name, "summary": summary, "cpu": reason} for name, summary in KERNELS.items()]
