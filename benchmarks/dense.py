@@ -56,7 +56,7 @@ def main() -> None:
     if args.held_out:
         data = held_out_scenes(args.task, folder, args.scenes)
         pairs = [(name, mode) for name in methods for mode in lookup(name).modes]
-        arms = [Arm(name, flops=share, restore=mode) for share in BUDGETS[1:] for name, mode in pairs]
+        arms = [Arm(name, flops=BUDGETS[1], restore=mode) for name, mode in pairs]
     else:
         data = load_scenes(args.task, folder, args.scenes, seed=1)
         arms = [Arm(name, flops=share) for share in BUDGETS for name in methods]

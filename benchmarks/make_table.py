@@ -95,16 +95,15 @@ def dense(data: dict, task: str) -> str:
 
 
 def restoring(data: dict) -> str:
-    """Methods by rows, ways of restoring by columns: change of the figure in points at 70 and at 55 %."""
+    """Methods by rows, ways of restoring by columns: change of the figure in points."""
     modes = ("copy", "soft", "freeze", "delta")
     lines = [f"| method | {' | '.join(modes)} |", "|---|" + "---:|" * len(modes)]
-    changes: dict[str, dict[str, list[str]]] = {}
+    changes: dict[str, dict[str, str]] = {}
     for row in data["rows"][1:]:
         if "refused" not in row:
-            cells = changes.setdefault(row["method"], {}).setdefault(row["options"]["restore"], [])
-            cells.append(f"{100 * row['change']:+.2f}")
+            changes.setdefault(row["method"], {})[row["options"]["restore"]] = f"{100 * row['change']:+.2f}"
     for method, found in changes.items():
-        lines.append(f"| `{method}` | {' | '.join(' / '.join(found.get(mode, [])) for mode in modes)} |")
+        lines.append(f"| `{method}` | {' | '.join(found.get(mode, '') for mode in modes)} |")
     return "\n".join(lines)
 
 

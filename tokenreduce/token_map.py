@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.kernels.merging import merge_rows
+from tokenreduce.ordering import stable_order
 
 
 @dataclass(eq=False)
@@ -222,7 +223,7 @@ class TokenMap:
 
     def _find_sources(self) -> Tensor:
         is_rep = torch.zeros_like(self.dest).scatter(1, self.rep, 1)  # type: ignore[arg-type]
-        return is_rep.argsort(dim=1, stable=True)[:, : self.entered - self.count]
+        return stable_order(is_rep, 1)[:, : self.entered - self.count]
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

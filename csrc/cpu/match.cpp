@@ -203,7 +203,7 @@ struct Clusters {
     for (int64_t token : gone) mass[to[token]] += sizes[token];
     for (int64_t token : gone) {
       const int64_t m = to[token];
-      const float part = sizes[token] / mass[m];
+      const float part = sizes[token] / std::max(mass[m], 1e-12f);
       const float *from = points.data() + token * width, *centre = points.data() + stay[m] * width;
       for (int64_t k = 0; k < width; ++k) moved[m * width + k] += part * (from[k] - centre[k]);
     }

@@ -76,6 +76,7 @@ std::tuple<Tensor, Tensor> merge_apply(
   if (prefix < 0 || suffix < 0 || n < 0) fail("x has ", x.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
   if (rep.dim() != 2) fail("rep has shape ", shape_of(rep), "; it must be (B, M)");
   const int64_t keep = rep.size(1), removed = n - keep, all = prefix + keep + suffix;
+  if (removed < 0) fail("rep names ", keep, " of ", n, " tokens");
   const Index to = check_index(dest, "dest", batch, n, keep);
   const Index stays = check_index(rep, "rep", batch, keep, n);
   const Index moves = check_index(sources, "sources", batch, removed, n);

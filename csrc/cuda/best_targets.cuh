@@ -9,7 +9,7 @@
 #include "../arithmetic.h"
 #include "device.h"
 
-namespace tokenreduce {
+namespace tokenreduce::gpu {
 
 constexpr int kRows = 32, kColumns = 64, kDepth = 16;  // sources, targets and channels of a tile
 constexpr int kEach = 4;                               // sources and targets whose products one thread computes
@@ -49,10 +49,10 @@ struct Best {
 };
 
 // Channels from `channel` on of the rows from `begin` on of one side, transposed; zeros behind the last row.
-template <bool source, int rows>
+template <bool source, int width>
 __device__ __forceinline__ void load(
-    const Points& points, int64_t image, int64_t begin, int64_t channel, float (&tile)[kDepth][rows + kPad]) {
-  constexpr int parts = kDepth / 4;
+    const Points& points, int64_t image, int64_t begin, int64_t channel, float (&tile)[kDepth][width]) {
+  constexpr int rows = width - kPad, parts = kDepth / 4;
   const int64_t count = source ? points.sources() : points.targets();
   for (int i = threadIdx.x; i < rows * parts; i += kTileThreads) {
     const int row = i / parts, k = i % parts * 4;
@@ -136,7 +136,8 @@ __global__ void __launch_bounds__(kTileThreads) find_best(Points points, float* 
 constexpr int kRankThreads = 256;
 
 // How many sources of its image come before each, best first.
-static __global__ void __launch_bounds__(kRankThreads) rank_sources(const float* scores, int32_t sources, int32_t* ranks) {
+static __global__ void __launch_bounds__(kRankThreads) rank_sources(
+    const float* scores, int32_t sources, int32_t* ranks) {
   __shared__ float tile[kRankThreads];
   const int64_t blocks = divide_up(sources, kRankThreads), image = blockIdx.x / blocks;
   const int32_t i = static_cast<int32_t>(blockIdx.x % blocks * kRankThreads + threadIdx.x);
@@ -154,4 +155,4 @@ static __global__ void __launch_bounds__(kRankThreads) rank_sources(const float*
   if (i < sources) ranks[image * sources + i] = rank;
 }
 
-}  // namespace tokenreduce
+}  // namespace tokenreduce::gpu

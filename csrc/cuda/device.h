@@ -15,7 +15,7 @@
 #include "../arithmetic.h"
 #include "../tensors.h"
 
-namespace tokenreduce {
+namespace tokenreduce::gpu {
 
 constexpr int kWarp = 32;
 constexpr int kRowsAtOnce = 8;  // rows of a block where every row has a warp
@@ -124,4 +124,4 @@ void launch(
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-}  // namespace tokenreduce
+}  // namespace tokenreduce::gpu

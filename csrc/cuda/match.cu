@@ -8,7 +8,7 @@
 #include "best_targets.cuh"
 #include "merge.h"
 
-namespace tokenreduce {
+namespace tokenreduce::gpu {
 
 using torch::stable::new_empty;
 
@@ -158,8 +158,8 @@ void write_best(const Points& points, const Pairs& pairs, const Maps& maps, cuda
   const int64_t tiles = points.batch * divide_up(sources, kRows);
   launch(stream, find_best<kind>, tiles, dim3(kTileThreads), points, pairs.score, pairs.match);
   const int64_t blocks = points.batch * divide_up(sources, kRankThreads);
-  launch(
-      stream, rank_sources, blocks, dim3(kRankThreads), pairs.score, static_cast<int32_t>(sources), pairs.rank);
+  const auto count = static_cast<int32_t>(sources);
+  launch(stream, rank_sources, blocks, dim3(kRankThreads), pairs.score, count, pairs.rank);
   launch(stream, write_maps, points.batch, dim3(kMapThreads), pairs.rank, pairs.match, points.first, maps);
 }
 
@@ -213,7 +213,8 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t
     const float* no_signs = nullptr;
     launch(device.stream, sketch<T>, row_blocks(batch * n), row_threads(), tokens, no_signs, width, points);
   });
-  write_best<Score::kProduct>(points, pairs, {integers(dest), integers(rep), integers(sources), n, keep}, device.stream);
+  const Maps maps{integers(dest), integers(rep), integers(sources), n, keep};
+  write_best<Score::kProduct>(points, pairs, maps, device.stream);
   return {dest, rep, sources};
 }
 
@@ -241,12 +242,12 @@ std::tuple<Tensor, Tensor, Tensor> ward_match(
   Clusters now, next;
   Pairs pairs;
   Maps step;
-  Groups groups;
+  int32_t *head, *behind;
   Workspace space;
   now.reserve(space, points), next.reserve(space, points), pairs.reserve(space, points);
-  space.add(points.squares, batch * n), space.add(points.inverse, batch * n);
-  space.add(step.dest, batch * n), space.add(step.rep, batch * n), space.add(step.sources, batch * n);
-  space.add(groups.head, batch * n), space.add(groups.next, batch * n);
+  for (int64_t** array : {&step.dest, &step.rep, &step.sources}) space.add(*array, batch * n);
+  for (float** array : {&points.squares, &points.inverse}) space.add(*array, batch * n);
+  for (int32_t** array : {&head, &behind}) space.add(*array, batch * n);
   space.allocate(features);
   points.rows = now.rows;
   with_type(features, "features", [&](auto type) {
@@ -256,7 +257,8 @@ std::tuple<Tensor, Tensor, Tensor> ward_match(
     launch(device.stream, sketch<T>, row_blocks(batch * n), row_threads(), tokens, sign, width, points);
   });
   const int64_t tokens = batch * n, blocks = divide_up(tokens, kThreads);
-  launch(device.stream, start_maps, blocks, dim3(kThreads), tokens, n, total.dest, counts.empty() ? total.rep : now.rep);
+  int64_t* entered = counts.empty() ? total.rep : now.rep;
+  launch(device.stream, start_maps, blocks, dim3(kThreads), tokens, n, total.dest, entered);
   for (size_t i = 0; i < counts.size(); ++i) {
     const bool last = i + 1 == counts.size();
     step.n = points.n, step.keep = counts[i];
@@ -264,11 +266,11 @@ std::tuple<Tensor, Tensor, Tensor> ward_match(
     write_best<Score::kWard>(points, pairs, step, device.stream);
     launch(device.stream, follow, blocks, dim3(kThreads), tokens, now.rep, step, total, last ? total.rep : next.rep);
     if (last) break;
-    groups.dest = {step.dest, step.n}, groups.rep = {step.rep, step.keep};
-    groups.sources = {step.sources, step.n - step.keep};
-    groups.sizes = mass, groups.batch = batch, groups.n = step.n, groups.keep = step.keep, groups.mass = next.sizes;
+    const Groups groups{
+        {step.dest, step.n}, {step.rep, step.keep}, {step.sources, step.n - step.keep},
+        mass, batch, step.n, step.keep, next.sizes, head, behind};
     const int64_t stride = points.width;
-    merge<float>({groups, points.rows, step.n * stride, stride, stride, 0, 0, next.rows}, device.stream);
+    merge<float>({groups, {now.rows, step.n * stride, stride}, stride, 0, 0, next.rows}, device.stream);
     points.rows = next.rows, points.n = step.keep, mass = next.sizes;
     std::swap(now, next);
   }
@@ -280,4 +282,4 @@ STABLE_TORCH_LIBRARY_IMPL(tokenreduce_kernels, CUDA, m) {
   m.impl("ward_match", TORCH_BOX(&ward_match));
 }
 
-}  // namespace tokenreduce
+}  // namespace tokenreduce::gpu

@@ -6,7 +6,7 @@
 
 #include "merge.h"
 
-namespace tokenreduce {
+namespace tokenreduce::gpu {
 
 using torch::stable::new_empty;
 
@@ -34,11 +34,11 @@ __device__ __forceinline__ void write(const Pack<T, many>& pack, T* to) {
 template <typename T>
 constexpr int kMany = 16 / sizeof(T);
 
-// Whether the rows of (images, rows, width) at these strides can be read in packs.
+// Whether rows of `width` elements can be read in packs.
 template <typename T>
-bool packs(const T* data, int64_t image_stride, int64_t row_stride, int64_t width) {
-  const bool strides = image_stride % kMany<T> == 0 && row_stride % kMany<T> == 0 && width % kMany<T> == 0;
-  return strides && reinterpret_cast<uintptr_t>(data) % (sizeof(T) * kMany<T>) == 0;
+bool packs(const Rows<T>& rows, int64_t width) {
+  const bool strides = rows.image_stride % kMany<T> == 0 && rows.row_stride % kMany<T> == 0;
+  return strides && width % kMany<T> == 0 && reinterpret_cast<uintptr_t>(rows.data) % sizeof(Pack<T, kMany<T>>) == 0;
 }
 
 // One warp an output: it looks through all sources of its image for its own.
@@ -81,17 +81,16 @@ __global__ void merge_rows(Merge<T> job) {
   if (row >= groups.batch * all) return;
   const int64_t image = row / all, m = row % all - job.prefix;
   const bool merged = m >= 0 && m < groups.keep;
-  const T* x = job.x + image * job.image_stride;
-  const T* centre = x + (m < 0 ? m + job.prefix : m - groups.keep + job.prefix + groups.n) * job.row_stride;
-  x += job.prefix * job.row_stride;
+  int64_t at = m < 0 ? m : m - groups.keep + groups.n;
   int32_t head = -1;
   float mass = 1.0f;
   if (merged) {
-    centre = x + groups.rep[image][m] * job.row_stride;
+    at = groups.rep[image][m];
     head = groups.head[image * groups.keep + m];
     mass = groups.mass[image * groups.keep + m];
     mass = mass < 1e-12f ? 1e-12f : mass;
   }
+  const T* centre = job.x.at(image, job.prefix + at);
   const int64_t* sources = groups.sources[image];
   const int32_t* next = groups.next + image * (groups.n - groups.keep);
   const float* sizes = groups.sizes ? groups.sizes + image * groups.n : nullptr;
@@ -102,7 +101,7 @@ __global__ void merge_rows(Merge<T> job) {
     for (int e = 0; e < many; ++e) middle[e] = sums[e] = static_cast<Sum<T>>(pack.values[e]);
     for (int32_t i = head; i >= 0; i = next[i]) {
       const Sum<T> part = (sizes ? sizes[sources[i]] : 1.0f) / mass;
-      const Pack<T, many> from = read<many>(x + sources[i] * job.row_stride + k);
+      const Pack<T, many> from = read<many>(job.x.at(image, job.prefix + sources[i]) + k);
 #pragma unroll
       for (int e = 0; e < many; ++e) sums[e] += (static_cast<Sum<T>>(from.values[e]) - middle[e]) * part;
     }
@@ -111,15 +110,6 @@ __global__ void merge_rows(Merge<T> job) {
     write(pack, job.out + row * job.width + k);
   }
 }
-
-// Tokens (images, rows, width) of which rows can be read.
-template <typename T>
-struct Rows {
-  const T* data;
-  int64_t image_stride, row_stride;
-
-  __device__ const T* at(int64_t image, int64_t row) const { return data + image * image_stride + row * row_stride; }
-};
 
 template <typename T>
 struct Restore {
@@ -157,11 +147,16 @@ __global__ void restore_rows(Restore<T> job) {
 
 template <typename T>
 void restore(const Restore<T>& job, cudaStream_t stream) {
-  bool packed = true;
-  for (const Rows<T>& rows : {job.now, job.before, job.after})
-    packed = packed && packs(rows.data, rows.image_stride, rows.row_stride, job.width);
+  const bool packed = packs(job.now, job.width) && packs(job.before, job.width) && packs(job.after, job.width);
   const auto kernel = packed ? restore_rows<T, kMany<T>> : restore_rows<T, 1>;
   launch(stream, kernel, row_blocks(job.batch * (job.prefix + job.n + job.suffix)), row_threads(), job);
+}
+
+__global__ void write_bias(const float* sizes, int64_t n, int64_t prefix, int64_t all, int64_t entries, float* out) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= entries) return;
+  const int64_t token = i % all - prefix;
+  out[i] = token < 0 || token >= n ? 0.0f : logf(sizes[i / all * n + token]);
 }
 
 template <typename T>
@@ -176,7 +171,7 @@ template <typename T>
 void merge(const Merge<T>& job, cudaStream_t stream) {
   const Groups& groups = job.groups;
   launch(stream, group_sources, row_blocks(groups.batch * groups.keep), row_threads(), groups);
-  const bool packed = packs(job.x, job.image_stride, job.row_stride, job.width);
+  const bool packed = packs(job.x, job.width);
   const auto kernel = packed ? merge_rows<T, kMany<T>> : merge_rows<T, 1>;
   launch(stream, kernel, row_blocks(groups.batch * (job.prefix + groups.keep + job.suffix)), row_threads(), job);
 }
@@ -189,7 +184,8 @@ std::tuple<Tensor, Tensor> merge_apply(
   check_cuda(x, "x", {-1, -1, -1}, x);
   check_rows(x, "x");
   const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2);
-  if (prefix < 0 || suffix < 0 || n < 0) fail("x has ", x.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
+  if (prefix < 0 || suffix < 0 || n < 0)
+    fail("x has ", x.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
   check_count(n);
   if (rep.dim() != 2) fail("rep has shape ", shape_of(rep), "; it must be (B, M)");
   const int64_t keep = rep.size(1), removed = n - keep;
@@ -209,9 +205,8 @@ std::tuple<Tensor, Tensor> merge_apply(
   space.allocate(x);
   with_type(x, "x", [&](auto type) {
     using T = decltype(type);
-    const T* data = static_cast<const T*>(x.const_data_ptr());
     T* target = static_cast<T*>(out.mutable_data_ptr());
-    merge<T>({groups, data, x.stride(0), x.stride(1), width, prefix, suffix, target}, device.stream);
+    merge<T>({groups, rows_of<T>(x), width, prefix, suffix, target}, device.stream);
   });
   return {out, grown};
 }
@@ -222,7 +217,8 @@ Tensor restore_apply(
   check_cuda(y, "y", {-1, -1, -1}, y);
   check_rows(y, "y");
   const int64_t batch = y.size(0), keep = y.size(1) - prefix - suffix, width = y.size(2);
-  if (prefix < 0 || suffix < 0 || keep < 0) fail("y has ", y.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
+  if (prefix < 0 || suffix < 0 || keep < 0)
+    fail("y has ", y.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
   if (dest.dim() != 2) fail("dest has shape ", shape_of(dest), "; it must be (B, N)");
   const int64_t n = dest.size(1), all = prefix + n + suffix;
   const DeviceIndex to = check_device_index(dest, "dest", batch, n, y);
@@ -245,9 +241,21 @@ Tensor restore_apply(
   return out;
 }
 
+Tensor size_bias(const Tensor& sizes, int64_t prefix, int64_t suffix) {
+  const float* mass = check_floats(sizes, "sizes", {-1, -1}, sizes);
+  if (prefix < 0 || suffix < 0) fail("prefix is ", prefix, " and suffix ", suffix, "; they must not be negative");
+  const int64_t n = sizes.size(1), all = prefix + n + suffix, entries = sizes.size(0) * all;
+  const Device device(sizes);
+  const Tensor out = new_empty(sizes, {sizes.size(0), 1, 1, all});
+  float* target = static_cast<float*>(out.mutable_data_ptr());
+  launch(device.stream, write_bias, divide_up(entries, 256), dim3(256), mass, n, prefix, all, entries, target);
+  return out;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(tokenreduce_kernels, CUDA, m) {
   m.impl("merge_apply", TORCH_BOX(&merge_apply));
+  m.impl("size_bias", TORCH_BOX(&size_bias));
   m.impl("restore_apply", TORCH_BOX(&restore_apply));
 }
 
-}  // namespace tokenreduce
+}  // namespace tokenreduce::gpu

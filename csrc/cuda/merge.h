@@ -5,7 +5,7 @@
 
 #include "device.h"
 
-namespace tokenreduce {
+namespace tokenreduce::gpu {
 
 // The sources of every output as a list in their order: `head (B, keep)` is the first, `next (B, n - keep)` the one
 // behind each, -1 none. Entries are places in `sources`.
@@ -17,15 +17,24 @@ struct Groups {
   int32_t *head, *next;
 };
 
+// Tokens (images, rows, width) of which rows can be read.
+template <typename T>
+struct Rows {
+  const T* data;
+  int64_t image_stride, row_stride;
+
+  __device__ const T* at(int64_t image, int64_t row) const { return data + image * image_stride + row * row_stride; }
+};
+
 template <typename T>
 struct Merge {
   Groups groups;
-  const T* x;
-  int64_t image_stride, row_stride, width, prefix, suffix;
+  Rows<T> x;  // (B, prefix + n + suffix, width)
+  int64_t width, prefix, suffix;
   T* out;  // (B, prefix + keep + suffix, width)
 };
 
 template <typename T>
 void merge(const Merge<T>& job, cudaStream_t stream);
 
-}  // namespace tokenreduce
+}  // namespace tokenreduce::gpu

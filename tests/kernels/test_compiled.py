@@ -209,6 +209,9 @@ WRONG = [
     ("merge_apply", (X, DEST + 1, REP, SOURCES, None, 0, 0), "dest holds 3"),
     ("merge_apply", (X, DEST, REP - 1, SOURCES, None, 0, 0), "rep holds -1"),
     ("merge_apply", (X, DEST, REP, SOURCES + 1, None, 0, 0), "sources holds 4"),
+    ("merge_apply", (X, DEST, torch.zeros(1, 5).long(), SOURCES, None, 0, 0), "rep names 5 of 4 tokens"),
+    ("size_bias", (torch.ones(4), 0, 0), "sizes"),
+    ("size_bias", (torch.ones(1, 4), -1, 0), "prefix"),
     ("merge_apply", (X, DEST, REP, SOURCES.int(), None, 0, 0), "sources must be int64"),
     ("merge_apply", (X, DEST, REP, SOURCES, torch.ones(4), 0, 0), "sizes"),
     ("merge_apply", (X, DEST, REP, SOURCES, None, 1, 0), "dest"),
@@ -225,6 +228,16 @@ WRONG = [
 def test_bad_tensors_are_named(name: str, arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(RuntimeError, match=words):
         kernel(name)(*arguments)
+
+
+def test_sizes_of_zero_are_padding() -> None:
+    """A cluster of padding has no size, and no NaN comes of it."""
+    x, sizes = torch.randn(1, 8, 4), torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0]])
+    dest, rep, sources = kernel("ward_match")(x, sizes, None, 4, [4, 2], 0)
+    out, grown = kernel("merge_apply")(x, dest, rep, sources, sizes, 0, 0)
+    assert out.isfinite().all() and grown.sum() == 3
+    bias = kernel("size_bias")(sizes, 1, 2)
+    assert torch.equal(bias, torch.nn.functional.pad(sizes.log(), (1, 2))[:, None, None])
 
 
 def test_choices() -> None:

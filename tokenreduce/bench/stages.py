@@ -73,7 +73,7 @@ class _WatchedMap(TokenMap):
         return self.watch("apply", super().apply, x, sizes, prefix, suffix)
 
     def merge(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> tuple[Tensor, Tensor]:
-        self.__class__ = TokenMap  # what merging calls is part of it
+        self.__class__ = TokenMap  # type: ignore[assignment]  # what merging calls is part of it
         return self.watch("apply", self.merge, x, sizes, prefix, suffix)
 
 

@@ -21,13 +21,13 @@ def kernels(
     """List the kernels and whether they are usable here, or why not. They are compiled once, on first use."""
     if rebuild:
         remove_library()
-    with console.status("compiling, about 15 seconds"):
+    with console.status("compiling, up to a minute"):
         rows = native.status()
     table = Table()
-    for heading in ("kernel", "what it does", "CPU"):
+    for heading in ("kernel", "what it does", "CPU", "CUDA"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(row["kernel"], row["summary"], row["cpu"] or "usable")
+        table.add_row(row["kernel"], row["summary"], row["cpu"] or "usable", row["cuda"] or "usable, when forced")
     console.print(table)
     console.print(f"kept in {build.cache_folder()}; TOKENREDUCE_KERNELS=reference does without", highlight=False)
     if json_file is not None:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,8 +64,8 @@ def processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
-def build(path: Path) -> None:
-    """Compile the library at `path`, unless another process has.
+def build(path: Path, compile_it: Callable[[Path], None]) -> None:
+    """Compile the library at `path` with `compile_it`, unless another process has.
 
     Raises: BuildError with the compiler's own words.
     """
@@ -73,7 +73,7 @@ def build(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             if not path.exists():
-                compile_library(Path(scratch) / path.name)
+                compile_it(Path(scratch) / path.name)
                 (Path(scratch) / path.name).replace(path)
     except OSError as error:
         raise BuildError(f"the kernels cannot be written to {path.parent} ({error}); set TOKENREDUCE_CACHE") from None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.kkz import farthest_first
+from tokenreduce.ordering import stable_order
 
 SEEDINGS = ("density", "weight", "kkz")
 NEIGHBOURS = 5  # of which the density of a point is made when it seeds
@@ -18,7 +19,7 @@ EQUAL = 1 + 1e-5  # costs within this factor tie: the two members of a pair are 
 
 def canonical(labels: Tensor, count: int) -> Tensor:
     """`labels (B, N)` in [0, count) renamed so that clusters are ordered by their smallest member index."""
-    return rank_of(representatives(labels, count).argsort(dim=1, stable=True)).gather(1, labels)
+    return rank_of(stable_order(representatives(labels, count), 1)).gather(1, labels)
 
 
 def representatives(labels: Tensor, count: int) -> Tensor:
@@ -59,7 +60,7 @@ def density_peaks(squared: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """
     nearest = squared.topk(min(neighbours, squared.shape[1]), dim=2, largest=False).values
     density = -nearest.mean(-1)
-    rank = rank_of(density.argsort(dim=1, descending=True, stable=True))
+    rank = rank_of(stable_order(density, 1, descending=True))
     denser = rank[:, None, :] < rank[:, :, None]
     gap = squared.masked_fill(~denser, float("inf")).amin(2)
     return density, torch.where(rank == 0, squared.amax((1, 2))[:, None], gap)
@@ -78,7 +79,7 @@ def choose_seeds(squared: Tensor, norm: Tensor, weight: Tensor, count: int, seed
     if seeding == "kkz":
         return farthest_first(squared, norm.argmax(1), count).sort(dim=1).values
     cost = weight if seeding == "weight" else weight * density_peaks(squared, NEIGHBOURS)[1]
-    return cost.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+    return stable_order(cost, 1, descending=True)[:, :count].sort(dim=1).values
 
 
 def join_nearest(distance: Tensor, centres: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def _join_centres(points: Tensor, weight: Tensor, centres: Tensor) -> tuple[Tens
     cost = cost.masked_fill(cost <= ROUNDING**2 * points.square().sum(-1), 0.0)  # the mean of copies
     nearest = cheapest_members(labels, cost, count)
     empty, stays = nearest == n, nearest.gather(1, labels) == indices(n, labels)
-    spare = (cost * weight).masked_fill(stays, -1.0).argsort(dim=1, descending=True, stable=True)
+    spare = stable_order((cost * weight).masked_fill(stays, -1.0), 1, descending=True)
     taken = spare.gather(1, (empty.cumsum(1) - 1).clamp_min(0))
     # Clusters that are not empty write into a column behind the last point, which is cut off again.
     widened = torch.cat([labels, labels[:, :1]], 1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError, unknown
-from tokenreduce.kernels import build
+from tokenreduce.kernels import build, build_cuda
 
 NAMESPACE = "tokenreduce_kernels"
 KERNELS = {
@@ -31,6 +31,7 @@ CHOICES = {
     "auto": "compiled where it can run",
     "reference": "PyTorch everywhere",
     "cpu": "compiled for the CPU, an error where it cannot run",
+    "cuda": "compiled for CUDA, an error where it cannot run",
 }
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -47,19 +48,22 @@ def choose(name: str, x: Tensor) -> Callable[..., Any] | None:
     reason = why_not(name, x)
     if not reason:
         return getattr(_loaded(), name)
-    if _chosen == "cpu":
-        raise InvalidValueError(f'the kernel {name} is forced to "cpu" but cannot run: {reason}; choose "auto"')
+    if _chosen in ("cpu", "cuda"):
+        raise InvalidValueError(f'{name} is forced to "{_chosen}" but cannot run: {reason}; choose "auto"')
     return None
 
 
 def why_not(name: str, x: Tensor) -> str:
     """Why the compiled kernel `name` does not take `x`; empty if it does."""
+    device = x.device.type
     if torch.compiler.is_compiling():
         return "the compiler and exported programs take the reference, which they can fuse"
     if _chosen == "reference":
         return "the reference is forced"
-    if x.device.type != "cpu":
-        return f"no kernel for {x.device.type} is built"
+    if device not in ("cpu", "cuda") or _chosen not in ("auto", device):
+        return f"there are none for {device}" if _chosen == "auto" else f"the tensor is on {device}"
+    if device == "cuda" and _chosen == "auto":
+        return "those for CUDA have run on no GPU yet and are taken only when forced"
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not supported"
     if type(x) not in (Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack():
@@ -68,7 +72,7 @@ def why_not(name: str, x: Tensor) -> str:
         return "traces and function transforms see PyTorch's own operators only"
     if torch.is_grad_enabled() and x.requires_grad and name != "merge_apply":
         return "it has no backward"
-    return load()
+    return load() or (load_cuda() if device == "cuda" else "")
 
 
 @contextmanager
@@ -87,23 +91,26 @@ def using(choice: str) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def load() -> str:
-    """Load the library, compiled now if it never was; why it cannot be, or nothing."""
+    """Load the library for the CPU, compiled now if it never was; why it cannot be, or nothing."""
+    return _load(build.library, build.compile_library)
+
+
+@lru_cache(maxsize=1)
+def load_cuda() -> str:
+    """The same for CUDA, after `load`."""
+    return build_cuda.why_not() or _load(build_cuda.library, build_cuda.compile_library)
+
+
+def _load(find: Callable[[], Path], compile_it: Callable[[Path], None]) -> str:
     try:
-        path = build.library()
+        path = find()
         if not path.exists():
             log = logging.getLogger("tokenreduce")
-            log.warning("compiling kernels, once: about 15 seconds (TOKENREDUCE_KERNELS=reference does without)")
-            build.build(path)
-        return _load_library(path)
+            log.warning("compiling kernels, once: up to a minute (TOKENREDUCE_KERNELS=reference does without)")
+            build.build(path, compile_it)
+        torch.ops.load_library(str(path))
     except (build.BuildError, OSError, ImportError) as error:
         return str(error)
-
-
-def _load_library(path: Path) -> str:
-    try:
-        torch.ops.load_library(str(path))
-    except OSError as error:
-        return f"{path} cannot be loaded: {error}"
     return ""
 
 
@@ -113,6 +120,7 @@ def _loaded() -> Any:
 
 
 def status() -> list[dict[str, str]]:
-    """One row a kernel: its name, what it does, and why it is not usable here (empty if it is)."""
-    reason = load()
-    return [{"kernel": name, "summary": summary, "cpu": reason} for name, summary in KERNELS.items()]
+    """One row a kernel: its name, what it does, and why it is not usable on the CPU and on a GPU (empty if it is)."""
+    gpu = "" if torch.cuda.is_available() else "PyTorch sees no GPU here"
+    reasons = {"cpu": load(), "cuda": gpu or load() or load_cuda()}
+    return [{"kernel": name, "summary": summary, **reasons} for name, summary in KERNELS.items()]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenreduce.constant import constant_result
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.tome import alternating_scores, match_bipartite, normalised
 from tokenreduce.registry import Reducer, check_number, register
 from tokenreduce.token_map import TokenMap, constant, counting, take
@@ -104,13 +105,13 @@ def merge_windows(tokens: Tokens, keep: int) -> TokenMap:
     batch, n, device = tokens.features.shape[0], tokens.count, tokens.features.device
     table = window_table(tokens)
     gram, inside = window_cosines(tokens)
-    order = scores(gram, inside).argsort(dim=1, descending=True, stable=True)
+    order = stable_order(scores(gram, inside), 1, descending=True)
     cells = (inside.sum(1) - 1).expand(batch, -1).gather(1, order)
     taken = (n - keep - (cells.cumsum(1) - cells)).clamp_min(0).minimum(cells)
     taken = torch.zeros_like(order).scatter(1, order, taken)
     # Inside a window the cells most similar to its first one merge first; padding comes last.
     similar = gram[:, :, 0, 1:].masked_fill(~inside[:, 1:], -torch.inf)
-    rank = similar.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    rank = stable_order(similar, -1, descending=True).argsort(dim=-1)
     moves = counting(1, device).expand(batch, n)
     moves = moves.scatter(1, table[:, 1:].reshape(1, -1).expand(batch, -1), (rank < taken[..., None]).long().flatten(1))
     # Places in the output: merged windows by score, other tokens in raster order, and behind them those that moved.

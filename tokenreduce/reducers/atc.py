@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tokenreduce.kernels.linkage import LINKAGES, agglomerate
+from tokenreduce.ordering import stable_order
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, counting
 from tokenreduce.tokens import Tokens
@@ -50,7 +51,7 @@ class ATC(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         label = agglomerate(cosine_distance(tokens.mean_keys), keep, self.linkage)
         first = label == counting(tokens.count, label.device)
-        order = (~first).byte().argsort(dim=1, stable=True)
+        order = stable_order((~first).byte(), 1)
         dest = (first.cumsum(1) - 1).gather(1, label)
         return TokenMap(keep, dest=dest, rep=order[:, :keep], sources=order[:, keep:])
 

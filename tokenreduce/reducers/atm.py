@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.tome import alternating, merge_best, normalised
 from tokenreduce.registry import Reducer, check_number, check_option, register
 from tokenreduce.token_map import TokenMap, take
@@ -85,7 +86,7 @@ class ATM(Reducer):
         sources, targets = alternating(unit, tokens.prefix % 2)
         if 3 * (tokens.layer + 1) >= 2 * tokens.depth and tokens.sizes is not None:
             order = torch.cat([sources, targets], 1)
-            order = order.gather(1, tokens.sizes.gather(1, order).argsort(dim=1, stable=True))
+            order = order.gather(1, stable_order(tokens.sizes.gather(1, order), 1))
             half = tokens.count // 2
             sources, targets = order[:, :half].sort(dim=1).values, order[:, half:].sort(dim=1).values
         best, match = (take(unit, sources) @ take(unit, targets).transpose(1, 2)).max(-1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.evit import nearest_kept
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, constant, keep_tokens
@@ -89,7 +90,7 @@ class ATS(Reducer):
         too_many = (picks[:, :-1].sum(-1) > keep).long()
         step = too_many.cumprod(1).sum(1)[:, None, None].expand(-1, 1, tokens.count)
         best_first, picked = order.flip(1), picks.gather(1, step)[:, 0].flip(1).long()
-        front = picked.argsort(dim=1, descending=True, stable=True)[:, :keep]
+        front = stable_order(picked, 1, descending=True)[:, :keep]
         kept = best_first.gather(1, front).sort(dim=1).values
         return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
 
@@ -126,7 +127,7 @@ def scores(tokens: Tokens) -> Tensor:
 
 def ranking(score: Tensor) -> tuple[Tensor, Tensor]:
     """Indices `(B, N)` by ascending score, the lower index last among equals, and `F~ (B, N)` in that order."""
-    order = score.argsort(dim=1, descending=True, stable=True).flip(1)
+    order = stable_order(score, 1, descending=True).flip(1)
     total = score.gather(1, order).cumsum(1)
     first = total[:, :1]
     return order, (total - first) / (total[:, -1:] - first).clamp_min(1e-12)

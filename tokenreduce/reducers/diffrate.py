@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenreduce.ordering import stable_order
 from tokenreduce.registry import Reducer, check_number, register
 from tokenreduce.token_map import TokenMap, counting, scatter_sums, take
 from tokenreduce.tokens import Tokens
@@ -52,7 +53,7 @@ class DiffRate(Reducer):
         check_number("prune", self.prune, 0, 1)
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        order = tokens.class_attention.argsort(dim=1, descending=True, stable=True)
+        order = stable_order(tokens.class_attention, 1, descending=True)
         kept, removed = order[:, :keep], order[:, keep:]
         merged = removed.shape[1] - int(self.prune * removed.shape[1] + 1e-9)
         features = tokens.features.float()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tokenreduce.kernels.clusters import NEIGHBOURS, density_peaks, join_nearest, squared_distances
+from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.kmeans import Clustering, check_at_least_one
 from tokenreduce.registry import check_option, register
 from tokenreduce.token_map import TokenMap
@@ -48,5 +49,5 @@ class DPCKNN(Clustering):
         squared = squared_distances(points) / points.shape[-1]
         density, gap = density_peaks(squared, self.neighbours)
         score = density + 0.5 * gap.log()  # -inf for a copy of a denser token
-        centres = score.argsort(dim=1, descending=True, stable=True)[:, :keep].sort(dim=1).values
+        centres = stable_order(score, 1, descending=True)[:, :keep].sort(dim=1).values
         return self.merge(tokens, join_nearest(squared, centres), centres)

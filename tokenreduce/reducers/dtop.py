@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.tome import normalised
 from tokenreduce.registry import Reducer, check_number, check_option, register
 from tokenreduce.token_map import TokenMap, keep_tokens
@@ -65,14 +66,14 @@ class Dtop(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         confidence, label = predictions(tokens)
         stays = self._context(confidence, label, torch.ones_like(label, dtype=torch.bool))
-        order = (confidence - 2 * stays).argsort(dim=1, descending=True, stable=True)
+        order = stable_order(confidence - 2 * stays, 1, descending=True)
         kept = order[:, tokens.count - keep :].sort(dim=1).values
         return keep_tokens(kept, nearest_of_class(tokens.features, kept, label))
 
     def _context(self, confidence: Tensor, label: Tensor, among: Tensor) -> Tensor:
         """`(B, N)`: the `context` tokens of each class, of those in `among`, with the highest confidence."""
-        by_confidence = confidence.argsort(dim=1, descending=True, stable=True)
-        order = by_confidence.gather(1, label.gather(1, by_confidence).argsort(dim=1, stable=True))
+        by_confidence = stable_order(confidence, 1, descending=True)
+        order = by_confidence.gather(1, stable_order(label.gather(1, by_confidence), 1))
         ordered = label.gather(1, order)
         rank = torch.arange(label.shape[1], device=label.device) - torch.searchsorted(ordered, ordered)
         return torch.zeros_like(among).scatter(1, order, rank < self.context) & among

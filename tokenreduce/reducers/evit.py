@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenreduce.ordering import stable_order
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, counting, keep_tokens
 from tokenreduce.tokens import Tokens
@@ -48,7 +49,7 @@ class EViT(Reducer):
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         score = tokens.class_attention
-        order = score.argsort(dim=1, descending=True, stable=True)
+        order = stable_order(score, 1, descending=True)
         if not self.fuse or keep < 2:
             kept = order[:, :keep].sort(dim=1).values
             return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tokenreduce.constant import constant_result
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.ordering import stable_order
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, counting
 from tokenreduce.tokens import Tokens
@@ -190,7 +191,7 @@ def means(share: Tensor, z: Tensor, sizes: Tensor | None) -> Tensor:
 
 def farthest(distance: Tensor, count: int) -> Tensor:
     """`(B, count)`: the tokens farthest from the nearest of their `distance (B, M, N)`, in ascending order."""
-    order = distance.amin(1).argsort(dim=1, descending=True, stable=True)
+    order = stable_order(distance.amin(1), 1, descending=True)
     return order[:, :count].sort(dim=1).values
 
 
@@ -198,6 +199,6 @@ def restore_weights(distance: Tensor, scale: Tensor, neighbours: int) -> Tensor:
     """`(B, N, M)`: softmax of `-T distance (B, M, N)` over the nearest centres of each token."""
     distance = distance.transpose(1, 2)
     logits = (distance.amin(2, keepdim=True) - distance) * scale
-    nearest = distance.argsort(dim=2, stable=True)[..., :neighbours]
+    nearest = stable_order(distance, 2)[..., :neighbours]
     chosen = torch.full_like(logits, -torch.inf).scatter(2, nearest, logits.gather(2, nearest))
     return chosen.softmax(2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.ordering import stable_order
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, counting, take
 from tokenreduce.tokens import Tokens
@@ -92,7 +93,7 @@ class GTP(Reducer):
         return adjacent, adjacent.sum(-1).clamp_min(1).float().rsqrt()
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        order = self._score(tokens).argsort(dim=1, descending=True, stable=True)
+        order = stable_order(self._score(tokens), 1, descending=True)
         nodes = tokens.origin.gather(1, order)
         links = weights(state, nodes[:, keep:], nodes[:, :keep])
         total = links.sum(-1, keepdim=True)

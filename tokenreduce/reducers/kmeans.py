@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.kernels.clusters import SEEDINGS, choose_seeds, k_means, rank_of, squared_distances
+from tokenreduce.ordering import stable_order
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap
 from tokenreduce.tokens import Tokens
@@ -115,5 +116,5 @@ def by_representative(labels: Tensor, rep: Tensor) -> tuple[Tensor, Tensor, Tens
     order = rep.argsort(dim=1)
     rep = rep.gather(1, order)
     is_rep = torch.zeros_like(labels).scatter(1, rep, 1)
-    sources = is_rep.argsort(dim=1, stable=True)[:, : labels.shape[1] - rep.shape[1]]
+    sources = stable_order(is_rep, 1)[:, : labels.shape[1] - rep.shape[1]]
     return rank_of(order).gather(1, labels), rep, sources

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.tome import normalised
 from tokenreduce.registry import Reducer, check_number, register
 from tokenreduce.token_map import TokenMap, counting
@@ -67,7 +68,7 @@ class MaMe(Reducer):
         cosine = similarity(tokens.features)
         batch, targets, sources = cosine.shape
         best, nearest = cosine.max(1)
-        order = best.argsort(dim=1, descending=True, stable=True)
+        order = stable_order(best, 1, descending=True)
         kept = order[:, tokens.count - keep :].sort(dim=1).values
         onto = counting(targets, cosine.device)
         shares = column_shares(cosine, self.tau)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.ordering import stable_order
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, counting
 from tokenreduce.tokens import Tokens
@@ -130,5 +131,5 @@ def match_both_ways(scores: Tensor, forward: int, backward: int, first: int, wei
 
 def best_first(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The indices of the `count` highest of `score (B, K)`, ties to the lower index, and the others in their order."""
-    order = score.argsort(dim=1, descending=True, stable=True)
+    order = stable_order(score, 1, descending=True)
     return order[:, :count], order[:, count:].sort(dim=1).values

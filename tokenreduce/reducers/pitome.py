@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.tome import match_bipartite
 from tokenreduce.registry import Reducer, check_number, check_option, register
 from tokenreduce.token_map import TokenMap, counting, take
@@ -74,7 +75,7 @@ class PiToMe(Reducer):
         first_half = tokens.layer < (tokens.depth + 1) // 2
         protects = self.mode == "protect" or (self.mode == "mae") == first_half
         protected = 2 * keep - tokens.count if protects else 0
-        order = self.energy(metric, tokens.layer / tokens.depth).argsort(dim=1, descending=True, stable=True)
+        order = stable_order(self.energy(metric, tokens.layer / tokens.depth), 1, descending=True)
         return merge_ranked(metric, order, keep, protected)
 
     def energy(self, metric: Tensor, progress: float) -> Tensor:

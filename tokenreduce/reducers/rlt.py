@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.ordering import stable_order
 from tokenreduce.registry import Reducer, check_number, register
 from tokenreduce.token_map import TokenMap, counting, keep_tokens
 from tokenreduce.tokens import Tokens
@@ -72,7 +73,7 @@ class RLT(Reducer):
         first, device = tokens.count - later, change.device
         if keep < first:
             raise InvalidValueError(f"rlt keeps all {first} tokens of the first time step, so not {keep}; keep more")
-        largest = change.argsort(dim=1, descending=True, stable=True)[:, : keep - first].sort(dim=1).values
+        largest = stable_order(change, 1, descending=True)[:, : keep - first].sort(dim=1).values
         kept = torch.cat([counting(first, device).expand(batch, -1), largest + first], 1)
         stays = torch.zeros_like(tokens.features[..., 0], dtype=torch.long).scatter(1, kept, 1)
         times = counting(tokens.count // first, device)[:, None]

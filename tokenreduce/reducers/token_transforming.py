@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.pitome import PiToMe
 from tokenreduce.registry import Reducer, check_number, check_option, register
 from tokenreduce.token_map import TokenMap, take
@@ -101,7 +102,7 @@ class TokenTransforming(Reducer):
         metric = tokens.mean_keys.float() if self.feature == "keys" else tokens.features.float()
         unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(LEAST)
         score = self.scores(tokens, metric)
-        kept = score.argsort(dim=1, descending=True, stable=True)[:, :keep].sort(dim=1).values
+        kept = stable_order(score, 1, descending=True)[:, :keep].sort(dim=1).values
         similarity = take(unit, kept) @ unit.transpose(1, 2)
         logits = similarity / self.tau
         if self.top_t is not None or self.theta is not None:
@@ -130,7 +131,7 @@ class TokenTransforming(Reducer):
 
         Limits hold for removed tokens only.
         """
-        order = similarity.argsort(dim=1, descending=True, stable=True)
+        order = stable_order(similarity, 1, descending=True)
         nowhere = torch.zeros_like(similarity, dtype=torch.bool)
         allowed = nowhere.scatter(1, order[:, : self.top_t], True)
         if self.theta is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.kernels.native import choose
+from tokenreduce.ordering import stable_order
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, counting
 from tokenreduce.tokens import Tokens
@@ -97,7 +98,7 @@ def merge_best(best: Tensor, match: Tensor, sources: Tensor, targets: Tensor, ke
     """
     batch, n = best.shape[0], sources.shape[1] + targets.shape[1]
     device, removed = best.device, n - keep
-    order = best.argsort(dim=1, descending=True, stable=True)
+    order = stable_order(best, 1, descending=True)
     places = sources.gather(1, order)
     moved, kept = places[:, :removed], places[:, removed:].sort(dim=1).values
     rep = torch.cat([kept, targets], 1)

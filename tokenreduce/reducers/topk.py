@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.evit import nearest_kept
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, keep_tokens
@@ -64,7 +65,7 @@ class TopK(Reducer):
         return NEEDED[self.score] | {"mean_keys"}
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        order = self._scores(tokens).argsort(dim=1, descending=self.largest, stable=True)
+        order = stable_order(self._scores(tokens), 1, descending=self.largest)
         kept = order[:, :keep].sort(dim=1).values
         return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.evit import nearest_kept
 from tokenreduce.registry import Reducer, check_option, register
 from tokenreduce.token_map import TokenMap, counting, keep_tokens
@@ -90,14 +91,14 @@ class ZeroTPrune(Reducer):
         attention, keys = tokens.attention, tokens.mean_keys
         alive = torch.ones(attention.shape[0], n, device=attention.device)
         if similar:
-            order = self._importance(tokens, attention, alive, 1).argsort(dim=1, descending=True, stable=True)
+            order = stable_order(self._importance(tokens, attention, alive, 1), 1, descending=True)
             dropped, match = match_unimportant(keys, order, similar)
             alive = alive.scatter(1, dropped, 0.0)
         if similar < removed:
             importance = self._importance(tokens, attention, alive, self._votes(tokens.layer, tokens.depth))
-            order = torch.where(alive > 0, importance, -1.0).argsort(dim=1, descending=True, stable=True)
+            order = stable_order(torch.where(alive > 0, importance, -1.0), 1, descending=True)
         else:
-            order = alive.argsort(dim=1, descending=True, stable=True)
+            order = stable_order(alive, 1, descending=True)
         kept = order[:, :keep].sort(dim=1).values
         dest = nearest_kept(keys, kept).scatter(1, kept, counting(keep, kept.device).expand_as(kept))
         if similar:
@@ -161,5 +162,5 @@ def match_unimportant(keys: Tensor, order: Tensor, removed: int) -> tuple[Tensor
     unit = keys / keys.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     a, b = (unit.gather(1, half[..., None].expand(-1, -1, unit.shape[-1])) for half in (sources, targets))
     best, match = (a @ b.transpose(1, 2)).max(-1)
-    chosen = best.argsort(dim=1, descending=True, stable=True)[:, :removed]
+    chosen = stable_order(best, 1, descending=True)[:, :removed]
     return sources.gather(1, chosen), targets.gather(1, match.gather(1, chosen))
