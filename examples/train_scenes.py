@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_map_only
 from tokenreduce.backbones import scenes as models
 from tokenreduce.evaluation import fashion_mnist, scenes
 
-PHASES = {"segmenter": "10:42,5:33", "detector": "5:4"}
+PHASES = {"segmenter": "10:42,5:33", "detector": "5:3"}
 
 
 def parse() -> argparse.Namespace:
