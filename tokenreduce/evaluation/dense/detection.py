@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.evaluation.dense.metrics import DenseMetric
+from tokenreduce.evaluation.dense.metrics import DenseMetric, draws
 
 Boxes = dict[str, Tensor]
 DETECTIONS = 100  # of an image and category that count
 HALF = 0  # IoU 0.5 is the first threshold
+DRAWS = 100  # of a bootstrap at once
 
 
 class DetectionMetric(DenseMetric):
@@ -24,7 +25,7 @@ class DetectionMetric(DenseMetric):
     category, categories without objects left out, detections on crowds neither right nor wrong.
 
     Predictions are dicts of `boxes` `(n, 4)` (left, top, right, bottom), `scores` and `labels`; targets of `boxes`,
-    `labels` and perhaps `iscrowd`. A resample only accumulates again what pycocotools found for each image.
+    `labels` and perhaps `iscrowd`. A resample accumulates again what pycocotools found for each image.
 
     Args:
         categories: numbers of the categories, as in the labels.
@@ -64,20 +65,15 @@ class DetectionMetric(DenseMetric):
         return self._resampled[1]
 
     def _resample(self, picks: Tensor) -> Tensor:
-        evaluated = self.evaluated()
-        results = evaluated.evalImgs  # by category, then by image
-        thresholds = evaluated.params.iouThrs
-        halves = [at_half(one) for one in results]
-        evaluated.params.iouThrs = thresholds[HALF : HALF + 1]
-        try:
-            figures = []
-            for row in picks.tolist():
-                starts = range(0, len(halves), self.count)
-                evaluated.evalImgs = [halves[start + image] for start in starts for image in row]
-                figures.append(precision(evaluated, slice(None)))
-        finally:
-            evaluated.params.iouThrs, evaluated.evalImgs = thresholds, results
-        return torch.tensor(figures, dtype=torch.float64)
+        results = self.evaluated().evalImgs  # by category, then by image
+        by_category = [results[start : start + self.count] for start in range(0, len(results), self.count)]
+        recalls, times = self.evaluated().params.recThrs, draws(picks, self.images).numpy()
+        # In parts: memory grows with draws times detections.
+        parts = [
+            np.stack([drawn_precision(one, part, recalls) for one in by_category])
+            for part in np.array_split(times, -(-len(times) // DRAWS))
+        ]
+        return torch.from_numpy(np.concatenate(parts, 1)).nanmean(0)
 
     def evaluated(self) -> Any:
         """pycocotools' evaluation of every image; made once."""
@@ -123,12 +119,30 @@ def as_entries(boxes: Boxes, image: int, before: int) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) | {"image_id": image} for row in rows]
 
 
-def at_half(one: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The results of one image and category at IoU 0.5 alone."""
-    if one is None:
-        return None
-    kept = slice(HALF, HALF + 1)
-    return one | {"dtMatches": one["dtMatches"][kept], "dtIgnore": one["dtIgnore"][kept]}
+def drawn_precision(results: list[dict[str, Any] | None], times: np.ndarray, recalls: np.ndarray) -> np.ndarray:
+    """AP50 `(rounds,)` of a category, NaN without objects: what pycocotools' `accumulate` gives where each image is
+    there `times` `(rounds, images)` often, for all draws at once.
+
+    Equal detections of an image drawn twice stand in a row, so that their precision at the last one is what counts.
+    """
+    known = [(image, one) for image, one in enumerate(results) if one is not None]
+    if not known:
+        return np.full(len(times), np.nan)
+    objects = np.zeros(len(results))
+    objects[[image for image, _ in known]] = [np.count_nonzero(np.asarray(one["gtIgnore"]) == 0) for _, one in known]
+    order = np.argsort(-np.concatenate([one["dtScores"] for _, one in known]), kind="mergesort")
+    image = np.concatenate([np.full(len(one["dtScores"]), image) for image, one in known]).astype(int)[order]
+    hit = np.concatenate([one["dtMatches"][HALF] for _, one in known])[order] != 0
+    counts = np.concatenate([one["dtIgnore"][HALF] for _, one in known])[order] == 0
+    total = times @ objects
+    right = np.cumsum(times[:, image] * (hit & counts), 1)
+    wrong = np.cumsum(times[:, image] * (~hit & counts), 1)
+    envelope = np.maximum.accumulate((right / (right + wrong + np.spacing(1)))[:, ::-1], 1)[:, ::-1]
+    envelope = np.concatenate([envelope, np.zeros((len(times), 1))], 1)  # recalls that are never reached
+    with np.errstate(invalid="ignore", divide="ignore"):
+        reached = right / total[:, None]
+    found = [row[np.searchsorted(recall, recalls)].mean() for row, recall in zip(envelope, reached, strict=True)]
+    return np.where(total > 0, found, np.nan)
 
 
 def precision(evaluated: Any, thresholds: slice) -> float:
