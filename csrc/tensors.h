@@ -53,14 +53,16 @@ inline void check_type(const Tensor& tensor, const char* name, ScalarType type, 
   if (tensor.scalar_type() != type) fail(name, " must be ", type_name);
 }
 
-// Whether rows can be read one element after the other.
-inline void check_rows(const Tensor& tensor, const char* name) {
-  if (tensor.numel() && tensor.size(tensor.dim() - 1) > 1 && tensor.stride(tensor.dim() - 1) != 1)
-    fail(name, " must have stride 1 in its last dimension");
+// The tensor, or a copy of it, whose rows can be read one element after the other.
+inline Tensor with_rows(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  const bool together = last < 0 || !tensor.numel() || tensor.size(last) == 1 || tensor.stride(last) == 1;
+  return together ? tensor : torch::stable::contiguous(tensor);
 }
 
 // An int64 index (rows, columns).
 struct Index {
+  Tensor owner;
   const int64_t* data;
   int64_t stride;
 
@@ -71,8 +73,8 @@ struct Index {
 inline Index check_index(const Tensor& tensor, const char* name, int64_t rows, int64_t columns, int64_t bound) {
   check(tensor, name, {rows, columns});
   check_type(tensor, name, ScalarType::Long, "int64");
-  check_rows(tensor, name);
-  const Index index{static_cast<const int64_t*>(tensor.const_data_ptr()), tensor.stride(0)};
+  const Tensor owner = with_rows(tensor);
+  const Index index{owner, static_cast<const int64_t*>(owner.const_data_ptr()), owner.stride(0)};
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t i = 0; i < columns; ++i)
       if (index[row][i] < 0 || index[row][i] >= bound)

@@ -109,10 +109,10 @@ struct Maps {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t keep, int64_t first) {
+std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& given, int64_t keep, int64_t first) {
+  const Tensor metric = with_rows(given);
   const bool headed = metric.dim() == 4;
   if (headed) check(metric, "metric", {-1, -1, -1, -1}); else check(metric, "metric", {-1, -1, -1});
-  check_rows(metric, "metric");
   const int64_t batch = metric.size(0), n = metric.size(metric.dim() - 2), width = metric.size(metric.dim() - 1);
   const int64_t heads = headed ? metric.size(1) : 1, head_stride = headed ? metric.stride(1) : 0;
   if (!heads) fail("metric has no heads");
@@ -217,10 +217,10 @@ struct Clusters {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> ward_match(
-    const Tensor& features, const std::optional<Tensor>& sizes, const std::optional<Tensor>& signs, int64_t width,
+    const Tensor& given, const std::optional<Tensor>& sizes, const std::optional<Tensor>& signs, int64_t width,
     const std::vector<int64_t>& counts, int64_t first) {
+  const Tensor features = with_rows(given);
   check(features, "features", {-1, -1, -1});
-  check_rows(features, "features");
   const int64_t batch = features.size(0), n = features.size(1), channels = features.size(2);
   if (width < 1 || width > channels) fail("width is ", width, "; it must lie in [1, ", channels, "]");
   if (!signs && width != channels) fail("signs are needed to sketch ", channels, " channels in ", width);

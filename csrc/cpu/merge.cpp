@@ -68,10 +68,10 @@ const float* check_sizes(const std::optional<Tensor>& sizes, int64_t batch, int6
 }  // namespace
 
 std::tuple<Tensor, Tensor> merge_apply(
-    const Tensor& x, const Tensor& dest, const Tensor& rep, const Tensor& sources, const std::optional<Tensor>& sizes,
-    int64_t prefix, int64_t suffix) {
+    const Tensor& given, const Tensor& dest, const Tensor& rep, const Tensor& sources,
+    const std::optional<Tensor>& sizes, int64_t prefix, int64_t suffix) {
+  const Tensor x = with_rows(given);
   check(x, "x", {-1, -1, -1});
-  check_rows(x, "x");
   const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2), stride = x.stride(1);
   if (prefix < 0 || suffix < 0 || n < 0) fail("x has ", x.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
   if (rep.dim() != 2) fail("rep has shape ", shape_of(rep), "; it must be (B, M)");
@@ -112,10 +112,13 @@ std::tuple<Tensor, Tensor> merge_apply(
 }
 
 Tensor restore_apply(
-    const Tensor& y, const Tensor& dest, const std::optional<Tensor>& before, const std::optional<Tensor>& after,
-    int64_t prefix, int64_t suffix) {
+    const Tensor& given, const Tensor& dest, const std::optional<Tensor>& given_before,
+    const std::optional<Tensor>& given_after, int64_t prefix, int64_t suffix) {
+  const Tensor y = with_rows(given);
+  std::optional<Tensor> before, after;
+  if (given_before) before = with_rows(*given_before);
+  if (given_after) after = with_rows(*given_after);
   check(y, "y", {-1, -1, -1});
-  check_rows(y, "y");
   const int64_t batch = y.size(0), keep = y.size(1) - prefix - suffix, width = y.size(2);
   if (prefix < 0 || suffix < 0 || keep < 0) fail("y has ", y.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
   if (dest.dim() != 2) fail("dest has shape ", shape_of(dest), "; it must be (B, N)");
@@ -123,8 +126,8 @@ Tensor restore_apply(
   const Index to = check_index(dest, "dest", batch, n, keep);
   if (before.has_value() != after.has_value()) fail("before and after must be given together");
   if (before) {
-    check(*before, "before", {batch, all, width}), check_rows(*before, "before");
-    check(*after, "after", {batch, y.size(1), width}), check_rows(*after, "after");
+    check(*before, "before", {batch, all, width});
+    check(*after, "after", {batch, y.size(1), width});
     if (before->scalar_type() != y.scalar_type()) fail("before must have the type of y");
     if (after->scalar_type() != y.scalar_type()) fail("after must have the type of y");
   }

@@ -64,7 +64,7 @@ inline DeviceIndex check_device_index(
     const Tensor& tensor, const char* name, int64_t rows, int64_t columns, const Tensor& like) {
   check_cuda(tensor, name, {rows, columns}, like);
   check_type(tensor, name, ScalarType::Long, "int64");
-  check_rows(tensor, name);
+  if (columns > 1 && tensor.stride(1) != 1) fail(name, " must have stride 1 in its last dimension");
   return {static_cast<const int64_t*>(tensor.const_data_ptr()), tensor.stride(0)};
 }
 

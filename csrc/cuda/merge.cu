@@ -179,10 +179,10 @@ void merge(const Merge<T>& job, cudaStream_t stream) {
 template void merge(const Merge<float>& job, cudaStream_t stream);  // for `ward_match`
 
 std::tuple<Tensor, Tensor> merge_apply(
-    const Tensor& x, const Tensor& dest, const Tensor& rep, const Tensor& sources, const std::optional<Tensor>& sizes,
-    int64_t prefix, int64_t suffix) {
+    const Tensor& given, const Tensor& dest, const Tensor& rep, const Tensor& sources,
+    const std::optional<Tensor>& sizes, int64_t prefix, int64_t suffix) {
+  const Tensor x = with_rows(given);
   check_cuda(x, "x", {-1, -1, -1}, x);
-  check_rows(x, "x");
   const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2);
   if (prefix < 0 || suffix < 0 || n < 0)
     fail("x has ", x.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
@@ -212,10 +212,13 @@ std::tuple<Tensor, Tensor> merge_apply(
 }
 
 Tensor restore_apply(
-    const Tensor& y, const Tensor& dest, const std::optional<Tensor>& before, const std::optional<Tensor>& after,
-    int64_t prefix, int64_t suffix) {
+    const Tensor& given, const Tensor& dest, const std::optional<Tensor>& given_before,
+    const std::optional<Tensor>& given_after, int64_t prefix, int64_t suffix) {
+  const Tensor y = with_rows(given);
+  std::optional<Tensor> before, after;
+  if (given_before) before = with_rows(*given_before);
+  if (given_after) after = with_rows(*given_after);
   check_cuda(y, "y", {-1, -1, -1}, y);
-  check_rows(y, "y");
   const int64_t batch = y.size(0), keep = y.size(1) - prefix - suffix, width = y.size(2);
   if (prefix < 0 || suffix < 0 || keep < 0)
     fail("y has ", y.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
@@ -224,8 +227,8 @@ Tensor restore_apply(
   const DeviceIndex to = check_device_index(dest, "dest", batch, n, y);
   if (before.has_value() != after.has_value()) fail("before and after must be given together");
   if (before) {
-    check_cuda(*before, "before", {batch, all, width}, y), check_rows(*before, "before");
-    check_cuda(*after, "after", {batch, y.size(1), width}, y), check_rows(*after, "after");
+    check_cuda(*before, "before", {batch, all, width}, y);
+    check_cuda(*after, "after", {batch, y.size(1), width}, y);
     if (before->scalar_type() != y.scalar_type()) fail("before must have the type of y");
     if (after->scalar_type() != y.scalar_type()) fail("after must have the type of y");
   }

@@ -41,13 +41,15 @@ def same(a: TokenMap, b: TokenMap) -> None:
 
 
 def strided(x: Tensor, how: str) -> Tensor:
-    """`x` with other strides than a contiguous tensor has, but 1 in the last dimension."""
+    """`x` with other strides than a contiguous tensor has."""
+    if how == "channels first":  # what the convolution of a patch embedding gives
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
     if how == "transposed":
         return x.transpose(0, 1).contiguous().transpose(0, 1)
     return torch.cat([x, x], -1)[..., : x.shape[-1]] if how == "padded" else x
 
 
-STRIDES = st.sampled_from(("contiguous", "transposed", "padded"))
+STRIDES = st.sampled_from(("contiguous", "transposed", "padded", "channels first"))
 
 
 @st.composite
@@ -196,7 +198,6 @@ X, DEST, REP, SOURCES = (
 WRONG = [
     ("bipartite_match", (X[0], 3, 0), "metric"),
     ("bipartite_match", (X.long(), 3, 0), "metric"),
-    ("bipartite_match", (X.transpose(1, 2), 7, 0), "metric"),
     ("bipartite_match", (X, 1, 0), "keep"),
     ("bipartite_match", (X, 5, 0), "keep"),
     ("bipartite_match", (X, 3, 2), "first"),

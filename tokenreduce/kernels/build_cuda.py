@@ -1,7 +1,4 @@
-"""Compiling `csrc/cuda/` with nvcc, once, into a library to load behind that of `build`, which has the schemas.
-
-`python -m tokenreduce.kernels.build_cuda` compiles it.
-"""
+"""Compiling `csrc/cuda/` with nvcc, once, into a library to load behind that of `build`, which has the schemas."""
 
 from __future__ import annotations
 
@@ -105,6 +102,7 @@ def compile_library(path: Path) -> None:
 
 
 def main() -> int:
+    """Compile it, and say where it is or why not; 1 if it failed."""
     reason = why_not()
     if reason:
         print(f"CUDA kernels SKIPPED, nothing was compiled: {reason}", file=sys.stderr)
@@ -117,7 +115,3 @@ def main() -> int:
         return 1
     print(path)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
