@@ -60,6 +60,14 @@ inline Tensor with_rows(const Tensor& tensor) {
   return together ? tensor : torch::stable::contiguous(tensor);
 }
 
+// The tensor, or a copy of it, whose elements stand one after the other.
+inline Tensor in_a_row(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+inline std::optional<Tensor> in_a_row(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(in_a_row(*tensor)) : tensor;
+}
+
 // An int64 index (rows, columns).
 struct Index {
   Tensor owner;

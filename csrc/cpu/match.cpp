@@ -217,9 +217,10 @@ struct Clusters {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> ward_match(
-    const Tensor& given, const std::optional<Tensor>& sizes, const std::optional<Tensor>& signs, int64_t width,
-    const std::vector<int64_t>& counts, int64_t first) {
+    const Tensor& given, const std::optional<Tensor>& given_sizes, const std::optional<Tensor>& given_signs,
+    int64_t width, const std::vector<int64_t>& counts, int64_t first) {
   const Tensor features = with_rows(given);
+  const std::optional<Tensor> sizes = in_a_row(given_sizes), signs = in_a_row(given_signs);
   check(features, "features", {-1, -1, -1});
   const int64_t batch = features.size(0), n = features.size(1), channels = features.size(2);
   if (width < 1 || width > channels) fail("width is ", width, "; it must lie in [1, ", channels, "]");
@@ -228,7 +229,6 @@ std::tuple<Tensor, Tensor, Tensor> ward_match(
     if (!*tensor) continue;
     if (tensor == &sizes) check(**tensor, name, {batch, n}); else check(**tensor, name, {channels});
     check_type(**tensor, name, ScalarType::Float, "float32");
-    if (!(*tensor)->is_contiguous()) fail(name, " must be contiguous");
   }
   int64_t now = n;
   for (int64_t keep : counts) {

@@ -61,7 +61,6 @@ const float* check_sizes(const std::optional<Tensor>& sizes, int64_t batch, int6
   if (!sizes) return nullptr;
   check(*sizes, "sizes", {batch, n});
   check_type(*sizes, "sizes", ScalarType::Float, "float32");
-  if (!sizes->is_contiguous()) fail("sizes must be contiguous");
   return static_cast<const float*>(sizes->const_data_ptr());
 }
 
@@ -69,8 +68,9 @@ const float* check_sizes(const std::optional<Tensor>& sizes, int64_t batch, int6
 
 std::tuple<Tensor, Tensor> merge_apply(
     const Tensor& given, const Tensor& dest, const Tensor& rep, const Tensor& sources,
-    const std::optional<Tensor>& sizes, int64_t prefix, int64_t suffix) {
+    const std::optional<Tensor>& given_sizes, int64_t prefix, int64_t suffix) {
   const Tensor x = with_rows(given);
+  const std::optional<Tensor> sizes = in_a_row(given_sizes);
   check(x, "x", {-1, -1, -1});
   const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2), stride = x.stride(1);
   if (prefix < 0 || suffix < 0 || n < 0) fail("x has ", x.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
@@ -160,7 +160,8 @@ Tensor restore_apply(
 }
 
 // Additive logits `(B, 1, 1, prefix + N + suffix)`: log size of each token, 0 for protected ones.
-Tensor size_bias(const Tensor& sizes, int64_t prefix, int64_t suffix) {
+Tensor size_bias(const Tensor& given, int64_t prefix, int64_t suffix) {
+  const Tensor sizes = in_a_row(given);
   if (sizes.dim() != 2) fail("sizes has shape ", shape_of(sizes), "; it must be (B, N)");
   const int64_t batch = sizes.size(0), n = sizes.size(1), all = prefix + n + suffix;
   const float* mass = check_sizes(sizes, batch, n);

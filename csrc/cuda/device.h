@@ -41,13 +41,12 @@ inline void check_count(int64_t n) {
   if (n > std::numeric_limits<int32_t>::max()) fail("images of ", n, " tokens are too big");
 }
 
-// The data of a contiguous float32 tensor of this shape, or none.
+// The data of a float32 tensor of this shape, whose elements stand one after the other, or none.
 inline const float* check_floats(
     const std::optional<Tensor>& tensor, const char* name, const std::vector<int64_t>& shape, const Tensor& like) {
   if (!tensor) return nullptr;
   check_cuda(*tensor, name, shape, like);
   check_type(*tensor, name, ScalarType::Float, "float32");
-  if (!tensor->is_contiguous()) fail(name, " must be contiguous");
   return static_cast<const float*>(tensor->const_data_ptr());
 }
 

@@ -219,9 +219,10 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& given, int64_t 
 }
 
 std::tuple<Tensor, Tensor, Tensor> ward_match(
-    const Tensor& given, const std::optional<Tensor>& sizes, const std::optional<Tensor>& signs, int64_t width,
-    const std::vector<int64_t>& counts, int64_t first) {
+    const Tensor& given, const std::optional<Tensor>& given_sizes, const std::optional<Tensor>& given_signs,
+    int64_t width, const std::vector<int64_t>& counts, int64_t first) {
   const Tensor features = with_rows(given);
+  const std::optional<Tensor> sizes = in_a_row(given_sizes), signs = in_a_row(given_signs);
   check_cuda(features, "features", {-1, -1, -1}, features);
   const int64_t batch = features.size(0), n = features.size(1), channels = features.size(2);
   if (width < 1 || width > channels) fail("width is ", width, "; it must lie in [1, ", channels, "]");

@@ -180,8 +180,9 @@ template void merge(const Merge<float>& job, cudaStream_t stream);  // for `ward
 
 std::tuple<Tensor, Tensor> merge_apply(
     const Tensor& given, const Tensor& dest, const Tensor& rep, const Tensor& sources,
-    const std::optional<Tensor>& sizes, int64_t prefix, int64_t suffix) {
+    const std::optional<Tensor>& given_sizes, int64_t prefix, int64_t suffix) {
   const Tensor x = with_rows(given);
+  const std::optional<Tensor> sizes = in_a_row(given_sizes);
   check_cuda(x, "x", {-1, -1, -1}, x);
   const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2);
   if (prefix < 0 || suffix < 0 || n < 0)
@@ -244,7 +245,8 @@ Tensor restore_apply(
   return out;
 }
 
-Tensor size_bias(const Tensor& sizes, int64_t prefix, int64_t suffix) {
+Tensor size_bias(const Tensor& given, int64_t prefix, int64_t suffix) {
+  const Tensor sizes = in_a_row(given);
   const float* mass = check_floats(sizes, "sizes", {-1, -1}, sizes);
   if (prefix < 0 || suffix < 0) fail("prefix is ", prefix, " and suffix ", suffix, "; they must not be negative");
   const int64_t n = sizes.size(1), all = prefix + n + suffix, entries = sizes.size(0) * all;

@@ -144,7 +144,7 @@ def merges(draw: Any) -> tuple[Tensor, TokenMap, Tensor | None, int, int]:
     g = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     keep = draw(st.integers(n - n // 2, n))
     token_map = by_reference(match_bipartite, torch.randn(batch, n, 4, generator=g), keep)
-    sizes = torch.randint(1, 9, (batch, n), generator=g).float() if draw(st.booleans()) else None
+    sizes = torch.randint(1, 9, (batch, n + 2), generator=g).float()[:, 1:-1] if draw(st.booleans()) else None
     x = torch.randn(batch, prefix + n + suffix, width, generator=g)
     return strided(x.to(draw(st.sampled_from(DTYPES))), draw(STRIDES)), token_map, sizes, prefix, suffix
 
