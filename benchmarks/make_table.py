@@ -88,7 +88,8 @@ def dense(data: dict, task: str) -> str:
         found[row["budget"]] = f"{100 * row['change']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
         if row["budget"] == f"flops={DENSE_BUDGETS[1]}":
             middle[row["method"]] = row[key]
-    for method in sorted(cells, key=lambda method: -middle.get(method, -1)):
+    reached = [method for method, found in cells.items() if set(found.values()) != {"not reached"}]
+    for method in sorted(reached, key=lambda method: -middle.get(method, -1)):
         figures = [cells[method].get(f"flops={share}", "") for share in DENSE_BUDGETS]
         lines.append(f"| `{method}` | {' | '.join(figures)} |")
     return "\n".join(lines)
