@@ -91,8 +91,7 @@ def main() -> None:
             cell = known.setdefault(method, {})
             if method in refused:
                 known[method] = {"refused": refused[method]}
-                continue
-            for check in args.checks.split(","):
+            for check in args.checks.split(",") if method not in refused else ():
                 if check not in cell:
                     cell[check] = outcome(check, backbone, method)
             file.write_text(json.dumps(known, indent=1) + "\n")
