@@ -137,15 +137,13 @@ def test_what_hooks_change_on_a_map_goes_on() -> None:
 
 
 def test_methods_that_reduce_once_do_so_before_each_window() -> None:
-    backbone, model = BY_NAME["timm_sam_in_a_row"], fresh_model(BY_NAME["timm_sam_in_a_row"])
+    model = fresh_model(BY_NAME["timm_sam_in_a_row"])
     patch(model, "expedit", ratio=0.5)
     assert report(model).tokens == (64, 32, 32, 32)
     with pytest.raises(InvalidValueError, match="one layer only"):
         patch(model, "expedit", r=8)
-    backbone, model = BY_NAME["timm_sam"], fresh_model(BY_NAME["timm_sam"])
-    patch(model, "expedit", ratio=0.5)
-    model(**backbone.inputs())
-    assert report(model).tokens == (64, 32, 64, 32)
+    with pytest.raises(InvalidValueError, match="behind each layer that can reduce all tokens are needed"):
+        patch(fresh_model(BY_NAME["timm_sam"]), "expedit", ratio=0.5)
 
 
 def test_adaptive_methods_decide_in_layers_that_can_reduce() -> None:

@@ -48,8 +48,11 @@ class MergeRows(torch.autograd.Function):
     def forward(ctx: Any, compiled: Any, x: Tensor, dest: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         rep, sources, sizes, prefix, suffix = args
         out, grown = compiled(x, dest, rep, sources, sizes, prefix, suffix)
-        part = grown.gather(1, dest).reciprocal_()
-        ctx.save_for_backward(dest, part if sizes is None else part * sizes)
+        mass = torch.ones_like(dest, dtype=torch.float32) if sizes is None else sizes
+        part = mass / grown.clamp_min(1e-12).gather(1, dest)
+        # An output of padding alone has no mass and is its representative.
+        part = part.scatter(1, rep, torch.where(grown > 0, part.gather(1, rep), 1.0))
+        ctx.save_for_backward(dest, part)
         ctx.protected = prefix, suffix
         ctx.mark_non_differentiable(grown)
         return out, grown
