@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,30 +49,6 @@ def milliseconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[st
     return {name: 1e3 * found.median for name, found in times.items()}
 
 
-def peak_mebibytes(call: Callable[[], object]) -> float:
-    """What the process grows by at most during `call`, looked at by another thread; kernels release the GIL."""
-    status = Path("/proc/self/statm")
-
-    def resident() -> int:
-        return int(status.read_text().split()[1]) * 4096
-
-    call()
-    seen, done, before = [0], threading.Event(), resident()
-
-    def watch() -> None:
-        while not done.is_set():
-            seen.append(resident())
-            time.sleep(0.0005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(5):
-        call()
-    done.set()
-    watcher.join()
-    return max(0, max(seen) - before) / 2**20
-
-
 def matching(batch: int, n: int, width: int, removed: int, rounds: int) -> dict[str, object]:
     metric, x = torch.randn(batch, n, width), torch.randn(batch, n, CHANNELS)
 
@@ -84,15 +58,13 @@ def matching(batch: int, n: int, width: int, removed: int, rounds: int) -> dict[
     calls = {choice: with_choice(choice, reduce) for choice in ("reference", "cpu")}
     calls["product"] = with_choice("reference", lambda: alternating_scores(metric, 0))
     found = milliseconds(calls, rounds)
-    rest = (found["reference"] - found["product"]) / max(1e-9, found["cpu"] - found["product"])
+    rest, reference_rest = (found[name] - found["product"] for name in ("cpu", "reference"))
     return {
         "kernel": "bipartite_match + merge_apply",
         **{"batch": batch, "tokens": n, "key_channels": width, "removed": removed},
         **{"reference_ms": found["reference"], "compiled_ms": found["cpu"], "product_ms": found["product"]},
         "speedup": found["reference"] / found["cpu"],
-        "speedup_without_product": rest if rest > 0 else None,  # None: faster than the product alone
-        "extra_mib": peak_mebibytes(calls["cpu"]),
-        "reference_extra_mib": peak_mebibytes(calls["reference"]),
+        "speedup_without_product": reference_rest / rest if rest > 0 else None,  # None: faster than the product alone
     }
 
 
@@ -114,7 +86,7 @@ def growth(rounds: int) -> list[dict[str, object]]:
         metric = torch.randn(1, n, 64)
         call = with_choice("cpu", lambda metric=metric, n=n: match_bipartite(metric, n - n // 4))
         found = milliseconds({"cpu": call}, rounds)
-        rows.append({"tokens": n, "compiled_ms": found["cpu"], "extra_mib": peak_mebibytes(call)})
+        rows.append({"tokens": n, "compiled_ms": found["cpu"]})
     return rows
 
 
