@@ -35,9 +35,8 @@ inline std::string shape_of(const Tensor& tensor) {
   return text.str();
 }
 
-// A CPU tensor of this shape; -1 is any size.
-inline void check(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
-  if (!tensor.is_cpu()) fail(name, " is not on the CPU");
+// -1 is any size.
+inline void check_shape(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
   bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || tensor.size(i) == shape[i];
   if (fits) return;
@@ -47,6 +46,12 @@ inline void check(const Tensor& tensor, const char* name, const std::vector<int6
     if (shape[i] < 0) wanted << "any"; else wanted << shape[i];
   }
   fail(name, " has shape ", shape_of(tensor), "; it must be (", wanted.str(), ")");
+}
+
+// A CPU tensor of this shape.
+inline void check(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
+  if (!tensor.is_cpu()) fail(name, " is not on the CPU");
+  check_shape(tensor, name, shape);
 }
 
 inline void check_type(const Tensor& tensor, const char* name, ScalarType type, const char* type_name) {

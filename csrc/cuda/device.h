@@ -25,15 +25,7 @@ inline void check_cuda(
     const Tensor& tensor, const char* name, const std::vector<int64_t>& shape, const Tensor& like) {
   if (!tensor.is_cuda()) fail(name, " is not on a GPU");
   if (tensor.get_device_index() != like.get_device_index()) fail(name, " is on another GPU");
-  bool fits = tensor.dim() == static_cast<int64_t>(shape.size());
-  for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || tensor.size(i) == shape[i];
-  if (fits) return;
-  std::ostringstream wanted;
-  for (size_t i = 0; i < shape.size(); ++i) {
-    wanted << (i ? ", " : "");
-    if (shape[i] < 0) wanted << "any"; else wanted << shape[i];
-  }
-  fail(name, " has shape ", shape_of(tensor), "; it must be (", wanted.str(), ")");
+  check_shape(tensor, name, shape);
 }
 
 // Places of tokens are 32-bit integers in the memory that kernels work in.

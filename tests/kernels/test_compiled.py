@@ -169,6 +169,8 @@ def test_restoring_a_change_is_the_reference(case: tuple[Tensor, TokenMap, Tenso
     expected = by_reference(restore_tokens, *arguments)
     tolerance = 1e-5 if before.dtype.itemsize > 2 else 0.05
     torch.testing.assert_close(restore_tokens(*arguments), expected, rtol=tolerance, atol=tolerance)
+    mixed = ("delta", after.double() * 2, *arguments[2:])
+    torch.testing.assert_close(restore_tokens(*mixed), by_reference(restore_tokens, *mixed))
     copied = kernel("restore_apply")(after, token_map.dest, None, None, prefix, suffix)
     assert torch.equal(copied, token_map.restore(after, prefix, suffix))
 

@@ -29,6 +29,8 @@ def restore_change(x: Tensor, after: Tensor, before: Tensor, dest: Tensor, prefi
     `dest (B, N)`."""
     if torch.is_grad_enabled() and (before.requires_grad or after.requires_grad):
         return None
+    if not x.dtype == before.dtype == after.dtype:  # as autocast may leave them; PyTorch promotes
+        return None
     compiled = choose("restore_apply", x)
     return None if compiled is None else compiled(x, dest, before, after, prefix, suffix)
 
