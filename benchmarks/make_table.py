@@ -144,6 +144,23 @@ def refusals(data: dict) -> str:
     return "\n".join(lines)
 
 
+def break_even(data: dict) -> str:
+    """Widths and methods by rows, image tokens by columns: speed-up and its interval; the break-even first."""
+    counts = sorted({row["tokens"] for row in data["rows"]})
+    lines = [
+        f"| width | method | break-even | {' | '.join(f'{count} tokens' for count in counts)} |",
+        "|---:|---|---:|" + "---:|" * len(counts),
+    ]
+    found = {(row["width"], row["method"], row["tokens"]): row for row in data["rows"]}
+    for line in data["break_even"]:
+        rows = [found[line["width"], line["method"], count] for count in counts]
+        gains = [(row["speedup"], *row["speedup_interval"]) for row in rows]
+        cells = [str(line["width"]), f"`{line['method']}`", str(line["tokens"] or "none")]
+        cells += [f"{gain:.2f} ({low:.2f}-{high:.2f})" for gain, low, high in gains]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def tables() -> dict[tuple[str, str], str]:
     """(file, marker) -> table, for every table that is made of results or facts."""
     read = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
@@ -153,6 +170,7 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/methods.md", "methods"): methods(),
         ("docs/backbones.md", "compatibility"): compatibility(read["compatibility"]),
         ("docs/backbones.md", "refusals"): refusals(read["compatibility"]),
+        ("docs/speed.md", "break-even"): break_even(read["break_even"]),
     }
     for name in ("quality", "quality_second"):
         for share in (0.8, 0.6, 0.45):

@@ -8,7 +8,10 @@ STABLE_TORCH_LIBRARY(tokenreduce_kernels, m) {
       "(Tensor, Tensor, Tensor)");
   m.def(
       "merge_apply(Tensor x, Tensor dest, Tensor rep, Tensor sources, Tensor? sizes, int prefix, int suffix) -> "
-      "(Tensor, Tensor)");
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "bipartite_merge(Tensor x, Tensor metric, Tensor? sizes, int keep, int first, int prefix, int suffix) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("size_bias(Tensor sizes, int prefix, int suffix) -> Tensor");
   m.def(
       "restore_apply(Tensor y, Tensor dest, Tensor? before, Tensor? after, int prefix, int suffix) -> Tensor");

@@ -48,6 +48,11 @@ inline void check_shape(const Tensor& tensor, const char* name, const std::vecto
   fail(name, " has shape ", shape_of(tensor), "; it must be (", wanted.str(), ")");
 }
 
+inline void check_protected(const char* name, int64_t tokens, int64_t prefix, int64_t suffix) {
+  if (prefix < 0 || suffix < 0 || tokens < prefix + suffix)
+    fail(name, " has ", tokens, " tokens; ", prefix, " + ", suffix, " are protected");
+}
+
 // A CPU tensor of this shape.
 inline void check(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape) {
   if (!tensor.is_cpu()) fail(name, " is not on the CPU");
@@ -71,6 +76,23 @@ inline Tensor in_a_row(const Tensor& tensor) {
 }
 inline std::optional<Tensor> in_a_row(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Tensor>(in_a_row(*tensor)) : tensor;
+}
+
+// A new tensor on the device of `like`, of its type or of `type`. Not `torch::stable::new_empty`, which goes through the
+// dispatcher twice: at batch 1 that takes longer than what is written into most of these tensors.
+inline Tensor uninitialised(const Tensor& like, const std::vector<int64_t>& shape, std::optional<ScalarType> type = {}) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
+  int32_t dtype = 0, device = 0, index = 0;
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  if (type) dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  const int64_t dims = static_cast<int64_t>(shape.size());
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, shape.data(), strides.data(), dtype, device, index, &made));
+  return Tensor(made);
 }
 
 // An int64 index (rows, columns).

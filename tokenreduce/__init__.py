@@ -1,5 +1,6 @@
 """tokenreduce: make vision transformers process fewer tokens, without training."""
 
+from tokenreduce.advising import Advice, advise
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, TokenReduceError
 from tokenreduce.flops import FlopCount, count_flops
 from tokenreduce.functional import apply, plan, restore
@@ -12,6 +13,7 @@ from tokenreduce.tokens import Tokens
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "FlopCount",
     "InvalidTypeError",
     "InvalidValueError",
@@ -20,6 +22,7 @@ __all__ = [
     "TokenMap",
     "TokenReduceError",
     "Tokens",
+    "advise",
     "apply",
     "compatible",
     "count_flops",

@@ -9,6 +9,8 @@ import pkgutil
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
 from tokenreduce.schedule import SHAPES
 from tokenreduce.token_map import TokenMap
@@ -24,7 +26,8 @@ class Reducer:
 
     Class attributes are the method's facts: `kind` (merging, pruning, ...), `paper`, `year`, `needs` (names of
     `tokens.PROVIDABLE` without which its defaults cannot run), `uses` (names it takes where the model has them),
-    `averages_keys` (reads `tokens.keys_to_average`), `placement` ("pre" the block, "mid" between attention and MLP,
+    `averages_keys` (reads `tokens.keys_to_average`), `kernel` (the compiled one that plans and applies in one call: has
+    `merge_at_once`), `placement` ("pre" the block, "mid" between attention and MLP,
     "post"), `shape` (how a budget spreads over layers, see `Schedule`), `once` (can reduce in one layer only),
     `adaptive` (can decide counts itself: has `decide`), `budgeted` (what an adaptive method does with a budget, in one
     line), `checked` (what its results were compared with), `restoring` (how tokens come back in maps unless the user
@@ -40,6 +43,7 @@ class Reducer:
     uses: ClassVar[frozenset[str]] = frozenset()
     placement: ClassVar[str] = "mid"
     averages_keys: ClassVar[bool] = False
+    kernel: ClassVar[str] = ""
     shape: ClassVar[str] = "constant"
     adaptive: ClassVar[bool] = False
     once: ClassVar[bool] = False
@@ -50,6 +54,10 @@ class Reducer:
     restoring: ClassVar[str] = "delta"
     pooling: ClassVar[str] = "copy"
     modes: ClassVar[tuple[str, ...]] = ("copy", "freeze", "delta")
+
+    def __init_subclass__(cls) -> None:
+        if "plan" in vars(cls) and "kernel" not in vars(cls):
+            cls.kernel = ""  # a kernel does what the plan beside it does, not another one
 
     def least(self, n: int) -> int:
         """The fewest tokens this method can leave of `n` in one layer."""
@@ -82,6 +90,15 @@ class Reducer:
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         """The map that leaves `keep` of `tokens`; runs without gradient and outside autocast."""
         raise NotImplementedError  # every registered method overrides it; `register` checks
+
+    def merge_at_once(
+        self, kernel: Any, x: Tensor, keys: Tensor, sizes: Tensor | None, keep: int, prefix: int, suffix: int
+    ) -> tuple[TokenMap, Tensor, Tensor, Tensor]:
+        """`plan` and `TokenMap.merge` of it by the compiled `kernel`: the map, and merged tokens, sizes and bias.
+
+        `x (B, prefix + N + suffix, C)` and `keys (B, H, prefix + N + suffix, d)` hold all tokens, `sizes (B, N)`.
+        """
+        raise NotImplementedError  # every method with a kernel has it
 
     def options(self) -> dict[str, Any]:
         """The options as JSON-able values."""

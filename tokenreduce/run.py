@@ -11,17 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tokenreduce.attention import image_sources
 from tokenreduce.kernels.merging import size_bias
-from tokenreduce.kernels.native import why_not
+from tokenreduce.kernels.native import choose
+from tokenreduce.layer_tokens import LayerTokens
 from tokenreduce.places import Places
 from tokenreduce.reduction import Reduction
 from tokenreduce.registry import Reducer
 from tokenreduce.restoring import Around, looks_back, restore_tokens
 from tokenreduce.token_map import TokenMap, with_protected
-from tokenreduce.tokens import Tokens, far_away, tubelets
 
 # Queries, keys and additive logits as the attention of the current layer uses them, from those that hooks saw.
 Attend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
@@ -54,6 +52,7 @@ class Run:
         video: Video | None = None,
     ) -> None:
         self.reduction, self.entered, self.grid = reduction, entered, grid
+        self.placement, self.protected = reduction.reducer.placement, reduction.geometry.protected
         self.taps, self.surrounded, self.video = taps, surrounded, video
         self.planned = None if reduction.adaptive else reduction.counts(entered)
         self.planned_to_enter = () if self.planned is None else reduction.entering(entered, self.planned)
@@ -71,6 +70,7 @@ class Run:
         self.given: Tensor | None = None
         self.shown: Tensor | None = None  # `given` in the shape in which a layer that works on maps returned it
         self.phase = "model"
+        self.kernel: Any = None
         self.method_state: Any = None
         self._start()
 
@@ -97,7 +97,8 @@ class Run:
                 protected = self.valid.log()
                 behind = protected[:, protected.shape[1] - shape.suffix :]
                 self.bias = torch.cat([protected[:, : shape.prefix], sizes.log(), behind], 1)[:, None, None, :]
-        return self.bias.to(dtype or x.dtype)
+        dtype = dtype or x.dtype
+        return self.bias if self.bias.dtype == dtype else self.bias.to(dtype)
 
     def rows(self, table: Tensor, x: Tensor) -> Tensor:
         """The rows of a table of the input's image tokens, `(N, D)`, `(H, N, D)` or `(B, H, N, D)`, that belong to the
@@ -126,12 +127,10 @@ class Run:
         return rows.gather(3, tokens[:, None, None, :].expand(*rows.shape[:3], -1))
 
     def note_keys(self, keys: Tensor) -> None:
-        """Capture `mean_keys` of keys `(B, H, N, d)` that are still in the cache; a compiled kernel averages them
-        itself."""
-        keys = keys.detach()
+        """Capture `mean_keys` of keys `(B, H, N, d)`, or the keys for a method whose kernel averages them."""
+        keys = keys.detach() if keys.requires_grad else keys
         averages = self.reduction.reducer.averages_keys and self.valid is None
-        in_kernel = averages and not why_not("bipartite_match", keys)
-        self.captured["mean_keys"] = keys if in_kernel else keys.float().mean(1)
+        self.captured["mean_keys"] = keys if averages else keys.float().mean(1)
 
     def shows(self, attend: Attend) -> None:
         """Say how the current layer makes of queries and keys, as hooks see them, what its attention uses."""
@@ -145,32 +144,49 @@ class Run:
 
     def reduce(self, layer: int, x: Tensor, placement: str) -> Tensor:
         """Reduce `x (B, prefix + N + suffix, C)` if the schedule says so at this layer and placement."""
-        shape, reducer = self.reduction.geometry, self.reduction.reducer
-        if reducer.placement != placement or not self.may_reduce(layer):
+        if self.placement != placement or not self.may_reduce(layer):
             return x
         before = x
         self.phase = "reducer"
         try:
-            with torch.no_grad(), without_autocast(x.device):
-                tokens = self._tokens(layer, x)
-                keep = reducer.decide(tokens, self.method_state) if self.planned is None else self.planned[layer]
-                if keep >= tokens.count:
-                    return x
-                token_map = reducer.plan(tokens, keep, self.method_state)
-                self.places.follow(token_map, self.sizes)
-            with without_autocast(x.device):
-                if self.sizes is None and token_map.drops and token_map.size_weight is None:  # sizes stay 1
-                    x = token_map.apply(x, None, shape.prefix, shape.suffix)
-                else:
-                    x, self.sizes = token_map.merge(x, self.sizes, shape.prefix, shape.suffix)
-                    self.bias = None
+            fused = self.kernel is not None and not x.requires_grad
+            token_map, x = self._merge_at_once(layer, x) if fused else self._plan_and_apply(layer, x)
         finally:
             self.phase = "model"
+        if token_map is None:
+            return x
         self.maps.append(token_map)
         self.history.append((layer, token_map))
         if self.keeps_around:
             self.around.append((before, x))
         return x
+
+    def _merge_at_once(self, layer: int, x: Tensor) -> tuple[TokenMap, Tensor]:
+        """By the method's own kernel; everything that is not needed for that is left out, see `LayerTokens`."""
+        shape, sizes, keys = self.reduction.geometry, self.sizes, self.captured["mean_keys"]
+        keep = self.planned[layer]  # type: ignore[index]
+        merged = self.reduction.reducer.merge_at_once(self.kernel, x, keys, sizes, keep, shape.prefix, shape.suffix)
+        token_map, x, self.sizes, self.bias = merged
+        self.places.follow(token_map, sizes)
+        return token_map, x
+
+    def _plan_and_apply(self, layer: int, x: Tensor) -> tuple[TokenMap | None, Tensor]:
+        """None: the method keeps all tokens."""
+        shape, reducer = self.reduction.geometry, self.reduction.reducer
+        with without_autocast(x.device):
+            with without_gradients():
+                tokens = LayerTokens(self, layer, x)
+                keep = reducer.decide(tokens, self.method_state) if self.planned is None else self.planned[layer]
+                if keep >= tokens.count:
+                    return None, x
+                token_map = reducer.plan(tokens, keep, self.method_state)
+                self.places.follow(token_map, self.sizes)
+            if self.sizes is None and token_map.drops and token_map.size_weight is None:  # sizes stay 1
+                x = token_map.apply(x, None, shape.prefix, shape.suffix)
+            else:
+                x, self.sizes, bias = token_map.merge(x, self.sizes, shape.prefix, shape.suffix)
+                self.bias = bias if self.valid is None else None
+        return token_map, x
 
     def restore(self, x: Tensor, at_end: bool = False) -> Tensor:
         """All tokens again, in the order in which they entered: for a map, or for what follows the last layer."""
@@ -209,59 +225,36 @@ class Run:
 
     def leave(self, layer: int, x: Tensor, whole: bool = False) -> Tensor:
         """What the layer returns: all tokens if the layer is tapped or `whole` is asked for."""
-        self.captured, self.attend = {}, None
+        if self.captured:
+            self.captured, self.attend = {}, None
         self.next_layer = layer + 1
-        self.counts.append(x.shape[1] - self.reduction.geometry.protected)
+        self.counts.append(x.shape[1] - self.protected)
         if self.maps and (whole or layer in self.taps):
             self.waiting = x
             x = self.given = self.restore(x, at_end=layer not in self.taps)
         return x
 
     def begin(self, x: Tensor) -> None:
-        """Make the method's state of the tokens that enter the first block."""
+        """Make the method's state of the tokens that enter the first block, and choose its kernel."""
         reducer = self.reduction.reducer
+        if reducer.kernel and self.planned is not None and self.valid is None and not torch.is_grad_enabled():
+            self.kernel = choose(reducer.kernel, x)
         if type(reducer).begin is Reducer.begin:
             return
         self.phase = "reducer"
         try:
             with torch.no_grad(), without_autocast(x.device):
-                self.method_state = reducer.begin(self._tokens(0, x))
+                self.method_state = reducer.begin(LayerTokens(self, 0, x))
         finally:
             self.phase = "model"
 
-    def _tokens(self, layer: int, x: Tensor) -> Tokens:
-        shape = self.reduction.geometry
-        start = shape.prefix
-        padding = None if self.valid is None or self.sizes is None else self.sizes == 0
 
-        def seen(full: Tensor) -> Tensor:
-            image = full[..., start : full.shape[-2] - shape.suffix, :]
-            return image if padding is None else far_away(image, padding)
-
-        sources: dict[str, Callable[[], Tensor]] = {
-            name: (lambda full=full: seen(full))  # type: ignore[misc]
-            for name, full in self.captured.items()
-        }
-        if "queries" in self.captured and "keys" in self.captured:
-            attend = self.attend or (lambda q, k: (q, k, self.attention_bias(q, torch.float32)))
-            queries, keys, bias = attend(self.captured["queries"], self.captured["keys"])
-            image = slice(start, keys.shape[2] - shape.suffix)
-            rows = None if padding is None else F.pad(padding, (start, shape.suffix))
-            sources |= image_sources(queries, keys, bias, shape.class_tokens, image, rows)
-        if self.reduction.heads is not None:
-            heads, stream = self.reduction.heads, x[:, start : x.shape[1] - shape.suffix]
-            sources["auxiliary_logits"] = lambda: heads.auxiliary_logits(layer, stream)
-        sources["origin"] = lambda: self.places.origin(x.shape[0], x.device)
-        video = self.video
-        if video is not None and not self.maps:
-            sources["pixels"] = lambda: tubelets(*video)
-        if self.grid is not None:
-            sources["positions"] = lambda: self.places.positions(x.shape[0], x.device)
-        sizes = self.sizes if padding is None else self.sizes.masked_fill(padding, 1)  # type: ignore[union-attr]
-        return Tokens(seen(x), sizes, sources, self.grid, start, shape.suffix, layer, shape.depth, padding)
+def without_gradients() -> AbstractContextManager[Any]:
+    """Matching has no gradient."""
+    return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Matching runs in fp32 also under autocast."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()

@@ -68,14 +68,16 @@ class TokenMap:
         """B, the number of images."""
         return self.dest.shape[0] if self.dest is not None else self.share.shape[0]  # type: ignore[union-attr]
 
-    def merge(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> tuple[Tensor, Tensor]:
-        """`apply` and `sizes` at once."""
+    def merge(
+        self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`apply` and `sizes` at once, and their `size_bias` where it comes for nothing."""
         plain = self.weight is None and self.size_weight is None and self.gain is None and self.divide
         if plain and self.rep is not None and self.sources is not None and not self.drops:
             merged = merge_rows(x, self.dest, self.rep, self.sources, sizes, prefix, suffix)
             if merged is not None:
                 return merged
-        return self.apply(x, sizes, prefix, suffix), self.sizes(sizes)
+        return self.apply(x, sizes, prefix, suffix), self.sizes(sizes), None
 
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
         """New tokens `(B, prefix + M + suffix, C)` from `x (B, prefix + N + suffix, C)` and sizes `(B, N)` (None: all

@@ -10,7 +10,6 @@
 
 namespace tokenreduce {
 
-using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
 namespace {
@@ -93,9 +92,9 @@ struct Maps {
   int64_t n, keep;
 
   Maps(const Tensor& like, int64_t batch, int64_t n, int64_t keep)
-      : dest(new_empty(like, {batch, n}, ScalarType::Long)),
-        rep(new_empty(like, {batch, keep}, ScalarType::Long)),
-        sources(new_empty(like, {batch, n - keep}, ScalarType::Long)),
+      : dest(uninitialised(like, {batch, n}, ScalarType::Long)),
+        rep(uninitialised(like, {batch, keep}, ScalarType::Long)),
+        sources(uninitialised(like, {batch, n - keep}, ScalarType::Long)),
         n(n),
         keep(keep) {}
 
@@ -109,19 +108,22 @@ struct Maps {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& given, int64_t keep, int64_t first) {
+std::tuple<Tensor, Tensor, Tensor> match_between(
+    const Tensor& given, int64_t keep, int64_t first, int64_t prefix, int64_t suffix) {
   const Tensor metric = with_rows(given);
   const bool headed = metric.dim() == 4;
   if (headed) check(metric, "metric", {-1, -1, -1, -1}); else check(metric, "metric", {-1, -1, -1});
-  const int64_t batch = metric.size(0), n = metric.size(metric.dim() - 2), width = metric.size(metric.dim() - 1);
+  const int64_t last = metric.dim() - 1, batch = metric.size(0), width = metric.size(last);
+  const int64_t n = metric.size(last - 1) - prefix - suffix, row_stride = metric.stride(last - 1);
   const int64_t heads = headed ? metric.size(1) : 1, head_stride = headed ? metric.stride(1) : 0;
   if (!heads) fail("metric has no heads");
+  check_protected("metric", metric.size(last - 1), prefix, suffix);
   check_keep(n, keep, first);
   const Maps maps(metric, batch, n, keep);
   const int64_t at_once = std::clamp<int64_t>(kAtOnce / (4 * std::max<int64_t>(1, n * width)), 1, std::max<int64_t>(1, batch));
   with_type(metric, "metric", [&](auto type) {
     using T = decltype(type);
-    const T* data = static_cast<const T*>(metric.const_data_ptr());
+    const T* data = static_cast<const T*>(metric.const_data_ptr()) + prefix * row_stride;
     for (int64_t done = 0; done < batch; done += at_once) {
       std::vector<Side> sides;
       const int64_t images = std::min(at_once, batch - done);
@@ -131,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& given, int64_t 
         std::vector<float> rows(kPanel * width);
         for (int64_t i = begin; i < end; ++i) {
           const T* from = data + (done + i / blocks) * metric.stride(0);
-          const Rows<T> tokens{from, heads, head_stride, metric.stride(metric.dim() - 2), width};
+          const Rows<T> tokens{from, heads, head_stride, row_stride, width};
           sides[i / blocks].pack(i % blocks, first, rows.data(), [&](int64_t token, float* out) {
             tokens.read(token, out);
             const float length = inverse_length(squares_of(out, width));
@@ -147,6 +149,10 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& given, int64_t 
     }
   });
   return {maps.dest, maps.rep, maps.sources};
+}
+
+std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t keep, int64_t first) {
+  return match_between(metric, keep, first, 0, 0);
 }
 
 namespace {

@@ -4,11 +4,17 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <tuple>
 #include <vector>
 
 #include "../arithmetic.h"
+#include "../tensors.h"
 
 namespace tokenreduce {
+
+// `bipartite_match` of the tokens between `prefix` and `suffix` protected ones.
+std::tuple<Tensor, Tensor, Tensor> match_between(
+    const Tensor& metric, int64_t keep, int64_t first, int64_t prefix, int64_t suffix);
 
 // How `n` tokens became `keep`: the output of each token, the token that represents each output, the tokens that
 // represent none, best first.

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "../tensors.h"
+#include "match.h"
 
 namespace tokenreduce {
 
-using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
 namespace {
@@ -57,6 +57,13 @@ void merge_row(const T* image, int64_t stride, int64_t rep, const Groups& groups
   for (int64_t k = 0; k < width; ++k) out[k] = static_cast<T>(row[k]);
 }
 
+// Log sizes of one image, 0 for protected tokens.
+void write_bias(const float* sizes, int64_t n, int64_t prefix, int64_t suffix, float* out) {
+  out = std::fill_n(out, prefix, 0.0f);
+  for (int64_t i = 0; i < n; ++i) *out++ = sizes[i] == 1.0f ? 0.0f : std::log(sizes[i]);
+  std::fill_n(out, suffix, 0.0f);
+}
+
 const float* check_sizes(const std::optional<Tensor>& sizes, int64_t batch, int64_t n) {
   if (!sizes) return nullptr;
   check(*sizes, "sizes", {batch, n});
@@ -66,14 +73,15 @@ const float* check_sizes(const std::optional<Tensor>& sizes, int64_t batch, int6
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> merge_apply(
+// The merged tokens, their sizes, and the bias of `size_bias` that belongs to them.
+std::tuple<Tensor, Tensor, Tensor> merge_apply(
     const Tensor& given, const Tensor& dest, const Tensor& rep, const Tensor& sources,
     const std::optional<Tensor>& given_sizes, int64_t prefix, int64_t suffix) {
   const Tensor x = with_rows(given);
   const std::optional<Tensor> sizes = in_a_row(given_sizes);
   check(x, "x", {-1, -1, -1});
   const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2), stride = x.stride(1);
-  if (prefix < 0 || suffix < 0 || n < 0) fail("x has ", x.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
+  check_protected("x", x.size(1), prefix, suffix);
   if (rep.dim() != 2) fail("rep has shape ", shape_of(rep), "; it must be (B, M)");
   const int64_t keep = rep.size(1), removed = n - keep, all = prefix + keep + suffix;
   if (removed < 0) fail("rep names ", keep, " of ", n, " tokens");
@@ -81,13 +89,17 @@ std::tuple<Tensor, Tensor> merge_apply(
   const Index stays = check_index(rep, "rep", batch, keep, n);
   const Index moves = check_index(sources, "sources", batch, removed, n);
   const float* mass = check_sizes(sizes, batch, n);
-  const Tensor out = new_empty(x, {batch, all, width});
-  const Tensor grown = new_empty(x, {batch, keep}, ScalarType::Float);
+  const Tensor out = uninitialised(x, {batch, all, width});
+  const Tensor grown = uninitialised(x, {batch, keep}, ScalarType::Float);
+  const Tensor bias = uninitialised(x, {batch, 1, 1, all}, ScalarType::Float);
+  float* sums = static_cast<float*>(grown.mutable_data_ptr());
+  float* logits = static_cast<float*>(bias.mutable_data_ptr());
   std::vector<Groups> groups(batch);
   parallel_for(0, batch, grain(4 * n), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       groups[i].sort(to[i], stays[i], moves[i], keep, removed, mass ? mass + i * n : nullptr);
-      std::copy_n(groups[i].mass.data(), keep, static_cast<float*>(grown.mutable_data_ptr()) + i * keep);
+      std::copy_n(groups[i].mass.data(), keep, sums + i * keep);
+      write_bias(sums + i * keep, keep, prefix, suffix, logits + i * all);
     }
   });
   with_type(x, "x", [&](auto type) {
@@ -108,7 +120,16 @@ std::tuple<Tensor, Tensor> merge_apply(
       }
     });
   });
-  return {out, grown};
+  return {out, grown, bias};
+}
+
+// Matching and merging in one call. Returns the merged tokens, sizes and bias, and the map.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_merge(
+    const Tensor& x, const Tensor& metric, const std::optional<Tensor>& sizes, int64_t keep, int64_t first,
+    int64_t prefix, int64_t suffix) {
+  const auto [dest, rep, sources] = match_between(metric, keep, first, prefix, suffix);
+  const auto [out, grown, bias] = merge_apply(x, dest, rep, sources, sizes, prefix, suffix);
+  return {out, grown, bias, dest, rep, sources};
 }
 
 Tensor restore_apply(
@@ -120,7 +141,7 @@ Tensor restore_apply(
   if (given_after) after = with_rows(*given_after);
   check(y, "y", {-1, -1, -1});
   const int64_t batch = y.size(0), keep = y.size(1) - prefix - suffix, width = y.size(2);
-  if (prefix < 0 || suffix < 0 || keep < 0) fail("y has ", y.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
+  check_protected("y", y.size(1), prefix, suffix);
   if (dest.dim() != 2) fail("dest has shape ", shape_of(dest), "; it must be (B, N)");
   const int64_t n = dest.size(1), all = prefix + n + suffix;
   const Index to = check_index(dest, "dest", batch, n, keep);
@@ -131,7 +152,7 @@ Tensor restore_apply(
     if (before->scalar_type() != y.scalar_type()) fail("before must have the type of y");
     if (after->scalar_type() != y.scalar_type()) fail("after must have the type of y");
   }
-  const Tensor out = new_empty(y, {batch, all, width});
+  const Tensor out = uninitialised(y, {batch, all, width});
   with_type(y, "y", [&](auto type) {
     using T = decltype(type);
     const auto row_of = [](const Tensor& tensor, int64_t image, int64_t row) {
@@ -166,18 +187,15 @@ Tensor size_bias(const Tensor& given, int64_t prefix, int64_t suffix) {
   const int64_t batch = sizes.size(0), n = sizes.size(1), all = prefix + n + suffix;
   const float* mass = check_sizes(sizes, batch, n);
   if (prefix < 0 || suffix < 0) fail("prefix is ", prefix, " and suffix ", suffix, "; they must not be negative");
-  const Tensor out = new_empty(sizes, {batch, 1, 1, all});
+  const Tensor out = uninitialised(sizes, {batch, 1, 1, all});
   float* row = static_cast<float*>(out.mutable_data_ptr());
-  for (int64_t image = 0; image < batch; ++image, row += all, mass += n) {
-    std::fill(row, row + prefix, 0.0f);
-    for (int64_t i = 0; i < n; ++i) row[prefix + i] = std::log(mass[i]);
-    std::fill(row + prefix + n, row + all, 0.0f);
-  }
+  for (int64_t i = 0; i < batch; ++i) write_bias(mass + i * n, n, prefix, suffix, row + i * all);
   return out;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tokenreduce_kernels, CPU, m) {
   m.impl("merge_apply", TORCH_BOX(&merge_apply));
+  m.impl("bipartite_merge", TORCH_BOX(&bipartite_merge));
   m.impl("size_bias", TORCH_BOX(&size_bias));
   m.impl("restore_apply", TORCH_BOX(&restore_apply));
 }

@@ -91,7 +91,7 @@ class Workspace {
   }
 
   void allocate(const Tensor& like) {
-    memory = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
+    memory = uninitialised(like, {bytes}, ScalarType::Byte);
     for (const auto& place : places) place(static_cast<char*>(memory.mutable_data_ptr()));
   }
 

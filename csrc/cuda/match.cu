@@ -10,8 +10,6 @@
 
 namespace tokenreduce::gpu {
 
-using torch::stable::new_empty;
-
 namespace {
 
 constexpr int kThreads = 256, kMapThreads = 512;
@@ -188,18 +186,21 @@ int64_t padded(int64_t width) { return divide_up(width, kDepth) * kDepth; }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& given, int64_t keep, int64_t first) {
+std::tuple<Tensor, Tensor, Tensor> match_between(
+    const Tensor& given, int64_t keep, int64_t first, int64_t prefix, int64_t suffix) {
   const Tensor metric = with_rows(given);
   const bool headed = metric.dim() == 4;
   check_cuda(metric, "metric", std::vector<int64_t>(headed ? 4 : 3, -1), metric);
-  const int64_t last = metric.dim() - 1, batch = metric.size(0), n = metric.size(last - 1), width = metric.size(last);
+  const int64_t last = metric.dim() - 1, batch = metric.size(0), width = metric.size(last);
+  const int64_t n = metric.size(last - 1) - prefix - suffix, row_stride = metric.stride(last - 1);
   const int64_t heads = headed ? metric.size(1) : 1, head_stride = headed ? metric.stride(1) : 0;
   if (!heads) fail("metric has no heads");
+  check_protected("metric", metric.size(last - 1), prefix, suffix);
   check_keep(n, keep, first);
   const Device device(metric);
-  const Tensor dest = new_empty(metric, {batch, n}, ScalarType::Long);
-  const Tensor rep = new_empty(metric, {batch, keep}, ScalarType::Long);
-  const Tensor sources = new_empty(metric, {batch, n - keep}, ScalarType::Long);
+  const Tensor dest = uninitialised(metric, {batch, n}, ScalarType::Long);
+  const Tensor rep = uninitialised(metric, {batch, keep}, ScalarType::Long);
+  const Tensor sources = uninitialised(metric, {batch, n - keep}, ScalarType::Long);
   Points points{nullptr, nullptr, nullptr, batch, n, padded(width), first};
   Pairs pairs;
   Workspace space;
@@ -208,14 +209,18 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& given, int64_t 
   space.allocate(metric);
   with_type(metric, "metric", [&](auto type) {
     using T = decltype(type);
-    const T* data = static_cast<const T*>(metric.const_data_ptr());
-    const Heads<T> tokens{data, metric.stride(0), head_stride, metric.stride(last - 1), heads, width};
+    const T* data = static_cast<const T*>(metric.const_data_ptr()) + prefix * row_stride;
+    const Heads<T> tokens{data, metric.stride(0), head_stride, row_stride, heads, width};
     const float* no_signs = nullptr;
     launch(device.stream, sketch<T>, row_blocks(batch * n), row_threads(), tokens, no_signs, width, points);
   });
   const Maps maps{integers(dest), integers(rep), integers(sources), n, keep};
   write_best<Score::kProduct>(points, pairs, maps, device.stream);
   return {dest, rep, sources};
+}
+
+std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t keep, int64_t first) {
+  return match_between(metric, keep, first, 0, 0);
 }
 
 std::tuple<Tensor, Tensor, Tensor> ward_match(
@@ -235,9 +240,9 @@ std::tuple<Tensor, Tensor, Tensor> ward_match(
     keep = count;
   }
   const Device device(features);
-  const Tensor dest = new_empty(features, {batch, n}, ScalarType::Long);
-  const Tensor rep = new_empty(features, {batch, keep}, ScalarType::Long);
-  const Tensor sources = new_empty(features, {batch, n - keep}, ScalarType::Long);
+  const Tensor dest = uninitialised(features, {batch, n}, ScalarType::Long);
+  const Tensor rep = uninitialised(features, {batch, keep}, ScalarType::Long);
+  const Tensor sources = uninitialised(features, {batch, n - keep}, ScalarType::Long);
   const Maps total{integers(dest), integers(rep), integers(sources), n, keep};
   Points points{nullptr, nullptr, nullptr, batch, n, padded(width), first};
   Clusters now, next;

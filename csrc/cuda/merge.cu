@@ -8,8 +8,6 @@
 
 namespace tokenreduce::gpu {
 
-using torch::stable::new_empty;
-
 namespace {
 
 template <typename T>
@@ -84,6 +82,7 @@ __global__ void merge_rows(Merge<T> job) {
   int64_t at = m < 0 ? m : m - groups.keep + groups.n;
   int32_t head = -1;
   float mass = 1.0f;
+  if (job.bias && threadIdx.x == 0) job.bias[row] = merged ? logf(groups.mass[image * groups.keep + m]) : 0.0f;
   if (merged) {
     at = groups.rep[image][m];
     head = groups.head[image * groups.keep + m];
@@ -178,15 +177,14 @@ void merge(const Merge<T>& job, cudaStream_t stream) {
 
 template void merge(const Merge<float>& job, cudaStream_t stream);  // for `ward_match`
 
-std::tuple<Tensor, Tensor> merge_apply(
+std::tuple<Tensor, Tensor, Tensor> merge_apply(
     const Tensor& given, const Tensor& dest, const Tensor& rep, const Tensor& sources,
     const std::optional<Tensor>& given_sizes, int64_t prefix, int64_t suffix) {
   const Tensor x = with_rows(given);
   const std::optional<Tensor> sizes = in_a_row(given_sizes);
   check_cuda(x, "x", {-1, -1, -1}, x);
   const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2);
-  if (prefix < 0 || suffix < 0 || n < 0)
-    fail("x has ", x.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
+  check_protected("x", x.size(1), prefix, suffix);
   check_count(n);
   if (rep.dim() != 2) fail("rep has shape ", shape_of(rep), "; it must be (B, M)");
   const int64_t keep = rep.size(1), removed = n - keep;
@@ -196,8 +194,10 @@ std::tuple<Tensor, Tensor> merge_apply(
   const DeviceIndex moves = check_device_index(sources, "sources", batch, removed, x);
   const float* mass = check_floats(sizes, "sizes", {batch, n}, x);
   const Device device(x);
-  const Tensor out = new_empty(x, {batch, prefix + keep + suffix, width});
-  const Tensor grown = new_empty(x, {batch, keep}, ScalarType::Float);
+  const Tensor out = uninitialised(x, {batch, prefix + keep + suffix, width});
+  const Tensor grown = uninitialised(x, {batch, keep}, ScalarType::Float);
+  const Tensor bias = uninitialised(x, {batch, 1, 1, prefix + keep + suffix}, ScalarType::Float);
+  float* logits = static_cast<float*>(bias.mutable_data_ptr());
   float* sums = static_cast<float*>(grown.mutable_data_ptr());
   Groups groups{to, stays, moves, mass, batch, n, keep, sums, nullptr, nullptr};
   Workspace space;
@@ -207,9 +207,17 @@ std::tuple<Tensor, Tensor> merge_apply(
   with_type(x, "x", [&](auto type) {
     using T = decltype(type);
     T* target = static_cast<T*>(out.mutable_data_ptr());
-    merge<T>({groups, rows_of<T>(x), width, prefix, suffix, target}, device.stream);
+    merge<T>({groups, rows_of<T>(x), width, prefix, suffix, target, logits}, device.stream);
   });
-  return {out, grown};
+  return {out, grown, bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_merge(
+    const Tensor& x, const Tensor& metric, const std::optional<Tensor>& sizes, int64_t keep, int64_t first,
+    int64_t prefix, int64_t suffix) {
+  const auto [dest, rep, sources] = match_between(metric, keep, first, prefix, suffix);
+  const auto [out, grown, bias] = merge_apply(x, dest, rep, sources, sizes, prefix, suffix);
+  return {out, grown, bias, dest, rep, sources};
 }
 
 Tensor restore_apply(
@@ -221,8 +229,7 @@ Tensor restore_apply(
   if (given_after) after = with_rows(*given_after);
   check_cuda(y, "y", {-1, -1, -1}, y);
   const int64_t batch = y.size(0), keep = y.size(1) - prefix - suffix, width = y.size(2);
-  if (prefix < 0 || suffix < 0 || keep < 0)
-    fail("y has ", y.size(1), " tokens; ", prefix, " + ", suffix, " are protected");
+  check_protected("y", y.size(1), prefix, suffix);
   if (dest.dim() != 2) fail("dest has shape ", shape_of(dest), "; it must be (B, N)");
   const int64_t n = dest.size(1), all = prefix + n + suffix;
   const DeviceIndex to = check_device_index(dest, "dest", batch, n, y);
@@ -234,7 +241,7 @@ Tensor restore_apply(
     if (after->scalar_type() != y.scalar_type()) fail("after must have the type of y");
   }
   const Device device(y);
-  const Tensor out = new_empty(y, {batch, all, width});
+  const Tensor out = uninitialised(y, {batch, all, width});
   with_type(y, "y", [&](auto type) {
     using T = decltype(type);
     T* target = static_cast<T*>(out.mutable_data_ptr());
@@ -251,7 +258,7 @@ Tensor size_bias(const Tensor& given, int64_t prefix, int64_t suffix) {
   if (prefix < 0 || suffix < 0) fail("prefix is ", prefix, " and suffix ", suffix, "; they must not be negative");
   const int64_t n = sizes.size(1), all = prefix + n + suffix, entries = sizes.size(0) * all;
   const Device device(sizes);
-  const Tensor out = new_empty(sizes, {sizes.size(0), 1, 1, all});
+  const Tensor out = uninitialised(sizes, {sizes.size(0), 1, 1, all});
   float* target = static_cast<float*>(out.mutable_data_ptr());
   launch(device.stream, write_bias, divide_up(entries, 256), dim3(256), mass, n, prefix, all, entries, target);
   return out;
@@ -259,6 +266,7 @@ Tensor size_bias(const Tensor& given, int64_t prefix, int64_t suffix) {
 
 STABLE_TORCH_LIBRARY_IMPL(tokenreduce_kernels, CUDA, m) {
   m.impl("merge_apply", TORCH_BOX(&merge_apply));
+  m.impl("bipartite_merge", TORCH_BOX(&bipartite_merge));
   m.impl("size_bias", TORCH_BOX(&size_bias));
   m.impl("restore_apply", TORCH_BOX(&restore_apply));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 
 #include "device.h"
 
@@ -26,12 +27,17 @@ struct Rows {
   __device__ const T* at(int64_t image, int64_t row) const { return data + image * image_stride + row * row_stride; }
 };
 
+// `bipartite_match` of the tokens between `prefix` and `suffix` protected ones.
+std::tuple<Tensor, Tensor, Tensor> match_between(
+    const Tensor& metric, int64_t keep, int64_t first, int64_t prefix, int64_t suffix);
+
 template <typename T>
 struct Merge {
   Groups groups;
   Rows<T> x;  // (B, prefix + n + suffix, width)
   int64_t width, prefix, suffix;
-  T* out;  // (B, prefix + keep + suffix, width)
+  T* out;       // (B, prefix + keep + suffix, width)
+  float* bias;  // (B, prefix + keep + suffix), log sizes, or none
 };
 
 template <typename T>

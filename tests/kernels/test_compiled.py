@@ -153,9 +153,10 @@ def merges(draw: Any) -> tuple[Tensor, TokenMap, Tensor | None, int, int]:
 @given(merges())
 def test_merging_is_the_reference(case: tuple[Tensor, TokenMap, Tensor | None, int, int]) -> None:
     x, token_map, sizes, prefix, suffix = case
-    out, grown = token_map.merge(x, sizes, prefix, suffix)
+    out, grown, bias = token_map.merge(x, sizes, prefix, suffix)
     expected = by_reference(token_map.merge, x, sizes, prefix, suffix)
     assert out.dtype == x.dtype and torch.equal(grown, expected[1])
+    torch.testing.assert_close(bias, torch.nn.functional.pad(grown.log(), (prefix, suffix))[:, None, None])
     tolerance = 1e-6 if x.dtype.itemsize > 2 else 0.03  # the reference rounds differences to half precision
     torch.testing.assert_close(out, expected[0], rtol=tolerance, atol=tolerance)
 
@@ -239,7 +240,7 @@ def test_sizes_of_zero_are_padding() -> None:
     """A cluster of padding has no size, and no NaN comes of it."""
     x, sizes = torch.randn(1, 8, 4), torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0]])
     dest, rep, sources = kernel("ward_match")(x, sizes, None, 4, [4, 2], 0)
-    out, grown = kernel("merge_apply")(x, dest, rep, sources, sizes, 0, 0)
+    out, grown, _ = kernel("merge_apply")(x, dest, rep, sources, sizes, 0, 0)
     assert out.isfinite().all() and grown.sum() == 3
     bias = kernel("size_bias")(sizes, 1, 2)
     assert torch.equal(bias, torch.nn.functional.pad(sizes.log(), (1, 2))[:, None, None])

@@ -48,6 +48,8 @@ class _Watch:
 class _WatchedReducer:
     """Stands for a reducer in one `Reduction` and times what it does; everything else it passes on."""
 
+    kernel = ""  # which would do both stages at once
+
     def __init__(self, reducer: Reducer, watch: _Watch) -> None:
         self._reducer, self._watch = reducer, watch
 
@@ -72,9 +74,9 @@ class _WatchedMap(TokenMap):
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
         return self.watch("apply", super().apply, x, sizes, prefix, suffix)
 
-    def merge(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> tuple[Tensor, Tensor]:
+    def merge(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         self.__class__ = TokenMap  # type: ignore[assignment]  # what merging calls is part of it
-        return self.watch("apply", self.merge, x, sizes, prefix, suffix)
+        return self.watch("apply", self.merge, *arguments)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Agglomerative clustering: merge the two closest clusters until few enough are left.
 
-Exported programs hold the operator `tokenreduce::agglomerate`: import this module before loading one elsewhere.
+Exported programs hold the operator `tokenreduce::agglomerate`: import this module before loading one elsewhere. Graphs
+of ONNX hold a loop of plain operators.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenreduce.exporting import repeat, to_onnx
+
 LINKAGES = ("average", "single", "complete", "ward")
 # Below this many entries of distance matrices, threads cost more than they save.
 WORTH_THREADS = 1 << 19
 
 
-# One operator, so that compiled and exported graphs do not unroll a round for every merge.
-@torch.library.custom_op("tokenreduce::agglomerate", mutates_args=())
 def agglomerate(distance: Tensor, keep: int, linkage: str) -> Tensor:
     """`(B, N)`: for each of N items the smallest member of its cluster, when `keep` clusters are left.
 
@@ -35,17 +36,29 @@ def agglomerate(distance: Tensor, keep: int, linkage: str) -> Tensor:
         keep: 1 to N.
         linkage: one of `LINKAGES`.
     """
-    upper = distance.float().triu(1)
-    between = upper + upper.transpose(1, 2)
+    return agglomerate_loop(distance, keep, linkage) if to_onnx() else agglomerate_operator(distance, keep, linkage)
+
+
+# One operator, so that compiled and exported graphs do not unroll a round for every merge.
+@torch.library.custom_op("tokenreduce::agglomerate", mutates_args=())
+def agglomerate_operator(distance: Tensor, keep: int, linkage: str) -> Tensor:
+    """`agglomerate` everywhere but in graphs of ONNX."""
+    between = mirrored(distance)
     kernel = compiled() if between.device.type == "cpu" else None
     if kernel is None:
         return agglomerate_reference(between, keep, linkage)
     return agglomerate_compiled(kernel, between, keep, linkage)
 
 
-@agglomerate.register_fake
+@agglomerate_operator.register_fake
 def _(distance: Tensor, keep: int, linkage: str) -> Tensor:
     return distance.new_empty(distance.shape[:2], dtype=torch.long)
+
+
+def mirrored(distance: Tensor) -> Tensor:
+    """The symmetric fp32 matrices with the upper triangles of `distance (B, N, N)`, of zero diagonal."""
+    upper = distance.float().triu(1)
+    return upper + upper.transpose(1, 2)
 
 
 def agglomerate_reference(between: Tensor, keep: int, linkage: str) -> Tensor:
@@ -61,20 +74,45 @@ def agglomerate_reference(between: Tensor, keep: int, linkage: str) -> Tensor:
         both = torch.stack([into, gone], 1)
         a, b = members.gather(1, both).split(1, 1)
         x, y, z = between[images, into], between[images, gone], between[images, into, gone, None]
-        if linkage == "average":
-            row = (a * x + b * y) / (a + b)
-        elif linkage == "single":
-            row = torch.minimum(x, y)
-        elif linkage == "complete":
-            row = torch.maximum(x, y)
-        else:
-            row = ((a + members) * x + (b + members) * y - members * z) / (a + b + members)
-        row = row.scatter(1, both, torch.inf)
+        row = linked(linkage, a, b, members, x, y, z).scatter(1, both, torch.inf)
         between[images, into] = between[images, :, into] = row
         between[images, gone] = between[images, :, gone] = torch.inf
         members = members.scatter_add(1, into[:, None], b)
         label = torch.where(label == gone[:, None], into[:, None], label)
     return label
+
+
+def agglomerate_loop(distance: Tensor, keep: int, linkage: str) -> Tensor:
+    """`agglomerate` as a loop of the exported graph."""
+    batch, n, _ = distance.shape
+    index = torch.arange(n, device=distance.device)
+
+    def step(_: Tensor, between: Tensor, members: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        pair = between.flatten(1).argmin(1, keepdim=True)
+        into, gone = pair // n, pair % n
+        is_into, is_gone = index == into, index == gone
+        x, y = (between.gather(1, item[..., None].expand(-1, -1, n))[:, 0] for item in (into, gone))
+        a, b, z = members.gather(1, into), members.gather(1, gone), x.gather(1, gone)
+        row = linked(linkage, a, b, members, x, y, z).masked_fill(is_into | is_gone, torch.inf)
+        between = torch.where(is_into[:, None], row[..., None], between)
+        between = torch.where(is_into[..., None], row[:, None], between)
+        between = between.masked_fill(is_gone[:, None] | is_gone[..., None], torch.inf)
+        return between, members + b * is_into, torch.where(label == gone, into, label)
+
+    between = mirrored(distance).masked_fill(index == index[:, None], torch.inf)
+    label = index.expand(batch, -1).clone()
+    return repeat(step, n - keep, between, torch.ones_like(between[:, 0]), label)[2]
+
+
+def linked(linkage: str, a: Tensor, b: Tensor, members: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """The distances to the union of two clusters; arguments as in the formulas of `agglomerate`, `members` for c."""
+    if linkage == "average":
+        return (a * x + b * y) / (a + b)
+    if linkage == "single":
+        return torch.minimum(x, y)
+    if linkage == "complete":
+        return torch.maximum(x, y)
+    return ((a + members) * x + (b + members) * y - members * z) / (a + b + members)
 
 
 def agglomerate_compiled(kernel: Callable[..., None], between: Tensor, keep: int, linkage: str) -> Tensor:

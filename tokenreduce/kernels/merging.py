@@ -13,9 +13,9 @@ from tokenreduce.kernels.native import choose
 
 def merge_rows(
     x: Tensor, dest: Tensor | None, rep: Tensor, sources: Tensor, sizes: Tensor | None, prefix: int, suffix: int
-) -> tuple[Tensor, Tensor] | None:
-    """Size-weighted means `(B, prefix + M + suffix, C)` of `x (B, prefix + N + suffix, C)` and sizes `(B, M)`, for a
-    `TokenMap` with these fields."""
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Size-weighted means `(B, prefix + M + suffix, C)` of `x (B, prefix + N + suffix, C)`, sizes `(B, M)` and their
+    `size_bias`, for a `TokenMap` with these fields."""
     compiled = choose("merge_apply", x)
     if compiled is None or dest is None:
         return None
@@ -47,20 +47,20 @@ class MergeRows(torch.autograd.Function):
     """The compiled kernel; a token gets the part of its output's gradient that it is of the output."""
 
     @staticmethod
-    def forward(ctx: Any, compiled: Any, x: Tensor, dest: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, compiled: Any, x: Tensor, dest: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         rep, sources, sizes, prefix, suffix = args
-        out, grown = compiled(x, dest, rep, sources, sizes, prefix, suffix)
+        out, grown, bias = compiled(x, dest, rep, sources, sizes, prefix, suffix)
         mass = torch.ones_like(dest, dtype=torch.float32) if sizes is None else sizes
         part = mass / grown.clamp_min(1e-12).gather(1, dest)
         # An output of padding alone has no mass and is its representative.
         part = part.scatter(1, rep, torch.where(grown > 0, part.gather(1, rep), 1.0))
         ctx.save_for_backward(dest, part)
         ctx.protected = prefix, suffix
-        ctx.mark_non_differentiable(grown)
-        return out, grown
+        ctx.mark_non_differentiable(grown, bias)
+        return out, grown, bias
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         dest, part = ctx.saved_tensors
         prefix, suffix = ctx.protected
         end = grad.shape[1] - suffix

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn import Parameter
 
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.kernels import build, build_cuda
@@ -24,6 +26,7 @@ KERNELS = {
     "bipartite_match": "pairs of a bipartition by cosine, without the matrix of all scores (tome, dsm, tofu)",
     "ward_match": "the rounds of ward in one call",
     "merge_apply": "merged features and sizes in one pass",
+    "bipartite_merge": "bipartite_match and merge_apply in one call (tome)",
     "size_bias": "what sizes add to attention, protected tokens included",
     "restore_apply": "tokens that come back with the change since, in one pass",
 }
@@ -34,6 +37,11 @@ CHOICES = {
     "cuda": "compiled for CUDA, an error where it cannot run",
 }
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+# Looked up once: between two matrix products every look into another module costs a wait for slow memory.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_transforms = torch._C._functorch.peek_interpreter_stack
+_is_tracing = torch._C._is_tracing
 
 _chosen = os.environ.get("TOKENREDUCE_KERNELS", "auto")
 if _chosen not in CHOICES:
@@ -55,22 +63,22 @@ def choose(name: str, x: Tensor) -> Callable[..., Any] | None:
 
 def why_not(name: str, x: Tensor) -> str:
     """Why the compiled kernel `name` does not take `x`; empty if it does."""
-    device = x.device.type
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return "the compiler and exported programs take the reference, which they can fuse"
     if _chosen == "reference":
         return "the reference is forced"
+    device = "cpu" if x.is_cpu else x.device.type
     if device not in ("cpu", "cuda") or _chosen not in ("auto", device):
         return f"there are none for {device}" if _chosen == "auto" else f"the tensor is on {device}"
     if device == "cuda" and _chosen == "auto":
         return "those for CUDA have run on no GPU yet and are taken only when forced"
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not supported"
-    if type(x) not in (Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack():
+    if type(x) not in (Tensor, Parameter) or _dispatch_modes():
         return "a tensor subclass or a dispatch mode (counting, fake tensors) sees PyTorch's own operators only"
-    if torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if _is_tracing() or _function_transforms() is not None:
         return "traces and function transforms see PyTorch's own operators only"
-    if torch.is_grad_enabled() and x.requires_grad and name != "merge_apply":
+    if x.requires_grad and torch.is_grad_enabled() and name != "merge_apply":
         return "it has no backward"
     return load() or (load_cuda() if device == "cuda" else "")
 

@@ -87,8 +87,8 @@ class ATS(Reducer):
         excess = max(0, reference - keep)
         picks = self._picks(cumulative, tuple(reference - step * excess // (LADDER - 1) for step in range(LADDER)))
         # The last step has keep heights at most and needs no look: it cannot pick too many.
-        too_many = (picks[:, :-1].sum(-1) > keep).long()
-        step = too_many.cumprod(1).sum(1)[:, None, None].expand(-1, 1, tokens.count)
+        fits = picks[:, :-1].sum(-1) <= keep
+        step = (fits.cumsum(1) == 0).sum(1)[:, None, None].expand(-1, 1, tokens.count)
         best_first, picked = order.flip(1), picks.gather(1, step)[:, 0].flip(1).long()
         front = stable_order(picked, 1, descending=True)[:, :keep]
         kept = best_first.gather(1, front).sort(dim=1).values

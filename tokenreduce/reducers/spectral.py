@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.exporting import repeat, to_onnx
 from tokenreduce.kernels.clusters import choose_seeds, k_means, k_medoids, squared_distances
 from tokenreduce.reducers.kmeans import Clustering, check_rounds
 from tokenreduce.registry import check_option, register
 from tokenreduce.token_map import TokenMap
 from tokenreduce.tokens import Tokens
+
+PURIFYING = 80  # rounds, which separate eigenvalues that differ by 1e-6
 
 
 @register
@@ -63,7 +66,8 @@ class Spectral(Clustering):
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         mass = self.mass(tokens)
-        rows = eigenvectors(affinity(squared_distances(self.points(tokens)), self.sigma), keep)
+        graph = affinity(squared_distances(self.points(tokens)), self.sigma)
+        rows = projector(graph, keep) if to_onnx() else eigenvectors(graph, keep)
         norm = rows.norm(dim=-1)
         rows = rows / norm.clamp_min(1e-6)[..., None]
         squared = squared_distances(rows)
@@ -86,7 +90,29 @@ def affinity(squared: Tensor, sigma: float) -> Tensor:
 
 def eigenvectors(graph: Tensor, count: int) -> Tensor:
     """`(B, N, count)`: those of the normalised Laplacian of `graph (B, N, N)` with the smallest eigenvalues first."""
-    scale = graph.sum(-1).rsqrt()
-    normalised = scale[:, :, None] * graph * scale[:, None, :]
     # The largest of D^-1/2 W D^-1/2 are the smallest of I minus it.
-    return torch.linalg.eigh(normalised).eigenvectors[:, :, -count:].flip(2)
+    return torch.linalg.eigh(normalised(graph)).eigenvectors[:, :, -count:].flip(2)
+
+
+def projector(graph: Tensor, count: int) -> Tensor:
+    """`(B, N, N)`: U U^T of the `eigenvectors` U, whose rows have the norms and distances of those of U.
+
+    For ONNX, which has no eigendecomposition: the purification of Niklasson (2002, Physical Review B 66, 155115) moves
+    all eigenvalues to 0 or 1, each round with the polynomial that brings their sum closer to `count`.
+    """
+
+    def step(_: Tensor, x: Tensor) -> tuple[Tensor]:
+        square = x @ x
+        total, smaller = (matrix.diagonal(dim1=1, dim2=2).sum(1) for matrix in (x, square))
+        shrinks = (smaller - count).abs() < (2 * total - smaller - count).abs()
+        return (torch.where(shrinks[:, None, None], square, 2 * x - square),)
+
+    # In fp64: the gap between the eigenvalues on either side is doubled by every second round, and so is rounding.
+    itself = torch.eye(graph.shape[1], dtype=torch.float64, device=graph.device)
+    return repeat(step, PURIFYING, (normalised(graph).double() + itself) / 2)[0].float()
+
+
+def normalised(graph: Tensor) -> Tensor:
+    """D^-1/2 W D^-1/2 of `graph (B, N, N)`, W, with the row sums D."""
+    scale = graph.sum(-1).rsqrt()
+    return scale[:, :, None] * graph * scale[:, None, :]

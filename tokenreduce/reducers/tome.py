@@ -39,6 +39,7 @@ class ToMe(Reducer):
     year: ClassVar[int] = 2023
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     averages_keys: ClassVar[bool] = True
+    kernel: ClassVar[str] = "bipartite_merge"
 
     def __post_init__(self) -> None:
         check_option("metric", self.metric, ("keys", "features"))
@@ -49,6 +50,13 @@ class ToMe(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         metric = tokens.keys_to_average if self.metric == "keys" else tokens.features
         return match_bipartite(metric, keep, first=tokens.prefix % 2)
+
+    def merge_at_once(
+        self, kernel: Any, x: Tensor, keys: Tensor, sizes: Tensor | None, keep: int, prefix: int, suffix: int
+    ) -> tuple[TokenMap, Tensor, Tensor, Tensor]:
+        metric = keys if self.metric == "keys" else x
+        out, grown, bias, dest, rep, moved = kernel(x, metric, sizes, keep, prefix % 2, prefix, suffix)
+        return TokenMap(keep, dest=dest, rep=rep, sources=moved), out, grown, bias
 
 
 def match_bipartite(metric: Tensor, keep: int, first: int = 0) -> TokenMap:
