@@ -13,6 +13,8 @@ STABLE_TORCH_LIBRARY(tokenreduce_kernels, m) {
       "bipartite_merge(Tensor x, Tensor metric, Tensor? sizes, int keep, int first, int prefix, int suffix) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("size_bias(Tensor sizes, int prefix, int suffix) -> Tensor");
+  m.def("attention_statistics(Tensor queries, Tensor keys, Tensor? bias) -> (Tensor, Tensor)");
+  m.def("pitome_energy(Tensor metric, float margin, float alpha, bool above_margin) -> Tensor");
   m.def(
       "restore_apply(Tensor y, Tensor dest, Tensor? before, Tensor? after, int prefix, int suffix) -> Tensor");
 }

@@ -20,9 +20,9 @@ PATCHES = Path(tokenreduce.patches.__file__).parent
 # A file may import from its own layer and from those below it.
 LAYERS = [
     {"errors", "constant", "exporting"},
-    {"ordering", "attention"},
+    {"ordering"},
     {"kernels"},
-    {"token_map", "schedule", "tokens"},
+    {"token_map", "schedule", "tokens", "attention"},
     {"registry", "places"},
     {"restoring"},
     {"reducers", "flops", "rehearsal", "reduction"},

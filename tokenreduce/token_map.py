@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,11 +30,13 @@ class TokenMap:
         size_weight: `(B, N)`, where sizes add differently from features; None: as `weight`.
         rep: `(B, M)`, the member that represents each output (its position, its bias rows).
         sources: `(B, N - M)`, the tokens that represent no output; saves work when `rep` and `sources` are both known.
+            With `share` and without division they are the only ones that give to an output they do not represent.
         drops: every token that represents no output is dropped with its size; in the integer encoding with its
             features too, so that applying is a plain gather.
         gain: `(B, M)`, a factor on each output (norm-preserving merges, unnormalised sums).
         divide: False adds shares of features as they are, whatever their sizes (propagation).
-        undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G.
+        undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G, or a function that
+            makes it.
         grid: the output's `(H, W)` if it still is one.
     """
 
@@ -47,7 +50,7 @@ class TokenMap:
     drops: bool = False
     gain: Tensor | None = None
     divide: bool = True
-    undo: Tensor | None = None
+    undo: Tensor | Callable[[], Tensor] | None = None
     grid: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -72,11 +75,12 @@ class TokenMap:
         self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """`apply` and `sizes` at once, and their `size_bias` where it comes for nothing."""
-        plain = self.weight is None and self.size_weight is None and self.gain is None and self.divide
-        if plain and self.rep is not None and self.sources is not None and not self.drops:
-            merged = merge_rows(x, self.dest, self.rep, self.sources, sizes, prefix, suffix)
+        means = self.gain is None and self.divide and not self.drops
+        if means and self.rep is not None and self.sources is not None:
+            merged = merge_rows(x, self.dest, self.rep, self.sources, self._mass(sizes), prefix, suffix)
             if merged is not None:
-                return merged
+                own_sizes = self.weight is None and self.size_weight is None
+                return merged if own_sizes else (merged[0], self.sizes(sizes), None)
         return self.apply(x, sizes, prefix, suffix), self.sizes(sizes), None
 
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
@@ -156,7 +160,7 @@ class TokenMap:
     def undo_matrix(self) -> Tensor:
         """The restore matrix `(B, N, M)` in fp32; its rows sum to 1."""
         if self.undo is not None:
-            return self.undo.float()
+            return (self.undo if isinstance(self.undo, Tensor) else self.undo()).float()
         if self.dest is not None:
             return self._one_hot().transpose(1, 2)
         share = self.dense().transpose(1, 2)
@@ -182,7 +186,9 @@ class TokenMap:
         """Without a known representative: scatter the integer encoding, multiply the dense one."""
         if not self.divide:
             sizes = None
-        if self.share is not None:
+        if self.share is not None and self.sources is not None and not self.divide:
+            summed = self._add_given(x)
+        elif self.share is not None:
             share = self.dense() if sizes is None else self.dense() * sizes[:, None, :]
             total, summed = share.sum(-1), share.to(summing(x).dtype) @ summing(x)
         else:
@@ -195,6 +201,13 @@ class TokenMap:
         if self.divide:
             summed = summed / total.clamp_min(1e-12)[..., None]
         return (summed if self.gain is None else summed * self.gain[..., None]).to(x.dtype)
+
+    def _add_given(self, x: Tensor) -> Tensor:
+        """Each output is its representative and what the sources give it: P columns of G instead of all N."""
+        sources: Tensor = self.sources  # type: ignore[assignment]
+        given = self.share.gather(2, sources[:, None, :].expand(-1, self.count, -1))  # type: ignore[union-attr]
+        kept, moved = summing(take(x, self.rep)), summing(take(x, sources))  # type: ignore[arg-type]
+        return torch.baddbmm(kept, given.to(kept.dtype), moved)
 
     def _add_sources(self, x: Tensor, out: Tensor, sizes: Tensor | None, prefix: int) -> Tensor:
         """Move each representative towards its other members: `y = x_rep + sum_i w_i (x_i - x_rep) / sum w`.

@@ -42,16 +42,33 @@ struct Packed {
   int64_t blocks() const { return (count + block - 1) / block; }
   const float* at(int64_t number) const { return values.data() + number * block * width; }
 
-  // Block `number` of its rows, which `read(row, out)` writes down.
+  // Block `number` of its rows, which `read(number, row)` writes down.
   template <typename Read>
-  void pack(int64_t number, float* rows, const Read& read) {
+  void pack(int64_t number, float* row, const Read& read) {
     const int64_t here = std::min(block, count - number * block);
-    for (int64_t i = 0; i < here; ++i) read(number * block + i, rows + i * width);
     float* to = values.data() + number * block * width;
-    for (int64_t k = 0; k < width; ++k, to += block)
-      for (int64_t i = 0; i < here; ++i) to[i] = rows[i * width + k];
+    for (int64_t i = 0; i < here; ++i, ++to) {
+      read(number * block + i, row);
+      for (int64_t k = 0; k < width; ++k) to[k * block] = row[k];
+    }
   }
 };
+
+// e to the power of values of at most 0, to 2 units in the last place; 0 below the smallest normal number.
+inline Floats exponential(Floats x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  const Floats whole = (x * 1.44269504f + kRound) - kRound;
+  const Floats rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  Floats sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+  sum = sum * rest + 8.3334519073e-3f;
+  sum = sum * rest + 4.1665795894e-2f;
+  sum = sum * rest + 1.6666665459e-1f;
+  sum = sum * rest + 0.5f;
+  sum = sum * rest * rest + rest + 1.0f;
+  const Ints power = __builtin_convertvector(x < -87.0f ? Floats{} : whole, Ints);
+  const Ints bits = (power + 127) << 23;
+  return x < -87.0f ? Floats{} : sum * reinterpret_cast<const Floats&>(bits);
+}
 
 struct Running {
   Floats score[2];

@@ -7,6 +7,7 @@
 #include "../tensors.h"
 #include "best_targets.h"
 #include "match.h"
+#include "rows.h"
 
 namespace tokenreduce {
 
@@ -15,32 +16,6 @@ using torch::stable::parallel_for;
 namespace {
 
 constexpr int64_t kAtOnce = 16 << 20;  // bytes of packed tokens that are there at once
-
-// Rows of one image, `(heads, n, width)` in memory, read as means over heads in fp32.
-template <typename T>
-struct Rows {
-  const T* data;
-  int64_t heads, head_stride, row_stride, width;
-
-  void read(int64_t row, float* out) const {
-    const T* from = data + row * row_stride;
-    for (int64_t k = 0; k < width; ++k) out[k] = static_cast<float>(from[k]);
-    if (heads == 1) return;
-    for (int64_t h = 1; h < heads; ++h) {
-      from += head_stride;
-      for (int64_t k = 0; k < width; ++k) out[k] += static_cast<float>(from[k]);
-    }
-    const float part = 1.0f / static_cast<float>(heads);
-    for (int64_t k = 0; k < width; ++k) out[k] *= part;
-  }
-};
-
-float squares_of(const float* row, int64_t width) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < width; ++k) sum += row[k] * row[k];
-  return sum;
-}
 
 // Sources and targets of one image and the best target of each source.
 struct Side {
@@ -58,10 +33,10 @@ struct Side {
 
   // Packs block `number` of both sides, sources first, of the rows that `read(token, out)` writes down.
   template <typename Read>
-  void pack(int64_t number, int64_t first, float* rows, const Read& read) {
+  void pack(int64_t number, int64_t first, float* row, const Read& read) {
     Packed& to = number < a.blocks() ? a : b;
     const bool source = &to == &a;
-    to.pack(source ? number : number - a.blocks(), rows, [&](int64_t row, float* out) {
+    to.pack(source ? number : number - a.blocks(), row, [&](int64_t row, float* out) {
       read(source ? source_at(row, first) : target_at(row, first), out);
     });
   }
@@ -130,11 +105,11 @@ std::tuple<Tensor, Tensor, Tensor> match_between(
       for (int64_t i = 0; i < images; ++i) sides.emplace_back(n, width, first, Score::kProduct);
       const int64_t blocks = sides[0].blocks();
       parallel_for(0, images * blocks, grain(4 * heads * width * kPanel), [&](int64_t begin, int64_t end) {
-        std::vector<float> rows(kPanel * width);
+        std::vector<float> buffer(width);
         for (int64_t i = begin; i < end; ++i) {
           const T* from = data + (done + i / blocks) * metric.stride(0);
           const Rows<T> tokens{from, heads, head_stride, row_stride, width};
-          sides[i / blocks].pack(i % blocks, first, rows.data(), [&](int64_t token, float* out) {
+          sides[i / blocks].pack(i % blocks, first, buffer.data(), [&](int64_t token, float* out) {
             tokens.read(token, out);
             const float length = inverse_length(squares_of(out, width));
             for (int64_t k = 0; k < width; ++k) out[k] *= length;
@@ -184,8 +159,8 @@ struct Clusters {
     }
   }
 
-  void pack(Side& side, int64_t number, int64_t first, float* rows) const {
-    side.pack(number, first, rows, [&](int64_t token, float* out) {
+  void pack(Side& side, int64_t number, int64_t first, float* row) const {
+    side.pack(number, first, row, [&](int64_t token, float* out) {
       std::copy_n(points.data() + token * width, width, out);
     });
     Packed& to = number < side.a.blocks() ? side.a : side.b;
@@ -267,8 +242,8 @@ std::tuple<Tensor, Tensor, Tensor> ward_match(
     for (int64_t i = 0; i < batch; ++i) sides.emplace_back(tokens, width, first, Score::kWard);
     const int64_t blocks = batch ? sides[0].blocks() : 0;
     parallel_for(0, batch * blocks, grain(4 * width * kPanel), [&](int64_t begin, int64_t end) {
-      std::vector<float> rows(kPanel * width);
-      for (int64_t i = begin; i < end; ++i) images[i / blocks].pack(sides[i / blocks], i % blocks, first, rows.data());
+      std::vector<float> buffer(width);
+      for (int64_t i = begin; i < end; ++i) images[i / blocks].pack(sides[i / blocks], i % blocks, first, buffer.data());
     });
     if (batch) find_best<Score::kWard>(sides);
     parallel_for(0, batch, grain(tokens * width), [&](int64_t begin, int64_t end) {

@@ -93,18 +93,22 @@ class GTP(Reducer):
         return adjacent, adjacent.sum(-1).clamp_min(1).float().rsqrt()
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        order = stable_order(self._score(tokens), 1, descending=True)
+        order, grid = stable_order(self._score(tokens), 1, descending=True), tokens.grid
         nodes = tokens.origin.gather(1, order)
         links = weights(state, nodes[:, keep:], nodes[:, :keep])
-        total = links.sum(-1, keepdim=True)
-        nearest = nearest_nodes(nodes[:, keep:], nodes[:, :keep], tokens.grid)
-        stands_for = torch.where(total > 0, links / total.clamp_min(1e-12), nearest)
+
+        def undo() -> Tensor:
+            total = links.sum(-1, keepdim=True)
+            nearest = nearest_nodes(nodes[:, keep:], nodes[:, :keep], grid)
+            return in_order(torch.where(total > 0, links / total.clamp_min(1e-12), nearest), order)
+
         return TokenMap(
             keep,
             share=in_order(links * self.alpha, order).transpose(1, 2),
             divide=False,
             rep=order[:, :keep],
-            undo=in_order(stands_for, order),
+            sources=order[:, keep:],
+            undo=undo,
             drops=not self.scales,
         )
 
@@ -168,4 +172,5 @@ def in_order(dropped: Tensor, order: Tensor) -> Tensor:
     """`(B, N, M)` with a row for each token: `dropped (B, N - M, M)` for the last of `order`, one-hot for the first."""
     batch, _, keep = dropped.shape
     one_hot = torch.eye(keep, device=dropped.device).expand(batch, -1, -1)
-    return take(torch.cat([one_hot, dropped], 1), order.argsort(dim=1))
+    ranks = torch.zeros_like(order).scatter(1, order, counting(order.shape[1], order.device).expand_as(order))
+    return take(torch.cat([one_hot, dropped], 1), ranks)

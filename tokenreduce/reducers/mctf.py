@@ -82,7 +82,9 @@ class MCTF(Reducer):
         unit = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6)
         cosine = unit[:, first::2] @ unit[:, 1 - first :: 2].transpose(1, 2)
         # Rounding below cosine -1 would make NaN of a fractional exponent.
-        attraction = ((1 + cosine) / 2).clamp_min(0) ** self.similarity
+        attraction = ((1 + cosine) / 2).clamp_min(0)
+        if self.similarity != 1:
+            attraction = attraction**self.similarity
         criteria = [(attention, self.information)]
         if tokens.sizes is not None:
             criteria.append((tokens.sizes, self.size))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenreduce.kernels.native import choose
 from tokenreduce.ordering import stable_order
 from tokenreduce.reducers.tome import match_bipartite
 from tokenreduce.registry import Reducer, check_number, check_option, register
@@ -81,6 +82,9 @@ class PiToMe(Reducer):
     def energy(self, metric: Tensor, progress: float) -> Tensor:
         """N times the energy of each token, `(B, N)` in fp64; `progress` through the depth is in [0, 1)."""
         margin = self.margin * (1 - progress)
+        compiled = choose("pitome_energy", metric)
+        if compiled is not None:
+            return compiled(metric, margin, self.alpha, self.form == "code")
         unit = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-6)
         index = counting(metric.shape[1], metric.device)
         # Rounding must not decide between equals: a token's cosine with itself is 1, or 0 for a zero vector, and the
