@@ -3,7 +3,7 @@ BIN := .venv/bin
 # For a CPU-only PyTorch: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup demo test test-all lint
+.PHONY: setup demo test test-all sanitize lint
 
 setup: .venv/installed
 
@@ -21,6 +21,17 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "full or not full" $(ARGS)
+
+# Python is not built with the sanitizers, so their runtimes are loaded first, and libstdc++ for exceptions to be seen.
+SANITIZE := -fsanitize=address,undefined -fno-omit-frame-pointer -g -O1 -D_GLIBCXX_ASSERTIONS
+
+sanitize: export TOKENREDUCE_CXXFLAGS := $(SANITIZE)
+sanitize: export CXX := g++
+sanitize: export ASAN_OPTIONS := detect_leaks=0
+sanitize: export UBSAN_OPTIONS := print_stacktrace=1:halt_on_error=1
+sanitize: setup
+	LD_PRELOAD="$(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))" \
+		$(BIN)/python -m pytest tests/kernels $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

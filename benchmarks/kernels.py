@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
+import kernel_memory
 import torch
 from torch import Tensor
 
@@ -105,6 +106,7 @@ def main() -> None:
         "torch": torch.__version__,
         "rows": rows,
         "growth": grown,
+        "memory": kernel_memory.rows(),
     }
     content |= {"tokenreduce": tokenreduce.__version__, "processor": platform.processor() or platform.machine()}
     (Path(__file__).parent / "results/kernels.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -161,6 +161,20 @@ def break_even(data: dict) -> str:
     return "\n".join(lines)
 
 
+def speed(data: dict) -> str:
+    """Time over that of free slicing, with the target where there is one."""
+    lines = [
+        "| model | batch | method | budget | time / limit | all runs | target | speed-up | tokens left |",
+        "|---|---:|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in data["rows"]:
+        runs = ", ".join(f"{share:.3f}" for share in row["runs"] if share is not None)
+        cells = [row["model"], str(row["batch_size"]), f"`{row['method']}`", row["budget"]]
+        cells += ["-" if row["limit_share"] is None else f"{row['limit_share']:.3f}", runs, str(row["target"] or "")]
+        lines.append(f"| {' | '.join([*cells, format(row['speedup'], '.2f'), str(row['tokens_left'])])} |")
+    return "\n".join(lines)
+
+
 def tables() -> dict[tuple[str, str], str]:
     """(file, marker) -> table, for every table that is made of results or facts."""
     read = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
@@ -171,6 +185,7 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/backbones.md", "compatibility"): compatibility(read["compatibility"]),
         ("docs/backbones.md", "refusals"): refusals(read["compatibility"]),
         ("docs/speed.md", "break-even"): break_even(read["break_even"]),
+        ("docs/speed.md", "speed"): speed(read["speed"]),
     }
     for name in ("quality", "quality_second"):
         for share in (0.8, 0.6, 0.45):

@@ -38,6 +38,16 @@ TOKENREDUCE_BOTH Value ward_cost(Value product, Value squares, Value other_squar
   return (squares + other_squares - product - product) / (inverse + other_inverse);
 }
 
+// The cosine of a row with itself, of its squared length and inverse length: rounding must not decide between equals.
+TOKENREDUCE_BOTH float own_cosine(float squares, float length) { return std::round(squares * length * length); }
+
+// What a token of this cosine adds to the energy of PiToMe; `grown` is e to the power of `cosine - margin`.
+template <typename Value>
+TOKENREDUCE_BOTH Value pitome_term(Value cosine, Value grown, float margin, float alpha, bool above_margin) {
+  const Value far = alpha * (grown - 1.0f), near = above_margin ? cosine - margin : cosine;
+  return cosine >= margin ? near : far;
+}
+
 // Tokens alternate between sources and targets; the first source is token `first`, which is 0 or 1.
 TOKENREDUCE_BOTH int64_t source_count(int64_t n, int64_t first) { return (n - first + 1) / 2; }
 TOKENREDUCE_BOTH int64_t source_at(int64_t index, int64_t first) { return 2 * index + first; }

@@ -49,7 +49,7 @@ inline void check_shape(const Tensor& tensor, const char* name, const std::vecto
 }
 
 inline void check_protected(const char* name, int64_t tokens, int64_t prefix, int64_t suffix) {
-  if (prefix < 0 || suffix < 0 || tokens < prefix + suffix)
+  if (prefix < 0 || suffix < 0 || prefix > tokens || suffix > tokens - prefix)
     fail(name, " has ", tokens, " tokens; ", prefix, " + ", suffix, " are protected");
 }
 

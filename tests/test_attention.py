@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from families import small_vit
@@ -11,12 +13,20 @@ from hypothesis import strategies as st
 import tokenreduce
 from tokenreduce import attention
 from tokenreduce.attention import attention_map, image_sources, received_and_own
+from tokenreduce.kernels import native
 
 
 def vectors(n: int, batch: int = 2, heads: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     queries, keys = (torch.randn(batch, heads, n, 8, generator=g) for _ in range(2))
     return queries, keys
+
+
+@pytest.fixture
+def references() -> Iterator[None]:
+    """The compiled kernel never makes a tile that could be looked at."""
+    with native.using("reference"):
+        yield
 
 
 @settings(deadline=None, max_examples=60)
@@ -29,7 +39,8 @@ def test_statistics_are_those_of_the_whole_map(n, tile, biased, seed) -> None:
     whole = (logits + bias if biased else logits).softmax(-1)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(attention, "TILE", tile)
-        received, own = received_and_own(queries, keys, bias)
+        with native.using("reference"):
+            received, own = received_and_own(queries, keys, bias)
     assert torch.allclose(received, whole.sum(2), atol=1e-5)
     assert torch.allclose(own, torch.stack([whole[:, :, i, i] for i in range(n)], -1), atol=1e-6)
     assert torch.allclose(attention_map(queries, keys, bias), whole, atol=1e-6)
@@ -52,7 +63,7 @@ def test_half_precision_is_computed_in_fp32() -> None:
         assert half.dtype == torch.float32 and torch.equal(half, exact)
 
 
-def test_image_entries_leave_out_protected_keys_but_count_their_queries(monkeypatch) -> None:
+def test_image_entries_leave_out_protected_keys_but_count_their_queries(monkeypatch, references) -> None:
     queries, keys = vectors(12)
     whole, asked = attention_map(queries, keys), []
     spied = attention_map
@@ -68,7 +79,7 @@ def test_image_entries_leave_out_protected_keys_but_count_their_queries(monkeypa
 
 
 @pytest.mark.parametrize("method", ["gtp", "mctf"])
-def test_a_large_model_never_holds_its_attention(method, monkeypatch) -> None:
+def test_a_large_model_never_holds_its_attention(method, monkeypatch, references) -> None:
     """1,157 tokens: every attention computed for the reducer has at most a tile of queries."""
     model, asked = small_vit(img_size=136, depth=2).eval(), []
     spied = attention_map

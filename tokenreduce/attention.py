@@ -40,7 +40,8 @@ def received_and_own(
 
     Goes through the queries in tiles, so that memory grows with N and not with its square.
     """
-    if padding is None and (bias is None or bias.shape[1:3] == (1, 1)) and queries.dtype == keys.dtype:
+    of_keys = bias is None or (bias.dtype == torch.float32 and bias.shape[:3] == (keys.shape[0], 1, 1))
+    if padding is None and of_keys and queries.dtype == keys.dtype and queries.shape == keys.shape:
         compiled = choose("attention_statistics", queries)
         if compiled is not None:
             return compiled(queries, keys, bias)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tokenreduce.kernels.merging import size_bias
 from tokenreduce.kernels.native import choose
+from tokenreduce.kernels.size_channels import size_mask
 from tokenreduce.layer_tokens import LayerTokens
 from tokenreduce.places import Places
 from tokenreduce.reduction import Reduction
@@ -85,7 +86,10 @@ class Run:
         self.places = Places(self.entered, self.grid, reads | follows)
 
     def attention_bias(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
-        """Additive logits `(B, 1, 1, N)`, log size of each key, 0 for protected tokens; None while all sizes are 1."""
+        """Additive logits `(B, 1, 1, N)`, log size of each key, 0 for protected tokens; None while all sizes are 1.
+
+        Without a `dtype` they are for attention over `x`, which may take them as channels: see `size_mask`.
+        """
         if self.sizes is None or not (self.reduction.prop_attn or self.valid is not None):
             return None
         if self.bias is None:
@@ -97,7 +101,8 @@ class Run:
                 protected = self.valid.log()
                 behind = protected[:, protected.shape[1] - shape.suffix :]
                 self.bias = torch.cat([protected[:, : shape.prefix], sizes.log(), behind], 1)[:, None, None, :]
-        dtype = dtype or x.dtype
+        if dtype is None:
+            return size_mask(self.bias, x)
         return self.bias if self.bias.dtype == dtype else self.bias.to(dtype)
 
     def rows(self, table: Tensor, x: Tensor) -> Tensor:

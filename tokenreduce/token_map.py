@@ -35,8 +35,8 @@ class TokenMap:
             features too, so that applying is a plain gather.
         gain: `(B, M)`, a factor on each output (norm-preserving merges, unnormalised sums).
         divide: False adds shares of features as they are, whatever their sizes (propagation).
-        undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G, or a function that
-            makes it.
+        undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G, or a function
+            that makes it.
         grid: the output's `(H, W)` if it still is one.
     """
 

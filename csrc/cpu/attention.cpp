@@ -164,8 +164,7 @@ struct Energy {
   // What the tokens from `first` on add to the energy of token `row`.
   Doubles terms(Floats cosine, int64_t row, int64_t first) const {
     if (row >= first && row < first + kLanes && row < a.count) cosine[row - first] = own[row];
-    const Floats far = alpha * (exponential(cosine - margin) - 1.0f), near = above_margin ? cosine - margin : cosine;
-    Floats found = cosine >= margin ? near : far;
+    Floats found = pitome_term<Floats>(cosine, exponential(cosine - margin), margin, alpha, above_margin);
     for (int64_t i = std::max<int64_t>(0, b.count - first); i < kLanes; ++i) found[i] = 0;
     return __builtin_convertvector(found, Doubles);
   }
@@ -188,7 +187,7 @@ Tensor pitome_energy(const Tensor& given, double margin, double alpha, bool abov
         tokens.read(row, to);
         const float squares = squares_of(to, width), length = inverse_length(squares);
         for (int64_t k = 0; k < width; ++k) to[k] *= length;
-        energy.own[row] = std::round(squares * length * length);
+        energy.own[row] = own_cosine(squares, length);
       };
       const int64_t blocks = energy.a.blocks() + energy.b.blocks();
       parallel_for(0, blocks, grain(4 * width * kPanel), [&](int64_t begin, int64_t end) {

@@ -132,8 +132,9 @@ void reduce(float* scores, int32_t* indices) {
 }
 
 inline void reduce(const Running& best, float* score, int32_t* index) {
-  float scores[kPanel];
-  int32_t indices[kPanel];
+  // Vectors of a type that depends on a template lose `aligned(4)`, and the halves are read as aligned ones.
+  alignas(sizeof(Floats)) float scores[kPanel];
+  alignas(sizeof(Ints)) int32_t indices[kPanel];
   std::memcpy(scores, best.score, sizeof scores);
   std::memcpy(indices, best.index, sizeof indices);
   reduce<kLanes>(scores, indices);

@@ -89,10 +89,10 @@ std::tuple<Tensor, Tensor, Tensor> match_between(
   const bool headed = metric.dim() == 4;
   if (headed) check(metric, "metric", {-1, -1, -1, -1}); else check(metric, "metric", {-1, -1, -1});
   const int64_t last = metric.dim() - 1, batch = metric.size(0), width = metric.size(last);
+  check_protected("metric", metric.size(last - 1), prefix, suffix);
   const int64_t n = metric.size(last - 1) - prefix - suffix, row_stride = metric.stride(last - 1);
   const int64_t heads = headed ? metric.size(1) : 1, head_stride = headed ? metric.stride(1) : 0;
   if (!heads) fail("metric has no heads");
-  check_protected("metric", metric.size(last - 1), prefix, suffix);
   check_keep(n, keep, first);
   const Maps maps(metric, batch, n, keep);
   const int64_t at_once = std::clamp<int64_t>(kAtOnce / (4 * std::max<int64_t>(1, n * width)), 1, std::max<int64_t>(1, batch));

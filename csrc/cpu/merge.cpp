@@ -80,8 +80,8 @@ std::tuple<Tensor, Tensor, Tensor> merge_apply(
   const Tensor x = with_rows(given);
   const std::optional<Tensor> sizes = in_a_row(given_sizes);
   check(x, "x", {-1, -1, -1});
-  const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2), stride = x.stride(1);
   check_protected("x", x.size(1), prefix, suffix);
+  const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2), stride = x.stride(1);
   if (rep.dim() != 2) fail("rep has shape ", shape_of(rep), "; it must be (B, M)");
   const int64_t keep = rep.size(1), removed = n - keep, all = prefix + keep + suffix;
   if (removed < 0) fail("rep names ", keep, " of ", n, " tokens");
@@ -140,8 +140,8 @@ Tensor restore_apply(
   if (given_before) before = with_rows(*given_before);
   if (given_after) after = with_rows(*given_after);
   check(y, "y", {-1, -1, -1});
-  const int64_t batch = y.size(0), keep = y.size(1) - prefix - suffix, width = y.size(2);
   check_protected("y", y.size(1), prefix, suffix);
+  const int64_t batch = y.size(0), keep = y.size(1) - prefix - suffix, width = y.size(2);
   if (dest.dim() != 2) fail("dest has shape ", shape_of(dest), "; it must be (B, N)");
   const int64_t n = dest.size(1), all = prefix + n + suffix;
   const Index to = check_index(dest, "dest", batch, n, keep);

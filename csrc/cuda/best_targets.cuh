@@ -7,15 +7,9 @@
 #include <cstdint>
 
 #include "../arithmetic.h"
-#include "device.h"
+#include "tiles.cuh"
 
 namespace tokenreduce::gpu {
-
-constexpr int kRows = 32, kColumns = 64, kDepth = 16;  // sources, targets and channels of a tile
-constexpr int kEach = 4;                               // sources and targets whose products one thread computes
-constexpr int kAcross = kColumns / kEach;              // threads with the same sources, always within one warp
-constexpr int kTileThreads = kRows / kEach * kAcross;
-constexpr int kPad = 4;  // against bank conflicts; rows stay aligned for vector loads
 
 enum class Score { kProduct, kWard };
 
@@ -69,17 +63,10 @@ __device__ __forceinline__ void load(
   }
 }
 
-// Four neighbours in shared memory.
-__device__ __forceinline__ void read_four(const float* from, float (&to)[kEach]) {
-  const float4 four = *reinterpret_cast<const float4*>(from);
-  to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
-}
-
 // Best score and target of kRows sources of one image.
 template <Score kind>
 __global__ void __launch_bounds__(kTileThreads) find_best(Points points, float* scores, int32_t* matches) {
-  __shared__ __align__(16) float a[kDepth][kRows + kPad];
-  __shared__ __align__(16) float b[kDepth][kColumns + kPad];
+  __shared__ Tiles tiles;
   const int64_t sources = points.sources(), targets = points.targets(), blocks = divide_up(sources, kRows);
   const int64_t image = blockIdx.x / blocks, row = blockIdx.x % blocks * kRows;
   const int down = threadIdx.x / kAcross * kEach, across = threadIdx.x % kAcross * kEach;
@@ -92,19 +79,10 @@ __global__ void __launch_bounds__(kTileThreads) find_best(Points points, float* 
     float sums[kEach][kEach] = {};
     for (int64_t channel = 0; channel < points.width; channel += kDepth) {
       __syncthreads();
-      load<true>(points, image, row, channel, a);
-      load<false>(points, image, column, channel, b);
+      load<true>(points, image, row, channel, tiles.a);
+      load<false>(points, image, column, channel, tiles.b);
       __syncthreads();
-#pragma unroll
-      for (int k = 0; k < kDepth; ++k) {
-        float left[kEach], right[kEach];
-        read_four(&a[k][down], left);
-        read_four(&b[k][across], right);
-#pragma unroll
-        for (int r = 0; r < kEach; ++r)
-#pragma unroll
-          for (int c = 0; c < kEach; ++c) sums[r][c] += left[r] * right[c];
-      }
+      tiles.add_products(down, across, sums);
     }
 #pragma unroll
     for (int c = 0; c < kEach; ++c) {

@@ -106,6 +106,11 @@ inline int64_t row_blocks(int64_t rows) { return divide_up(rows, kRowsAtOnce); }
 inline dim3 row_threads() { return dim3(kWarp, kRowsAtOnce); }
 __device__ __forceinline__ int64_t this_row() { return int64_t{blockIdx.x} * kRowsAtOnce + threadIdx.y; }
 
+__device__ __forceinline__ float sum_of_warp(float value) {
+  for (int step = kWarp / 2; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
 template <typename... Parameters, typename... Arguments>
 void launch(
     cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, dim3 threads, const Arguments&... arguments) {

@@ -35,11 +35,6 @@ struct Maps {
   int64_t n, keep;
 };
 
-__device__ __forceinline__ float sum_of_warp(float value) {
-  for (int step = kWarp / 2; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
-}
-
 // Signed sums of every `width`-th channel of a direction; one warp a token.
 template <typename T>
 __global__ void sketch(Heads<T> from, const float* signs, int64_t width, Points to) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -40,6 +41,11 @@ def compiler() -> str:
     return found
 
 
+def flags() -> list[str]:
+    """`FLAGS`, then those of `TOKENREDUCE_CXXFLAGS`, for compiling and linking."""
+    return [*FLAGS, *shlex.split(os.environ.get("TOKENREDUCE_CXXFLAGS", ""))]
+
+
 def cache_folder() -> Path:
     """Where compiled libraries are kept: `TOKENREDUCE_CACHE`, or the user's cache folder."""
     given = os.environ.get("TOKENREDUCE_CACHE")
@@ -47,9 +53,9 @@ def cache_folder() -> Path:
 
 
 def library() -> Path:
-    """Where the library of these sources, of this compiler and of this processor is or will be."""
+    """Where the library of these sources, of this compiler, its flags and this processor is or will be."""
     files = sources()
-    content = hashlib.sha256(repr((FLAGS, compiler(), processor())).encode())
+    content = hashlib.sha256(repr((flags(), compiler(), processor())).encode())
     for path in sorted({*files, *files[0].parent.rglob("*.h")}):
         content.update(path.read_bytes())
     return cache_folder() / f"kernels_{content.hexdigest()[:16]}.so"
@@ -84,14 +90,14 @@ def compile_library(path: Path) -> None:
     jobs = []
     for source in sources():
         out = path.parent / f"{source.stem}.o"
-        command = [compiler(), *FLAGS, f"-I{root / 'include'}", "-c", str(source), "-o", str(out)]
+        command = [compiler(), *flags(), f"-I{root / 'include'}", "-c", str(source), "-o", str(out)]
         jobs.append((out, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)))
     for out, job in jobs:
         words, _ = job.communicate()
         if job.returncode:
             raise BuildError(f"{compiler()} failed on {out.stem}.cpp: {words.strip()[-2000:]}")
     objects = [str(out) for out, _ in jobs]
-    command = [compiler(), "-shared", "-o", str(path), *objects, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    command = [compiler(), *flags(), "-shared", "-o", str(path), *objects, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise BuildError(f"{compiler()} failed to link the kernels: {done.stdout.strip()[-2000:]}")

@@ -24,7 +24,7 @@ from tokenreduce.kernels import build, build_cuda
 NAMESPACE = "tokenreduce_kernels"
 KERNELS = {
     "bipartite_match": "pairs of a bipartition by cosine, without the matrix of all scores (tome, dsm, tofu)",
-    "attention_statistics": "what tokens receive and keep of attention, without its matrix (gtp, mctf, zero_tprune ...)",
+    "attention_statistics": "what tokens receive and keep of attention, without its matrix (gtp, mctf ...)",
     "pitome_energy": "the energy of pitome, without the matrix of all cosines",
     "ward_match": "the rounds of ward in one call",
     "merge_apply": "merged features and sizes in one pass",

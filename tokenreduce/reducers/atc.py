@@ -51,7 +51,7 @@ class ATC(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         label = agglomerate(cosine_distance(tokens.mean_keys), keep, self.linkage)
         first = label == counting(tokens.count, label.device)
-        order = stable_order((~first).byte(), 1)
+        order = stable_order((~first).int(), 1)
         dest = (first.cumsum(1) - 1).gather(1, label)
         return TokenMap(keep, dest=dest, rep=order[:, :keep], sources=order[:, keep:])
 

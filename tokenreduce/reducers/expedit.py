@@ -121,7 +121,7 @@ class Expedit(Reducer):
         """The map in which the tokens `alone (B, K)` leave the clusters of `share` and are outputs behind them."""
         own = (alone[..., None] == counting(z.shape[1], z.device)).float()
         leaves = own.sum(1, keepdim=True) > 0
-        share = torch.where(leaves, LEAST_SHARE * near, share)
+        share = torch.where(leaves, LEAST_SHARE * near.float(), share)
         kept = z.gather(1, alone[..., None].expand(-1, -1, z.shape[2]))
         distance = squared_distances(torch.cat([means(share, z, sizes), kept], 1), z)
         exact = torch.cat([torch.zeros_like(share), own], 1).transpose(1, 2)

@@ -76,8 +76,10 @@ class RLT(Reducer):
         largest = stable_order(change, 1, descending=True)[:, : keep - first].sort(dim=1).values
         kept = torch.cat([counting(first, device).expand(batch, -1), largest + first], 1)
         stays = torch.zeros_like(tokens.features[..., 0], dtype=torch.long).scatter(1, kept, 1)
-        times = counting(tokens.count // first, device)[:, None]
-        heads = (stays.unflatten(1, (-1, first)) * times).cummax(1).values * first + counting(first, device)
+        times = counting(tokens.count // first, device)
+        # The last time step so far whose token stays. ONNX has no running maximum.
+        steps = (stays.unflatten(1, (-1, first)) * times[:, None])[:, None]
+        heads = (steps * (times <= times[:, None])[..., None]).amax(2) * first + counting(first, device)
         runs = keep_tokens(kept, (stays.cumsum(1) - 1).gather(1, heads.flatten(1)))
         return replace(runs, size_weight=torch.ones_like(stays, dtype=torch.float32))
 

@@ -1,0 +1,115 @@
+"""Time of patched models over the limit, the same token counts left by slicing for nothing -> results/speed.json.
+
+python benchmarks/speed.py --threads 2
+
+Rows with a target are measured three times and report the best median of interleaved rounds, and all three; the other
+methods once. The C library is told to keep freed memory: whether it returns pages after a layer is luck that differs
+between two models in one process by up to 3 % of their time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import tokenreduce
+from tokenreduce.bench import Arm, compare
+from tokenreduce.kernels import native
+
+RESULTS = Path(__file__).parent / "results/speed.json"
+KEEP_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**28)}
+DEIT, DINO = "deit_small_patch16_224", "vit_small_patch14_dinov2"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: `target` is the highest time / limit that is accepted, None where none was set."""
+
+    model: str
+    batch: int
+    method: str
+    budget: dict[str, Any]
+    target: float | None = None
+    rounds: int = 12
+
+
+CASES = [
+    Case(DEIT, 1, "tome", {"r": 13}, 1.06, 60),
+    Case(DEIT, 8, "tome", {"r": 13}, 1.03, 15),
+    Case(DEIT, 32, "tome", {"r": 13}, 1.03, 7),
+    Case(DINO, 1, "tome", {"flops": 0.6}, 1.02, 20),
+    *(Case(DEIT, 8, m, {"flops": 0.6}, 1.06) for m in ("pitome", "evit", "token_transforming", "ward")),
+    *(Case(DEIT, 8, m, {"flops": 0.6}, 1.12) for m in ("gtp", "mctf")),
+]
+CLUSTERING = ("atc", "centerclip", "dpc_knn", "expedit", "kmeans", "kmedoids", "spectral", "zero_tprune")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="these methods, written nowhere")
+    return parser.parse_args()
+
+
+def all_cases() -> list[Case]:
+    done = {case.method for case in CASES}
+    others = [name for name in tokenreduce.methods() if name not in done]
+    at = {name: 1.25 if name in CLUSTERING else None for name in others}
+    return CASES + [Case(DEIT, 8, name, {"flops": 0.6}, at[name], 5) for name in others]
+
+
+def measure(case: Case, times: int) -> dict[str, Any]:
+    size = {"img_size": 518} if case.model == DINO else {}
+    model = timm.create_model(case.model, **size).eval()
+    x = torch.randn(case.batch, *model.default_cfg["input_size"] if not size else (3, 518, 518))
+    runs = []
+    for _ in range(times):
+        _, row = compare(model, x, [Arm(case.method, **case.budget)], rounds=case.rounds, min_time=0.02)
+        runs.append(row)
+    row = min(runs, key=lambda row: row["limit_share"] or row["median_ms"])
+    keys = ("method", "budget", "batch_size", "median_ms", "speedup", "limit_share", "tokens_left")
+    found = {"model": case.model, "target": case.target} | {key: row[key] for key in keys}
+    return found | {"runs": [row["limit_share"] for row in runs], "rounds": case.rounds}
+
+
+def line(row: dict[str, Any]) -> str:
+    target = f"target {row['target']}" if row["target"] else ""
+    runs = ", ".join(str(share and round(share, 3)) for share in row["runs"])
+    where = f"{row['model']} b{row['batch_size']} {row['method']} {row['budget']}"
+    return f"{where}: time / limit {runs} {target}, speed-up {row['speedup']:.2f}"
+
+
+def main() -> None:
+    args = parse()
+    if any(os.environ.get(name) != value for name, value in KEEP_PAGES.items()):  # read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_PAGES)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    rows = []
+    for case in all_cases():
+        if args.only and case.method not in args.only:
+            continue
+        try:
+            rows.append(measure(case, 3 if case in CASES else 1))
+        except tokenreduce.InvalidValueError as error:
+            print(f"{case.method}: {error}", flush=True)  # such a method cannot spend this budget on this model
+            continue
+        print(line(rows[-1]), flush=True)
+    if args.only:
+        return
+    content = {"threads": args.threads, "torch": torch.__version__, "tokenreduce": tokenreduce.__version__}
+    content |= {"processor": platform.processor() or platform.machine(), "compiled_kernels": not native.load()}
+    RESULTS.write_text(json.dumps(content | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
