@@ -7,7 +7,7 @@ import torch
 from backbones import BY_NAME, fresh_model
 from torch import nn
 
-from tokenreduce import attention, patch, run
+from tokenreduce import attention, layer_tokens, patch
 
 NAMES = [
     "timm_eva",
@@ -45,13 +45,13 @@ def used_attention(model: nn.Module) -> list[torch.Tensor]:
 def test_statistics_are_those_of_the_attention_used(name: str, monkeypatch) -> None:
     backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
     used, shown = used_attention(model), []
-    spied = run.image_sources
+    spied = layer_tokens.image_sources
 
     def spy(queries, keys, bias, *rest):
         shown.append((queries, keys, bias))
         return spied(queries, keys, bias, *rest)
 
-    monkeypatch.setattr(run, "image_sources", spy)
+    monkeypatch.setattr(layer_tokens, "image_sources", spy)
     patch(model, "mctf", r=6)
     with torch.no_grad():
         backbone.outputs(model, backbone.inputs())
