@@ -30,9 +30,9 @@ class Reducer:
     `merge_at_once`), `placement` ("pre" the block, "mid" between attention and MLP,
     "post"), `shape` (how a budget spreads over layers, see `Schedule`), `once` (can reduce in one layer only),
     `adaptive` (can decide counts itself: has `decide`), `budgeted` (what an adaptive method does with a budget, in one
-    line), `checked` (what its results were compared with), `restoring` (how tokens come back in maps unless the user
-    says otherwise), `pooling` (how they do so for a head that pools them), `modes` (the ways of `restoring.MODES` that
-    its maps allow).
+    line), `exportable` (compiles and exports whole with a budget, to ONNX too), `checked` (what its results were
+    compared with), `restoring` (how tokens come back in maps unless the user says otherwise), `pooling` (how they do so
+    for a head that pools them), `modes` (the ways of `restoring.MODES` that its maps allow).
     """
 
     name: ClassVar[str]
