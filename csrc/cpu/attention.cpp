@@ -183,18 +183,17 @@ Tensor pitome_energy(const Tensor& given, double margin, double alpha, bool abov
     const auto of_image = [&](int64_t image) {
       Energy energy(n, width, margin, alpha, above_margin);
       const Rows<T> tokens = rows_of<T>(metric, image, 0);
-      const auto read = [&](int64_t row, float* to) {
-        tokens.read(row, to);
-        const float squares = squares_of(to, width), length = inverse_length(squares);
-        for (int64_t k = 0; k < width; ++k) to[k] *= length;
-        energy.own[row] = own_cosine(squares, length);
-      };
-      const int64_t blocks = energy.a.blocks() + energy.b.blocks();
-      parallel_for(0, blocks, grain(4 * width * kPanel), [&](int64_t begin, int64_t end) {
+      parallel_for(0, n, grain(4 * width), [&](int64_t begin, int64_t end) {
         std::vector<float> buffer(width);
+        float* row = buffer.data();
+        // Once for both sides: compiled twice it rounds in two ways, and the two cosines of a pair differ.
         for (int64_t i = begin; i < end; ++i) {
-          const bool source = i < energy.a.blocks();
-          (source ? energy.a : energy.b).pack(source ? i : i - energy.a.blocks(), buffer.data(), read);
+          tokens.read(i, row);
+          const float squares = squares_of(row, width), length = inverse_length(squares);
+          for (int64_t k = 0; k < width; ++k) row[k] *= length;
+          energy.own[i] = own_cosine(squares, length);
+          energy.a.put(i, row);
+          energy.b.put(i, row);
         }
       });
       parallel_for(0, energy.a.blocks(), grain(kTile * n * (width + 32) / kLanes), [&](int64_t begin, int64_t end) {

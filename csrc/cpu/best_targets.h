@@ -42,14 +42,18 @@ struct Packed {
   int64_t blocks() const { return (count + block - 1) / block; }
   const float* at(int64_t number) const { return values.data() + number * block * width; }
 
+  // Writes row `number`.
+  void put(int64_t number, const float* row) {
+    float* to = values.data() + number / block * block * width + number % block;
+    for (int64_t k = 0; k < width; ++k) to[k * block] = row[k];
+  }
+
   // Block `number` of its rows, which `read(number, row)` writes down.
   template <typename Read>
   void pack(int64_t number, float* row, const Read& read) {
-    const int64_t here = std::min(block, count - number * block);
-    float* to = values.data() + number * block * width;
-    for (int64_t i = 0; i < here; ++i, ++to) {
-      read(number * block + i, row);
-      for (int64_t k = 0; k < width; ++k) to[k * block] = row[k];
+    for (int64_t i = number * block; i < std::min(count, (number + 1) * block); ++i) {
+      read(i, row);
+      put(i, row);
     }
   }
 };
