@@ -25,14 +25,15 @@ class Places:
 
     def follow(self, token_map: TokenMap, sizes: Tensor | None) -> None:
         """Let the places follow `token_map`, applied to tokens of these `sizes`."""
-        dest = token_map.dest_or_argmax() if "positions" in self.reads or "origin" in self.reads else None
-        if dest is not None and "positions" in self.reads:
+        if "positions" in self.reads:
+            dest = token_map.dest_or_argmax()
             mean = TokenMap(token_map.count, dest=dest, weight=token_map.weight)
             self._positions = mean.apply(self.positions(dest.shape[0], dest.device), sizes)
-        if dest is not None and "origin" in self.reads:
+        if "origin" in self.reads:
             if token_map.rep is None:
                 raise InvalidValueError("a method that reads the origin of tokens must name representatives (rep)")
-            self._origin = self.origin(dest.shape[0], dest.device).gather(1, token_map.rep)
+            before = self.origin(token_map.rep.shape[0], token_map.rep.device)
+            self._origin = before.gather(1, token_map.rep)
 
     def positions(self, batch: int, device: torch.device) -> Tensor:
         """`(B, N, 2)`: mean row and column of the input tokens in each token."""

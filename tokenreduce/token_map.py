@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,13 +29,11 @@ class TokenMap:
         size_weight: `(B, N)`, where sizes add differently from features; None: as `weight`.
         rep: `(B, M)`, the member that represents each output (its position, its bias rows).
         sources: `(B, N - M)`, the tokens that represent no output; saves work when `rep` and `sources` are both known.
-            With `share` and without division they are the only ones that give to an output they do not represent.
         drops: every token that represents no output is dropped with its size; in the integer encoding with its
             features too, so that applying is a plain gather.
         gain: `(B, M)`, a factor on each output (norm-preserving merges, unnormalised sums).
         divide: False adds shares of features as they are, whatever their sizes (propagation).
-        undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G, or a function
-            that makes it.
+        undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G.
         grid: the output's `(H, W)` if it still is one.
     """
 
@@ -50,7 +47,7 @@ class TokenMap:
     drops: bool = False
     gain: Tensor | None = None
     divide: bool = True
-    undo: Tensor | Callable[[], Tensor] | None = None
+    undo: Tensor | None = None
     grid: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -115,7 +112,7 @@ class TokenMap:
 
     def restore(self, y: Tensor, prefix: int = 0, suffix: int = 0) -> Tensor:
         """Tokens `(B, prefix + N + suffix, C)` in the order before: each takes what its outputs `y` hold now."""
-        if self.undo is None and self.dest is not None:
+        if self.dest is not None and self.undo is None:
             return take(y, with_protected(self.dest, prefix, prefix + self.count, suffix))
         reduced = summing(y[:, prefix : prefix + self.count])
         image = (self.undo_matrix().to(reduced.dtype) @ reduced).to(y.dtype)
@@ -160,7 +157,7 @@ class TokenMap:
     def undo_matrix(self) -> Tensor:
         """The restore matrix `(B, N, M)` in fp32; its rows sum to 1."""
         if self.undo is not None:
-            return (self.undo if isinstance(self.undo, Tensor) else self.undo()).float()
+            return self.undo.float()
         if self.dest is not None:
             return self._one_hot().transpose(1, 2)
         share = self.dense().transpose(1, 2)
@@ -186,9 +183,7 @@ class TokenMap:
         """Without a known representative: scatter the integer encoding, multiply the dense one."""
         if not self.divide:
             sizes = None
-        if self.share is not None and self.sources is not None and not self.divide:
-            summed = self._add_given(x)
-        elif self.share is not None:
+        if self.share is not None:
             share = self.dense() if sizes is None else self.dense() * sizes[:, None, :]
             total, summed = share.sum(-1), share.to(summing(x).dtype) @ summing(x)
         else:
@@ -201,13 +196,6 @@ class TokenMap:
         if self.divide:
             summed = summed / total.clamp_min(1e-12)[..., None]
         return (summed if self.gain is None else summed * self.gain[..., None]).to(x.dtype)
-
-    def _add_given(self, x: Tensor) -> Tensor:
-        """Each output is its representative and what the sources give it: P columns of G instead of all N."""
-        sources: Tensor = self.sources  # type: ignore[assignment]
-        given = self.share.gather(2, sources[:, None, :].expand(-1, self.count, -1))  # type: ignore[union-attr]
-        kept, moved = summing(take(x, self.rep)), summing(take(x, sources))  # type: ignore[arg-type]
-        return torch.baddbmm(kept, given.to(kept.dtype), moved)
 
     def _add_sources(self, x: Tensor, out: Tensor, sizes: Tensor | None, prefix: int) -> Tensor:
         """Move each representative towards its other members: `y = x_rep + sum_i w_i (x_i - x_rep) / sum w`.

@@ -61,21 +61,23 @@ class _WatchedReducer:
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         token_map = self._watch("plan", self._reducer.plan, tokens, keep, state)
-        token_map.__class__ = _WatchedMap
-        token_map.watch = self._watch
+        own = type(token_map)
+        token_map.__class__ = type(f"Watched{own.__name__}", (_WatchedMap, own), {})
+        token_map.watch, token_map.own = self._watch, own
         return token_map
 
 
 class _WatchedMap(TokenMap):
-    """A `TokenMap` that times its application, by whichever of two ways a run asks for it."""
+    """A `TokenMap` of class `own` that times its application, by whichever of two ways a run asks for it."""
 
     watch: Any
+    own: type[TokenMap]
 
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
         return self.watch("apply", super().apply, x, sizes, prefix, suffix)
 
     def merge(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        self.__class__ = TokenMap  # type: ignore[assignment]  # what merging calls is part of it
+        self.__class__ = self.own  # type: ignore[assignment]  # what merging calls is part of it
         return self.watch("apply", self.merge, *arguments)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.ordering import stable_order
 from tokenreduce.registry import Reducer, check_option, register
-from tokenreduce.token_map import TokenMap, counting, take
+from tokenreduce.token_map import TokenMap, counting, summing, take, with_protected
 from tokenreduce.tokens import Tokens
 
 STATISTICS = {
@@ -81,8 +81,8 @@ class GTP(Reducer):
         grid = () if self.graph == "semantic" else ("grid",)
         return frozenset({*STATISTICS[self.selection], "origin", *grid})
 
-    def begin(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """The graph: whether node i has the neighbour j `(B, N0, N0)`, and `D^-1/2 (B, N0)`."""
+    def begin(self, tokens: Tokens) -> Tensor:
+        """The graph `G^T (B, N0, N0)`: row j has the weights with which the other nodes have j as a neighbour."""
         n, batch, device = tokens.count, tokens.features.shape[0], tokens.features.device
         if self.graph == "semantic":
             adjacent = semantic_graph(tokens.features.float(), self.neighbours)
@@ -90,27 +90,15 @@ class GTP(Reducer):
             adjacent = spatial_graph(n, tokens.grid, device).expand(batch, -1, -1)
         if self.graph == "mixed":
             adjacent = adjacent | semantic_graph(tokens.features.float(), self.neighbours)
-        return adjacent, adjacent.sum(-1).clamp_min(1).float().rsqrt()
+        scale = adjacent.sum(-1).clamp_min(1).float().rsqrt()
+        return (adjacent * scale[:, :, None] * scale[:, None, :]).transpose(1, 2).contiguous()
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        order, grid = stable_order(self._score(tokens), 1, descending=True), tokens.grid
+        order = stable_order(self._score(tokens), 1, descending=True)
         nodes = tokens.origin.gather(1, order)
-        links = weights(state, nodes[:, keep:], nodes[:, :keep])
-
-        def undo() -> Tensor:
-            total = links.sum(-1, keepdim=True)
-            nearest = nearest_nodes(nodes[:, keep:], nodes[:, :keep], grid)
-            return in_order(torch.where(total > 0, links / total.clamp_min(1e-12), nearest), order)
-
-        return TokenMap(
-            keep,
-            share=in_order(links * self.alpha, order).transpose(1, 2),
-            divide=False,
-            rep=order[:, :keep],
-            sources=order[:, keep:],
-            undo=undo,
-            drops=not self.scales,
-        )
+        links = take(state, nodes[:, keep:])
+        links = links.gather(2, nodes[:, None, :keep].expand(-1, links.shape[1], -1))
+        return Propagation(order, nodes, links, tokens.grid, alpha=self.alpha, scales=self.scales)
 
     def _score(self, tokens: Tokens) -> Tensor:
         """`(B, N)`: what stays has the highest."""
@@ -122,6 +110,72 @@ class GTP(Reducer):
             score = part if score is None else score * part
         assert score is not None
         return score
+
+
+class Propagation(TokenMap):
+    """The map that keeps the first M of `order (B, N)` and adds to them what the P others give, without division.
+
+    Its matrices are made when asked for: applying needs no more than `given (B, M, P)`.
+
+    Args:
+        nodes: `(B, N)`, the cell of the grid behind each of `order`.
+        links: `(B, P, M)`, the weight of those that go for those that stay.
+        grid: that of the nodes, or None for a sequence.
+        alpha: the part of a token that is given.
+        scales: whether sizes are given as well.
+    """
+
+    rep: Tensor
+    sources: Tensor
+
+    def __init__(
+        self, order: Tensor, nodes: Tensor, links: Tensor, grid: tuple[int, ...] | None, *, alpha: float, scales: bool
+    ) -> None:
+        self.count, self.drops, self.divide = links.shape[2], not scales, False
+        self.dest = self.weight = self.size_weight = self.gain = self.grid = None
+        self.order, self.nodes, self.links, self.node_grid = order, nodes, links, grid
+        self.rep, self.sources = order[:, : self.count], order[:, self.count :]
+        self.given = (links * alpha).transpose(1, 2)
+
+    @property
+    def entered(self) -> int:
+        return self.order.shape[1]
+
+    @property
+    def batch(self) -> int:
+        return self.order.shape[0]
+
+    @property
+    def share(self) -> Tensor:  # type: ignore[override]
+        return in_order(self.given.transpose(1, 2), self.order).transpose(1, 2)
+
+    @property
+    def undo(self) -> Tensor:  # type: ignore[override]
+        kept, dropped = self.nodes[:, : self.count], self.nodes[:, self.count :]
+        total = self.links.sum(-1, keepdim=True)
+        nearest = nearest_nodes(dropped, kept, self.node_grid)
+        return in_order(torch.where(total > 0, self.links / total.clamp_min(1e-12), nearest), self.order)
+
+    def dense(self) -> Tensor:
+        return self.share
+
+    def undo_matrix(self) -> Tensor:
+        return self.undo
+
+    def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
+        out = take(x, with_protected(self.rep, prefix, x.shape[1] - suffix, suffix))
+        image, moved = out[:, prefix : prefix + self.count], summing(take(x, self.sources + prefix))
+        # Added in place, batches whose rows do not follow each other would be multiplied one by one.
+        image.copy_(torch.baddbmm(image.to(moved.dtype), self.given.to(moved.dtype), moved))
+        return out
+
+    def sizes(self, sizes: Tensor | None = None) -> Tensor:
+        if sizes is None:
+            sizes = torch.ones(self.order.shape, device=self.order.device)
+        kept = sizes.gather(1, self.rep)
+        if self.drops:
+            return kept
+        return torch.baddbmm(kept[..., None], self.given, sizes.gather(1, self.sources)[..., None])[..., 0]
 
 
 def spatial_graph(n: int, grid: tuple[int, ...] | None, device: torch.device) -> Tensor:
@@ -143,16 +197,8 @@ def semantic_graph(x: Tensor, neighbours: int) -> Tensor:
     itself = torch.eye(n, dtype=torch.bool, device=x.device)
     similarity = (unit @ unit.transpose(1, 2)).masked_fill(itself, -math.inf)
     for _ in range(min(neighbours, n - 1)):  # faster than a stable sort, and argmax takes the first of equals
-        similarity = similarity.scatter(2, similarity.argmax(-1, keepdim=True), -math.inf)
+        similarity.scatter_(2, similarity.argmax(-1, keepdim=True), -math.inf)
     return similarity.isneginf() & ~itself
-
-
-def weights(graph: tuple[Tensor, Tensor], dropped: Tensor, kept: Tensor) -> Tensor:
-    """`(B, P, M)`: the weight with which the node `kept[i]` has `dropped[j]` as a neighbour, 0 where it has not."""
-    adjacent, scale = graph
-    images = counting(kept.shape[0], kept.device)[:, None, None]
-    linked = adjacent[images, kept[:, None, :], dropped[:, :, None]]
-    return linked * scale.gather(1, dropped)[:, :, None] * scale.gather(1, kept)[:, None, :]
 
 
 def nearest_nodes(dropped: Tensor, kept: Tensor, grid: tuple[int, ...] | None) -> Tensor:
