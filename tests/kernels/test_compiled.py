@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -253,8 +254,6 @@ def test_choices() -> None:
 
 
 def test_a_patched_model_gives_the_same_with_and_without() -> None:
-    import timm
-
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, depth=4).eval()
     images = torch.randn(2, 3, 64, 64)
@@ -262,4 +261,17 @@ def test_a_patched_model_gives_the_same_with_and_without() -> None:
         tokenreduce.patch(model, method, ratio=0.5)
         with torch.no_grad():
             found, expected = model(images), by_reference(model, images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_forced_kernels_leave_counting_and_exporting_alone() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, depth=4).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with native.using("cpu"), torch.no_grad():
+        tokenreduce.patch(model, "tome", flops=0.8)
+        expected = model(images)
+        program = torch.export.export(model, (images,))
+        traced = torch.jit.trace(model, images)
+    for found in (program.module()(images), traced(images)):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

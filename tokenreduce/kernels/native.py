@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 from torch.nn import Parameter
 
+from tokenreduce.constant import constant_result
 from tokenreduce.errors import InvalidValueError, unknown
-from tokenreduce.kernels import build, build_cuda
+from tokenreduce.kernels import build, build_cuda, fakes
+from tokenreduce.kernels.fakes import NAMESPACE
 
-NAMESPACE = "tokenreduce_kernels"
 KERNELS = {
     "bipartite_match": "pairs of a bipartition by cosine, without the matrix of all scores (tome, dsm, tofu)",
     "attention_statistics": "what tokens receive and keep of attention, without its matrix (gtp, mctf ...)",
@@ -38,9 +39,14 @@ CHOICES = {
     "cpu": "compiled for the CPU, an error where it cannot run",
     "cuda": "compiled for CUDA, an error where it cannot run",
 }
+# Where the reference runs whatever was chosen: others look at the operators.
+WATCHED = "a tensor subclass or a dispatch mode (counting, fake tensors) sees PyTorch's own operators only"
+TRACED = "traces and function transforms see PyTorch's own operators only"
+EXPORTED = "exported programs take the reference, which runs without this library"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # Looked up once: between two matrix products every look into another module costs a wait for slow memory.
+_kernels = getattr(torch.ops, NAMESPACE)
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_transforms = torch._C._functorch.peek_interpreter_stack
 _is_tracing = torch._C._is_tracing
@@ -57,8 +63,8 @@ def choose(name: str, x: Tensor) -> Callable[..., Any] | None:
     """
     reason = why_not(name, x)
     if not reason:
-        return getattr(_loaded(), name)
-    if _chosen in ("cpu", "cuda"):
+        return getattr(_kernels, name)
+    if _chosen in ("cpu", "cuda") and reason not in (WATCHED, TRACED, EXPORTED):
         raise InvalidValueError(f'{name} is forced to "{_chosen}" but cannot run: {reason}; choose "auto"')
     return None
 
@@ -66,7 +72,7 @@ def choose(name: str, x: Tensor) -> Callable[..., Any] | None:
 def why_not(name: str, x: Tensor) -> str:
     """Why the compiled kernel `name` does not take `x`; empty if it does."""
     if is_compiling():
-        return "the compiler and exported programs take the reference, which they can fuse"
+        return why_not_compiled(name, x)
     if _chosen == "reference":
         return "the reference is forced"
     device = "cpu" if x.is_cpu else x.device.type
@@ -77,12 +83,25 @@ def why_not(name: str, x: Tensor) -> str:
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not supported"
     if type(x) not in (Tensor, Parameter) or _dispatch_modes():
-        return "a tensor subclass or a dispatch mode (counting, fake tensors) sees PyTorch's own operators only"
+        return WATCHED
     if _is_tracing() or _function_transforms() is not None:
-        return "traces and function transforms see PyTorch's own operators only"
+        return TRACED
     if x.requires_grad and torch.is_grad_enabled() and name != "merge_apply":
         return "it has no backward"
     return load() or (load_cuda() if device == "cuda" else "")
+
+
+def why_not_compiled(name: str, x: Tensor) -> str:
+    """The same inside of `torch.compile`, where the kernel becomes one operator."""
+    if is_exporting():
+        return EXPORTED
+    if _chosen not in ("auto", "cpu") or not x.is_cpu:
+        return "compiled models take the reference on other devices than the CPU"
+    if x.dtype not in DTYPES:
+        return f"{x.dtype} is not supported"
+    if x.requires_grad and torch.is_grad_enabled():
+        return "it has no backward that the compiler can trace"
+    return load_constant()
 
 
 @contextmanager
@@ -102,7 +121,16 @@ def using(choice: str) -> Iterator[None]:
 @lru_cache(maxsize=1)
 def load() -> str:
     """Load the library for the CPU, compiled now if it never was; why it cannot be, or nothing."""
-    return _load(build.library, build.compile_library)
+    reason = _load(build.library, build.compile_library)
+    if not reason:
+        fakes.register()
+    return reason
+
+
+@constant_result
+def load_constant() -> str:
+    """`load`, run by the compiler instead of traced."""
+    return load()
 
 
 @lru_cache(maxsize=1)
@@ -122,11 +150,6 @@ def _load(find: Callable[[], Path], compile_it: Callable[[Path], None]) -> str:
     except (build.BuildError, OSError, ImportError) as error:
         return str(error)
     return ""
-
-
-@lru_cache(maxsize=1)
-def _loaded() -> Any:
-    return getattr(torch.ops, NAMESPACE)
 
 
 def status() -> list[dict[str, str]]:

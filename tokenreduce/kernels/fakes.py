@@ -1,0 +1,80 @@
+"""Shapes and types of what the compiled kernels return, for `torch.compile`: there each is one operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "tokenreduce_kernels"
+
+
+def pairs(x: Tensor, n: int, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`dest (B, N)`, `rep (B, M)` and `sources (B, N - M)` of one map."""
+    dest, rep, sources = (x.new_empty(x.shape[0], count, dtype=torch.int64) for count in (n, keep, n - keep))
+    return dest, rep, sources
+
+
+def merged(x: Tensor, keep: int, prefix: int, suffix: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, sizes and the bias of sizes."""
+    batch, left = x.shape[0], prefix + keep + suffix
+    sizes, bias = (x.new_empty(shape, dtype=torch.float32) for shape in ((batch, keep), (batch, 1, 1, left)))
+    return x.new_empty(batch, left, x.shape[2]), sizes, bias
+
+
+def bipartite_match(metric: Tensor, keep: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    return pairs(metric, metric.shape[-2], keep)
+
+
+def ward_match(
+    features: Tensor, sizes: Tensor | None, signs: Tensor | None, width: int, counts: list[int], first: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return pairs(features, features.shape[1], counts[-1] if counts else features.shape[1])
+
+
+def merge_apply(
+    x: Tensor, dest: Tensor, rep: Tensor, sources: Tensor, sizes: Tensor | None, prefix: int, suffix: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return merged(x, rep.shape[1], prefix, suffix)
+
+
+def bipartite_merge(
+    x: Tensor, metric: Tensor, sizes: Tensor | None, keep: int, first: int, prefix: int, suffix: int
+) -> tuple[Tensor, ...]:
+    return *merged(x, keep, prefix, suffix), *pairs(x, x.shape[1] - prefix - suffix, keep)
+
+
+def size_bias(sizes: Tensor, prefix: int, suffix: int) -> Tensor:
+    return sizes.new_empty(sizes.shape[0], 1, 1, prefix + sizes.shape[1] + suffix)
+
+
+def attention_statistics(queries: Tensor, keys: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    received, own = (queries.new_empty(queries.shape[:3], dtype=torch.float32) for _ in range(2))
+    return received, own
+
+
+def pitome_energy(metric: Tensor, margin: float, alpha: float, above_margin: bool) -> Tensor:
+    return metric.new_empty(metric.shape[:2], dtype=torch.float64)
+
+
+def restore_apply(
+    y: Tensor, dest: Tensor, before: Tensor | None, after: Tensor | None, prefix: int, suffix: int
+) -> Tensor:
+    return y.new_empty(y.shape[0], prefix + dest.shape[1] + suffix, y.shape[2])
+
+
+FAKES = (
+    bipartite_match,
+    ward_match,
+    merge_apply,
+    bipartite_merge,
+    size_bias,
+    attention_statistics,
+    pitome_energy,
+    restore_apply,
+)
+
+
+def register() -> None:
+    """Tell PyTorch, once the operators are loaded."""
+    for fake in FAKES:
+        torch.library.register_fake(f"{NAMESPACE}::{fake.__name__}", fake)
