@@ -3,8 +3,8 @@
 python benchmarks/speed.py --threads 2
 
 Rows with a target are measured three times and report the best median of interleaved rounds, and all three; the other
-methods once. The C library is told to keep freed memory: whether it returns pages after a layer is luck that differs
-between two models in one process by up to 3 % of their time.
+methods once. `--only` replaces the rows of some methods. The C library is told to keep freed memory: whether it returns
+pages after a layer is luck that differs between two models in one process by up to 3 % of their time.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CLUSTERING = ("atc", "centerclip", "dpc_knn", "expedit", "kmeans", "kmedoids", "
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="these methods, written nowhere")
+    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="rows of these methods")
     return parser.parse_args()
 
 
@@ -81,6 +81,11 @@ def measure(case: Case, times: int) -> dict[str, Any]:
     return found | {"runs": [row["limit_share"] for row in runs], "rounds": case.rounds}
 
 
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two rows are of one case."""
+    return all(a[key] == b[key] for key in ("model", "batch_size", "method", "budget"))
+
+
 def line(row: dict[str, Any]) -> str:
     target = f"target {row['target']}" if row["target"] else ""
     runs = ", ".join(str(share and round(share, 3)) for share in row["runs"])
@@ -99,13 +104,14 @@ def main() -> None:
         if args.only and case.method not in args.only:
             continue
         try:
-            rows.append(measure(case, 3 if case in CASES else 1))
+            rows.append(measure(case, 3 if case.target else 1))
         except tokenreduce.InvalidValueError as error:
             print(f"{case.method}: {error}", flush=True)  # such a method cannot spend this budget on this model
             continue
         print(line(rows[-1]), flush=True)
     if args.only:
-        return
+        kept = json.loads(RESULTS.read_text())["rows"]
+        rows = [next((new for new in rows if same(new, old)), old) for old in kept]
     content = {"threads": args.threads, "torch": torch.__version__, "tokenreduce": tokenreduce.__version__}
     content |= {"processor": platform.processor() or platform.machine(), "compiled_kernels": not native.load()}
     RESULTS.write_text(json.dumps(content | {"rows": rows}, indent=1) + "\n")
