@@ -56,7 +56,7 @@ CLUSTERING = ("atc", "centerclip", "dpc_knn", "expedit", "kmeans", "kmedoids", "
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="rows of these methods")
+    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="only rows of these methods")
     return parser.parse_args()
 
 
@@ -111,7 +111,8 @@ def main() -> None:
         print(line(rows[-1]), flush=True)
     if args.only:
         kept = json.loads(RESULTS.read_text())["rows"]
-        rows = [next((new for new in rows if same(new, old)), old) for old in kept]
+        added = [new for new in rows if not any(same(new, old) for old in kept)]
+        rows = [next((new for new in rows if same(new, old)), old) for old in kept] + added
     content = {"threads": args.threads, "torch": torch.__version__, "tokenreduce": tokenreduce.__version__}
     content |= {"processor": platform.processor() or platform.machine(), "compiled_kernels": not native.load()}
     RESULTS.write_text(json.dumps(content | {"rows": rows}, indent=1) + "\n")

@@ -149,15 +149,17 @@ class TokenMap:
 
     def dense(self) -> Tensor:
         """The share matrix G `(B, M, N)` in fp32."""
-        if self.share is not None:
-            return self.share.float()
+        share = self.share  # which a subclass may have to make
+        if share is not None:
+            return share.float()
         one_hot = self._one_hot()
         return one_hot if self.weight is None else one_hot * self.weight[:, None, :].float()
 
     def undo_matrix(self) -> Tensor:
         """The restore matrix `(B, N, M)` in fp32; its rows sum to 1."""
-        if self.undo is not None:
-            return self.undo.float()
+        undo = self.undo
+        if undo is not None:
+            return undo.float()
         if self.dest is not None:
             return self._one_hot().transpose(1, 2)
         share = self.dense().transpose(1, 2)

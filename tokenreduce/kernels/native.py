@@ -71,10 +71,10 @@ def choose(name: str, x: Tensor) -> Callable[..., Any] | None:
 
 def why_not(name: str, x: Tensor) -> str:
     """Why the compiled kernel `name` does not take `x`; empty if it does."""
-    if is_compiling():
-        return why_not_compiled(name, x)
     if _chosen == "reference":
         return "the reference is forced"
+    if is_compiling():
+        return why_not_compiled(x)
     device = "cpu" if x.is_cpu else x.device.type
     if device not in ("cpu", "cuda") or _chosen not in ("auto", device):
         return f"there are none for {device}" if _chosen == "auto" else f"the tensor is on {device}"
@@ -91,11 +91,11 @@ def why_not(name: str, x: Tensor) -> str:
     return load() or (load_cuda() if device == "cuda" else "")
 
 
-def why_not_compiled(name: str, x: Tensor) -> str:
+def why_not_compiled(x: Tensor) -> str:
     """The same inside of `torch.compile`, where the kernel becomes one operator."""
     if is_exporting():
         return EXPORTED
-    if _chosen not in ("auto", "cpu") or not x.is_cpu:
+    if not x.is_cpu or _chosen == "cuda":
         return "compiled models take the reference on other devices than the CPU"
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not supported"

@@ -156,12 +156,6 @@ class Propagation(TokenMap):
         nearest = nearest_nodes(dropped, kept, self.node_grid)
         return in_order(torch.where(total > 0, self.links / total.clamp_min(1e-12), nearest), self.order)
 
-    def dense(self) -> Tensor:
-        return self.share
-
-    def undo_matrix(self) -> Tensor:
-        return self.undo
-
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
         out = take(x, with_protected(self.rep, prefix, x.shape[1] - suffix, suffix))
         image, moved = out[:, prefix : prefix + self.count], summing(take(x, self.sources + prefix))
