@@ -8,18 +8,14 @@
 
 #include "../tensors.h"
 #include "best_targets.h"
+#include "images.h"
 #include "rows.h"
 
 namespace tokenreduce {
 
-using torch::stable::parallel_for;
-
 namespace {
 
 constexpr int64_t kAhead = 12;  // rows
-
-const Floats& lanes_at(const float* from) { return *reinterpret_cast<const Floats*>(from); }
-Floats& lanes_at(float* from) { return *reinterpret_cast<Floats*>(from); }
 
 float sum_of(const Floats& lanes) {
   float sum = 0;
@@ -29,14 +25,15 @@ float sum_of(const Floats& lanes) {
 
 // The keys and queries of one head, and what becomes of them.
 struct Head {
-  Packed keys, queries;
+  Targets keys;
+  Sources queries;
   std::vector<float> bias;    // of each key, -inf behind the last
   std::vector<float> logits;  // kTile rows of as many
   std::vector<float> received;
 
   Head(int64_t n, int64_t width)
-      : keys(n, width, kPanel, Score::kProduct),
-        queries(kTile, width, kTile, Score::kProduct),
+      : keys(n, width),
+        queries(kTile, width),
         bias(keys.blocks() * kPanel),
         logits(kTile * bias.size()),
         received(bias.size()) {}
@@ -69,7 +66,8 @@ struct Head {
     for (int64_t r = 0; r < rows; ++r) {
       float* values = logits.data() + r * row;
       Floats sums{};
-      for (int64_t i = 0; i < row; i += kLanes) sums += lanes_at(values + i) = exponential(lanes_at(values + i) - largest[r]);
+      for (int64_t i = 0; i < row; i += kLanes)
+        sums += lanes_at(values + i) = exponential(lanes_at(values + i) - largest[r]);
       const float part = 1.0f / sum_of(sums);
       for (int64_t i = 0; i < row; i += kLanes) lanes_at(received.data() + i) += lanes_at(values + i) * part;
       own[r] = values[first + r] * part;
@@ -101,26 +99,26 @@ std::tuple<Tensor, Tensor> attention_statistics(
     using T = decltype(type);
     parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
       Head head(n, width);
-      std::vector<float> buffer(width);
+      std::vector<float> buffer(kLanes * head.keys.width);
       for (int64_t i = begin; i < end; ++i) {
         const Rows<T> from = rows_of<T>(queries, i / heads, i % heads), to = rows_of<T>(keys, i / heads, i % heads);
         std::fill(head.received.begin(), head.received.end(), 0.0f);
         std::fill(head.bias.begin(), head.bias.end(), -INFINITY);
         for (int64_t k = 0; k < n; ++k) head.bias[k] = logits ? logits[i / heads * n + k] : 0.0f;
-        for (int64_t b = 0; b < head.keys.blocks(); ++b)
-          head.keys.pack(b, buffer.data(), [&](int64_t row, float* out) {
+        for (int64_t part = 0; part < head.keys.parts(); ++part)
+          pack(head.keys, part, buffer.data(), [&](int64_t row, float* out) {
             to.expect(std::min(row + kAhead, n - 1));
             to.read(row, out);
           });
         for (int64_t first = 0; first < n; first += kTile) {
           const int64_t here = std::min<int64_t>(kTile, n - first);
           float largest[kTile];
-          head.queries.count = here;
-          head.queries.pack(0, buffer.data(), [&](int64_t row, float* out) {
+          for (int64_t row = 0; row < here; ++row) {
             from.expect(std::min(first + row + kAhead, n - 1));
-            from.read(first + row, out);
-            for (int64_t k = 0; k < width; ++k) out[k] *= scale;
-          });
+            from.read(first + row, buffer.data());
+            for (int64_t k = 0; k < width; ++k) buffer[k] *= scale;
+            head.queries.put(row, 1, buffer.data());
+          }
           head.multiply(largest);
           head.give(largest, first, here, selves + i * n + first);
         }
@@ -139,12 +137,13 @@ typedef double Doubles __attribute__((vector_size(kLanes * 8), aligned(8), may_a
 struct Energy {
   float margin, alpha;
   bool above_margin;  // tokens above it count by how far they are
-  Packed a, b;
+  Sources a;
+  Targets b;
   std::vector<float> own;
 
   Energy(int64_t n, int64_t width, double margin, double alpha, bool above_margin)
       : margin(static_cast<float>(margin)), alpha(static_cast<float>(alpha)), above_margin(above_margin),
-        a(n, width, kTile, Score::kProduct), b(n, width, kPanel, Score::kProduct), own(n) {}
+        a(n, width), b(n, width), own(n) {}
 
   // Of each row of a tile; sums of floats this close are exact in double, so that equal energies come out equal.
   void of_tile(int64_t tile, double* out) const {
@@ -183,24 +182,24 @@ Tensor pitome_energy(const Tensor& given, double margin, double alpha, bool abov
     const auto of_image = [&](int64_t image) {
       Energy energy(n, width, margin, alpha, above_margin);
       const Rows<T> tokens = rows_of<T>(metric, image, 0);
-      parallel_for(0, n, grain(4 * width), [&](int64_t begin, int64_t end) {
-        std::vector<float> buffer(width);
-        float* row = buffer.data();
+      parallel_for(0, energy.b.parts(), grain(4 * kLanes * width), [&](int64_t begin, int64_t end) {
+        std::vector<float> buffer(kLanes * energy.b.width);
         // Once for both sides: compiled twice it rounds in two ways, and the two cosines of a pair differ.
-        for (int64_t i = begin; i < end; ++i) {
-          tokens.read(i, row);
-          const float squares = squares_of(row, width), length = inverse_length(squares);
-          for (int64_t k = 0; k < width; ++k) row[k] *= length;
-          energy.own[i] = own_cosine(squares, length);
-          energy.a.put(i, row);
-          energy.b.put(i, row);
+        for (int64_t part = begin; part < end; ++part) {
+          pack(energy.b, part, buffer.data(), [&](int64_t i, float* row) {
+            tokens.read(i, row);
+            const float squares = squares_of(row, width), length = inverse_length(squares);
+            for (int64_t k = 0; k < width; ++k) row[k] *= length;
+            energy.own[i] = own_cosine(squares, length);
+          });
+          energy.a.put(part * kLanes, std::min<int64_t>(kLanes, n - part * kLanes), buffer.data());
         }
       });
       parallel_for(0, energy.a.blocks(), grain(kTile * n * (width + 32) / kLanes), [&](int64_t begin, int64_t end) {
         for (int64_t tile = begin; tile < end; ++tile) energy.of_tile(tile, energies + image * n);
       });
     };
-    parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    for_images(batch, [&](int64_t begin, int64_t end) {
       for (int64_t image = begin; image < end; ++image) of_image(image);
     });
   });

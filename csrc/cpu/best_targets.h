@@ -5,58 +5,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "../arithmetic.h"
+#include "packed.h"
 
 namespace tokenreduce {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kTile = 12;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kTile = 6;
-#else
-constexpr int kLanes = 4, kTile = 8;
-#endif
-constexpr int kPanel = 2 * kLanes;  // targets whose products one step computes, for kTile sources
-constexpr int kGroup = 8;           // tiles of sources that share a panel while it is in the cache
-
-typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+constexpr int kGroup = 8;  // tiles of sources that share a panel while it is in the cache
 
 enum class Score { kProduct, kWard };
-
-// One side of the products: rows of `width` floats, transposed in blocks of `block` rows, zeros behind the last.
-struct Packed {
-  int64_t count, width, block;
-  std::vector<float> values, squares, inverse;  // `squares`, `inverse` only for Ward
-
-  Packed(int64_t count, int64_t width, int64_t block, Score score)
-      : count(count), width(width), block(block), values(blocks() * block * width) {
-    if (score == Score::kWard) {
-      squares.resize(blocks() * block);
-      inverse.resize(blocks() * block);
-    }
-  }
-
-  int64_t blocks() const { return (count + block - 1) / block; }
-  const float* at(int64_t number) const { return values.data() + number * block * width; }
-
-  // Writes row `number`.
-  void put(int64_t number, const float* row) {
-    float* to = values.data() + number / block * block * width + number % block;
-    for (int64_t k = 0; k < width; ++k) to[k * block] = row[k];
-  }
-
-  // Block `number` of its rows, which `read(number, row)` writes down.
-  template <typename Read>
-  void pack(int64_t number, float* row, const Read& read) {
-    for (int64_t i = number * block; i < std::min(count, (number + 1) * block); ++i) {
-      read(i, row);
-      put(i, row);
-    }
-  }
-};
 
 // e to the power of values of at most 0, to 2 units in the last place; 0 below the smallest normal number.
 inline Floats exponential(Floats x) {
@@ -82,18 +39,26 @@ struct Running {
 // The products of a tile with the first `halves` halves of a panel.
 template <int halves>
 void products(const float* sources, const float* targets, int64_t width, Floats (&sums)[kTile][2]) {
-  for (int r = 0; r < kTile; ++r)
-    for (int h = 0; h < halves; ++h) sums[r][h] = Floats{};
-  for (int64_t k = 0; k < width; ++k, sources += kTile, targets += kPanel)
+  Floats found[kTile][halves] = {};  // `sums` could be what is read, and would be written in every step
+  for (int64_t k = 0; k < width; k += kLanes, sources += kTile * kLanes)
+    for (int i = 0; i < kLanes; ++i, targets += kPanel) {
+      Floats panel[halves];
+      for (int h = 0; h < halves; ++h) panel[h] = lanes_at(targets + h * kLanes);
 #pragma GCC unroll 12
-    for (int r = 0; r < kTile; ++r)
+      for (int r = 0; r < kTile; ++r)
 #pragma GCC unroll 2
-      for (int h = 0; h < halves; ++h) sums[r][h] += sources[r] * *reinterpret_cast<const Floats*>(targets + h * kLanes);
+        for (int h = 0; h < halves; ++h) found[r][h] += sources[r * kLanes + i] * panel[h];
+    }
+#pragma GCC unroll 12
+  for (int r = 0; r < kTile; ++r)
+#pragma GCC unroll 2
+    for (int h = 0; h < halves; ++h) sums[r][h] = found[r][h];
 }
 
 // Takes the products of one tile of sources with one panel of targets into the running best.
 template <Score score>
-void take(const Packed& a, int64_t tile, const Packed& b, int64_t panel, const Floats (&sums)[kTile][2], Running* best) {
+void take(
+    const Sources& a, int64_t tile, const Targets& b, int64_t panel, const Floats (&sums)[kTile][2], Running* best) {
   for (int h = 0; h < 2; ++h) {
     const int64_t first = panel * kPanel + h * kLanes;
     Ints index;
@@ -104,8 +69,7 @@ void take(const Packed& a, int64_t tile, const Packed& b, int64_t panel, const F
       if constexpr (score == Score::kWard) {
         const int64_t row = tile * kTile + r;
         const Floats none{};
-        const Floats squares = *reinterpret_cast<const Floats*>(b.squares.data() + first);
-        const Floats inverse = *reinterpret_cast<const Floats*>(b.inverse.data() + first);
+        const Floats squares = lanes_at(b.squares.data() + first), inverse = lanes_at(b.inverse.data() + first);
         found = -ward_cost<Floats>(found, a.squares[row] + none, squares, a.inverse[row] + none, inverse);
       }
       found = behind ? Floats{} - INFINITY : found;
@@ -146,10 +110,9 @@ inline void reduce(const Running& best, float* score, int32_t* index) {
   *score = scores[other], *index = indices[other];
 }
 
-// Best score and target of the sources in group `group` of kGroup tiles.
+// Best score and target of the sources in tiles `first` to `last`, at most kGroup.
 template <Score score>
-void best_targets(const Packed& a, const Packed& b, int64_t group, float* scores, int32_t* matches) {
-  const int64_t first = group * kGroup, last = std::min(first + kGroup, a.blocks());
+void best_targets(const Sources& a, const Targets& b, int64_t first, int64_t last, float* scores, int32_t* matches) {
   Running best[kGroup * kTile];
   Floats sums[kTile][2] = {};
   for (int64_t panel = 0; panel < b.blocks(); ++panel)
@@ -161,7 +124,5 @@ void best_targets(const Packed& a, const Packed& b, int64_t group, float* scores
   const int64_t end = std::min(last * kTile, a.count);
   for (int64_t row = first * kTile; row < end; ++row) reduce(best[row - first * kTile], scores + row, matches + row);
 }
-
-inline int64_t groups(int64_t sources) { return (sources + kGroup * kTile - 1) / (kGroup * kTile); }
 
 }  // namespace tokenreduce

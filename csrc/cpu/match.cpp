@@ -6,54 +6,48 @@
 
 #include "../tensors.h"
 #include "best_targets.h"
+#include "images.h"
 #include "match.h"
 #include "rows.h"
 
 namespace tokenreduce {
 
-using torch::stable::parallel_for;
-
 namespace {
 
-constexpr int64_t kAtOnce = 16 << 20;  // bytes of packed tokens that are there at once
-
 // Sources and targets of one image and the best target of each source.
-struct Side {
-  Packed a, b;
+struct Sides {
+  Sources a;
+  Targets b;
   std::vector<float> score;
   std::vector<int32_t> match;
 
-  Side(int64_t n, int64_t width, int64_t first, Score score)
-      : a(source_count(n, first), width, kTile, score),
-        b(n - source_count(n, first), width, kPanel, score),
-        score(a.count),
-        match(a.count) {}
+  Sides(int64_t n, int64_t width, int64_t first)
+      : a(source_count(n, first), width), b(n - source_count(n, first), width), score(a.count), match(a.count) {}
 
-  int64_t blocks() const { return a.blocks() + b.blocks(); }
+  // Packs the rows that `read(token, out)` writes down, after `change(rows)` if they are to be changed.
+  template <typename Read, typename... Change>
+  void pack(int64_t first, const Read& read, const Change&... change) {
+    parallel_for(0, a.parts() + b.parts(), grain(4 * kLanes * a.width), [&](int64_t begin, int64_t end) {
+      const Lines buffer = lines(kLanes * a.width);
+      std::fill_n(buffer.get(), kLanes * a.width, 0.0f);
+      const auto source = [&](int64_t i, float* out) { read(source_at(i, first), out); };
+      const auto target = [&](int64_t i, float* out) { read(target_at(i, first), out); };
+      for (int64_t part = begin; part < end; ++part) {
+        if (part < a.parts()) tokenreduce::pack(a, part, buffer.get(), source, change...);
+        else tokenreduce::pack(b, part - a.parts(), buffer.get(), target, change...);
+      }
+    });
+  }
 
-  // Packs block `number` of both sides, sources first, of the rows that `read(token, out)` writes down.
-  template <typename Read>
-  void pack(int64_t number, int64_t first, float* row, const Read& read) {
-    Packed& to = number < a.blocks() ? a : b;
-    const bool source = &to == &a;
-    to.pack(source ? number : number - a.blocks(), row, [&](int64_t row, float* out) {
-      read(source ? source_at(row, first) : target_at(row, first), out);
+  template <Score kind>
+  void find_best() {
+    const int64_t work = kTile * b.count * a.width / kLanes;
+    parallel_for(0, a.blocks(), std::max<int64_t>(kGroup, grain(work)), [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; tile += kGroup)
+        best_targets<kind>(a, b, tile, std::min(tile + kGroup, end), score.data(), match.data());
     });
   }
 };
-
-// The best target of every source of `sides`.
-template <Score score>
-void find_best(std::vector<Side>& sides) {
-  const int64_t each = groups(sides[0].a.count);
-  const int64_t work = kGroup * kTile * sides[0].b.count * sides[0].a.width / kLanes;
-  parallel_for(0, each * static_cast<int64_t>(sides.size()), grain(work), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      Side& side = sides[i / each];
-      best_targets<score>(side.a, side.b, i % each, side.score.data(), side.match.data());
-    }
-  });
-}
 
 void check_keep(int64_t n, int64_t keep, int64_t first) {
   if (first != 0 && first != 1) fail("first is ", first, "; it must be 0 or 1");
@@ -62,29 +56,22 @@ void check_keep(int64_t n, int64_t keep, int64_t first) {
   if (keep < least || keep > n) fail("keep is ", keep, "; of ", n, " tokens it must lie in [", least, ", ", n, "]");
 }
 
-struct Maps {
-  Tensor dest, rep, sources;
-  int64_t n, keep;
+Maps new_maps(const Tensor& like, int64_t batch, int64_t n, int64_t keep) {
+  return {uninitialised(like, {batch, n}, ScalarType::Long), uninitialised(like, {batch, keep}, ScalarType::Long),
+          uninitialised(like, {batch, n - keep}, ScalarType::Long)};
+}
 
-  Maps(const Tensor& like, int64_t batch, int64_t n, int64_t keep)
-      : dest(uninitialised(like, {batch, n}, ScalarType::Long)),
-        rep(uninitialised(like, {batch, keep}, ScalarType::Long)),
-        sources(uninitialised(like, {batch, n - keep}, ScalarType::Long)),
-        n(n),
-        keep(keep) {}
-
-  Map of(int64_t image) const {
-    const auto row = [image](const Tensor& tensor, int64_t width) {
-      return static_cast<int64_t*>(tensor.mutable_data_ptr()) + image * width;
-    };
-    return {row(dest, n), row(rep, keep), row(sources, n - keep)};
-  }
-};
+NewMap map_of(const Maps& maps, int64_t image) {
+  const auto row = [image](const Tensor& tensor) {
+    return static_cast<int64_t*>(tensor.mutable_data_ptr()) + image * tensor.size(1);
+  };
+  return {row(std::get<0>(maps)), row(std::get<1>(maps)), row(std::get<2>(maps))};
+}
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> match_between(
-    const Tensor& given, int64_t keep, int64_t first, int64_t prefix, int64_t suffix) {
+Maps match_between(
+    const Tensor& given, int64_t keep, int64_t first, int64_t prefix, int64_t suffix, const Then& then) {
   const Tensor metric = with_rows(given);
   const bool headed = metric.dim() == 4;
   if (headed) check(metric, "metric", {-1, -1, -1, -1}); else check(metric, "metric", {-1, -1, -1});
@@ -94,39 +81,28 @@ std::tuple<Tensor, Tensor, Tensor> match_between(
   const int64_t heads = headed ? metric.size(1) : 1, head_stride = headed ? metric.stride(1) : 0;
   if (!heads) fail("metric has no heads");
   check_keep(n, keep, first);
-  const Maps maps(metric, batch, n, keep);
-  const int64_t at_once = std::clamp<int64_t>(kAtOnce / (4 * std::max<int64_t>(1, n * width)), 1, std::max<int64_t>(1, batch));
+  const Maps maps = new_maps(metric, batch, n, keep);
   with_type(metric, "metric", [&](auto type) {
     using T = decltype(type);
     const T* data = static_cast<const T*>(metric.const_data_ptr()) + prefix * row_stride;
-    for (int64_t done = 0; done < batch; done += at_once) {
-      std::vector<Side> sides;
-      const int64_t images = std::min(at_once, batch - done);
-      for (int64_t i = 0; i < images; ++i) sides.emplace_back(n, width, first, Score::kProduct);
-      const int64_t blocks = sides[0].blocks();
-      parallel_for(0, images * blocks, grain(4 * heads * width * kPanel), [&](int64_t begin, int64_t end) {
-        std::vector<float> buffer(width);
-        for (int64_t i = begin; i < end; ++i) {
-          const T* from = data + (done + i / blocks) * metric.stride(0);
-          const Rows<T> tokens{from, heads, head_stride, row_stride, width};
-          sides[i / blocks].pack(i % blocks, first, buffer.data(), [&](int64_t token, float* out) {
-            tokens.read(token, out);
-            const float length = inverse_length(squares_of(out, width));
-            for (int64_t k = 0; k < width; ++k) out[k] *= length;
-          });
-        }
-      });
-      find_best<Score::kProduct>(sides);
-      parallel_for(0, images, grain(16 * n), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-          merge_best(sides[i].score.data(), sides[i].match.data(), n, keep, first, maps.of(done + i));
-      });
-    }
+    for_images(batch, [&](int64_t begin, int64_t end) {
+      Sides sides(n, width, first);
+      for (int64_t image = begin; image < end; ++image) {
+        const Rows<T> tokens{data + image * metric.stride(0), heads, head_stride, row_stride, width};
+        sides.pack(
+            first, [&](int64_t token, float* out) { tokens.read(token, out); },
+            [&](float* rows) { normalise(rows, sides.a.width, width); });
+        sides.find_best<Score::kProduct>();
+        const NewMap map = map_of(maps, image);
+        merge_best(sides.score.data(), sides.match.data(), n, keep, first, map);
+        if (then) then(image, map);
+      }
+    });
   });
-  return {maps.dest, maps.rep, maps.sources};
+  return maps;
 }
 
-std::tuple<Tensor, Tensor, Tensor> bipartite_match(const Tensor& metric, int64_t keep, int64_t first) {
+Maps bipartite_match(const Tensor& metric, int64_t keep, int64_t first) {
   return match_between(metric, keep, first, 0, 0);
 }
 
@@ -159,21 +135,28 @@ struct Clusters {
     }
   }
 
-  void pack(Side& side, int64_t number, int64_t first, float* row) const {
-    side.pack(number, first, row, [&](int64_t token, float* out) {
-      std::copy_n(points.data() + token * width, width, out);
-    });
-    Packed& to = number < side.a.blocks() ? side.a : side.b;
-    const bool source = &to == &side.a;
-    const int64_t start = (source ? number : number - side.a.blocks()) * to.block;
-    for (int64_t row = start; row < std::min(start + to.block, to.count); ++row) {
-      const int64_t token = source ? source_at(row, first) : target_at(row, first);
-      to.squares[row] = squares_of(points.data() + token * width, width);
-      to.inverse[row] = 1.0f / sizes[token];
+  // The tokens as sources and targets, compared.
+  Sides compare(int64_t first) const {
+    Sides sides(n, width, first);
+    sides.pack(first, [&](int64_t token, float* out) { std::copy_n(points.data() + token * width, width, out); });
+    weigh(sides.a, [first](int64_t i) { return source_at(i, first); });
+    weigh(sides.b, [first](int64_t i) { return target_at(i, first); });
+    sides.find_best<Score::kWard>();
+    return sides;
+  }
+
+  template <typename TokenAt>
+  void weigh(Packed& side, const TokenAt& token_at) const {
+    side.squares.assign(side.blocks() * side.block, 0.0f);
+    side.inverse.assign(side.blocks() * side.block, 0.0f);
+    for (int64_t i = 0; i < side.count; ++i) {
+      const int64_t token = token_at(i);
+      side.squares[i] = squares_of(points.data() + token * width, width);
+      side.inverse[i] = 1.0f / sizes[token];
     }
   }
 
-  void merge(const Side& side, int64_t keep, int64_t first) {
+  void merge(const Sides& side, int64_t keep, int64_t first) {
     std::vector<int64_t> to(n), stay(keep), gone(n - keep);
     merge_best(side.score.data(), side.match.data(), n, keep, first, {to.data(), stay.data(), gone.data()});
     std::vector<float> mass(keep), moved(keep * width);
@@ -197,7 +180,7 @@ struct Clusters {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> ward_match(
+Maps ward_match(
     const Tensor& given, const std::optional<Tensor>& given_sizes, const std::optional<Tensor>& given_signs,
     int64_t width, const std::vector<int64_t>& counts, int64_t first) {
   const Tensor features = with_rows(given);
@@ -218,45 +201,31 @@ std::tuple<Tensor, Tensor, Tensor> ward_match(
   }
   const float* mass = sizes ? static_cast<const float*>(sizes->const_data_ptr()) : nullptr;
   const float* sign = signs ? static_cast<const float*>(signs->const_data_ptr()) : nullptr;
-  const Maps maps(features, batch, n, now);
-  std::vector<Clusters> images;
-  for (int64_t i = 0; i < batch; ++i) {
-    images.emplace_back(n, width);
-    if (mass) std::copy_n(mass + i * n, n, images[i].sizes.begin());
-  }
+  const Maps maps = new_maps(features, batch, n, now);
   with_type(features, "features", [&](auto type) {
     using T = decltype(type);
     const T* data = static_cast<const T*>(features.const_data_ptr());
-    parallel_for(0, batch * n, grain(4 * channels), [&](int64_t begin, int64_t end) {
-      std::vector<float> row(channels);
-      for (int64_t i = begin; i < end; ++i) {
-        const T* from = data + i / n * features.stride(0);
-        Rows<T>{from, 1, 0, features.stride(1), channels}.read(i % n, row.data());
-        images[i / n].sketch(i % n, row.data(), channels, sign);
+    for_images(batch, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) {
+        Clusters clusters(n, width);
+        if (mass) std::copy_n(mass + image * n, n, clusters.sizes.begin());
+        const Rows<T> rows{data + image * features.stride(0), 1, 0, features.stride(1), channels};
+        parallel_for(0, n, grain(4 * channels), [&](int64_t begin, int64_t end) {
+          std::vector<float> row(channels);
+          for (int64_t token = begin; token < end; ++token) {
+            rows.read(token, row.data());
+            clusters.sketch(token, row.data(), channels, sign);
+          }
+        });
+        for (int64_t keep : counts) clusters.merge(clusters.compare(first), keep, first);
+        const NewMap map = map_of(maps, image);
+        std::copy(clusters.dest.begin(), clusters.dest.end(), map.dest);
+        std::copy(clusters.rep.begin(), clusters.rep.end(), map.rep);
+        std::copy(clusters.sources.begin(), clusters.sources.end(), map.sources);
       }
     });
   });
-  for (int64_t keep : counts) {
-    const int64_t tokens = images.empty() ? 0 : images[0].n;
-    std::vector<Side> sides;
-    for (int64_t i = 0; i < batch; ++i) sides.emplace_back(tokens, width, first, Score::kWard);
-    const int64_t blocks = batch ? sides[0].blocks() : 0;
-    parallel_for(0, batch * blocks, grain(4 * width * kPanel), [&](int64_t begin, int64_t end) {
-      std::vector<float> buffer(width);
-      for (int64_t i = begin; i < end; ++i) images[i / blocks].pack(sides[i / blocks], i % blocks, first, buffer.data());
-    });
-    if (batch) find_best<Score::kWard>(sides);
-    parallel_for(0, batch, grain(tokens * width), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) images[i].merge(sides[i], keep, first);
-    });
-  }
-  for (int64_t i = 0; i < batch; ++i) {
-    const Map map = maps.of(i);
-    std::copy(images[i].dest.begin(), images[i].dest.end(), map.dest);
-    std::copy(images[i].rep.begin(), images[i].rep.end(), map.rep);
-    std::copy(images[i].sources.begin(), images[i].sources.end(), map.sources);
-  }
-  return {maps.dest, maps.rep, maps.sources};
+  return maps;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tokenreduce_kernels, CPU, m) {

@@ -8,11 +8,10 @@
 #include <vector>
 
 #include "../tensors.h"
+#include "images.h"
 #include "match.h"
 
 namespace tokenreduce {
-
-using torch::stable::parallel_for;
 
 namespace {
 
@@ -24,16 +23,15 @@ struct Groups {
   std::vector<int64_t> start, members;
   std::vector<float> mass;  // of each output
 
-  void sort(const int64_t* dest, const int64_t* rep, const int64_t* sources, int64_t keep, int64_t removed,
-            const float* sizes) {
-    start.assign(keep + 2, 0), members.resize(removed), mass.resize(keep);
-    for (int64_t m = 0; m < keep; ++m) mass[m] = sizes ? sizes[rep[m]] : 1.0f;
-    for (int64_t i = 0; i < removed; ++i) {
-      ++start[dest[sources[i]] + 2];
-      mass[dest[sources[i]]] += sizes ? sizes[sources[i]] : 1.0f;
+  Groups(const Map& map, int64_t n, int64_t keep, const float* sizes) : start(keep + 2), members(n - keep), mass(keep) {
+    for (int64_t m = 0; m < keep; ++m) mass[m] = sizes ? sizes[map.rep[m]] : 1.0f;
+    for (int64_t i = 0; i < n - keep; ++i) {
+      const int64_t token = map.sources[i];
+      ++start[map.dest[token] + 2];
+      mass[map.dest[token]] += sizes ? sizes[token] : 1.0f;
     }
     for (int64_t m = 0; m < keep; ++m) start[m + 2] += start[m + 1];
-    for (int64_t i = 0; i < removed; ++i) members[start[dest[sources[i]] + 1]++] = sources[i];
+    for (int64_t i = 0; i < n - keep; ++i) members[start[map.dest[map.sources[i]] + 1]++] = map.sources[i];
   }
 };
 
@@ -73,63 +71,75 @@ const float* check_sizes(const std::optional<Tensor>& sizes, int64_t batch, int6
 
 }  // namespace
 
-// The merged tokens, their sizes, and the bias of `size_bias` that belongs to them.
+// What merging makes of `x`, image by image: the tokens, their sizes, and the bias of `size_bias` that belongs to them.
+struct Merged {
+  Tensor x;
+  std::optional<Tensor> sizes;
+  int64_t keep, prefix, suffix, n, width, all;
+  const float* mass;
+  Tensor out, grown, bias;
+
+  Merged(const Tensor& given, const std::optional<Tensor>& given_sizes, const char* name, int64_t keep, int64_t prefix,
+         int64_t suffix)
+      : x(with_rows(given)), sizes(in_a_row(given_sizes)), keep(keep), prefix(prefix), suffix(suffix) {
+    check(x, "x", {-1, -1, -1});
+    check_protected("x", x.size(1), prefix, suffix);
+    n = x.size(1) - prefix - suffix, width = x.size(2), all = prefix + keep + suffix;
+    if (keep < 0 || keep > n) fail(name, " names ", keep, " of ", n, " tokens");
+    mass = check_sizes(sizes, x.size(0), n);
+    out = uninitialised(x, {x.size(0), all, width});
+    grown = uninitialised(x, {x.size(0), keep}, ScalarType::Float);
+    bias = uninitialised(x, {x.size(0), 1, 1, all}, ScalarType::Float);
+  }
+
+  void image(int64_t number, const Map& map) const {
+    const float* own = mass ? mass + number * n : nullptr;
+    float* sums = static_cast<float*>(grown.mutable_data_ptr()) + number * keep;
+    const Groups groups(map, n, keep, own);
+    std::copy_n(groups.mass.data(), keep, sums);
+    write_bias(sums, keep, prefix, suffix, static_cast<float*>(bias.mutable_data_ptr()) + number * all);
+    with_type(x, "x", [&](auto type) {
+      using T = decltype(type);
+      const int64_t stride = x.stride(1);
+      const T* from = static_cast<const T*>(x.const_data_ptr()) + number * x.stride(0);
+      T* target = static_cast<T*>(out.mutable_data_ptr()) + number * all * width;
+      parallel_for(0, all, grain(2 * width), [&](int64_t begin, int64_t end) {
+        std::vector<Sum<T>> row(width);
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t m = i - prefix;
+          T* to = target + i * width;
+          if (m < 0 || m >= keep) std::copy_n(from + (m < 0 ? i : i - keep + n) * stride, width, to);
+          else merge_row(from + prefix * stride, stride, map.rep[m], groups, m, own, width, row.data(), to);
+        }
+      });
+    });
+  }
+};
+
 std::tuple<Tensor, Tensor, Tensor> merge_apply(
-    const Tensor& given, const Tensor& dest, const Tensor& rep, const Tensor& sources,
-    const std::optional<Tensor>& given_sizes, int64_t prefix, int64_t suffix) {
-  const Tensor x = with_rows(given);
-  const std::optional<Tensor> sizes = in_a_row(given_sizes);
-  check(x, "x", {-1, -1, -1});
-  check_protected("x", x.size(1), prefix, suffix);
-  const int64_t batch = x.size(0), n = x.size(1) - prefix - suffix, width = x.size(2), stride = x.stride(1);
+    const Tensor& x, const Tensor& dest, const Tensor& rep, const Tensor& sources, const std::optional<Tensor>& sizes,
+    int64_t prefix, int64_t suffix) {
   if (rep.dim() != 2) fail("rep has shape ", shape_of(rep), "; it must be (B, M)");
-  const int64_t keep = rep.size(1), removed = n - keep, all = prefix + keep + suffix;
-  if (removed < 0) fail("rep names ", keep, " of ", n, " tokens");
+  const Merged merged(x, sizes, "rep", rep.size(1), prefix, suffix);
+  const int64_t batch = merged.x.size(0), n = merged.n, keep = merged.keep;
   const Index to = check_index(dest, "dest", batch, n, keep);
   const Index stays = check_index(rep, "rep", batch, keep, n);
-  const Index moves = check_index(sources, "sources", batch, removed, n);
-  const float* mass = check_sizes(sizes, batch, n);
-  const Tensor out = uninitialised(x, {batch, all, width});
-  const Tensor grown = uninitialised(x, {batch, keep}, ScalarType::Float);
-  const Tensor bias = uninitialised(x, {batch, 1, 1, all}, ScalarType::Float);
-  float* sums = static_cast<float*>(grown.mutable_data_ptr());
-  float* logits = static_cast<float*>(bias.mutable_data_ptr());
-  std::vector<Groups> groups(batch);
-  parallel_for(0, batch, grain(4 * n), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      groups[i].sort(to[i], stays[i], moves[i], keep, removed, mass ? mass + i * n : nullptr);
-      std::copy_n(groups[i].mass.data(), keep, sums + i * keep);
-      write_bias(sums + i * keep, keep, prefix, suffix, logits + i * all);
-    }
+  const Index moves = check_index(sources, "sources", batch, n - keep, n);
+  for_images(batch, [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) merged.image(image, {to[image], stays[image], moves[image]});
   });
-  with_type(x, "x", [&](auto type) {
-    using T = decltype(type);
-    const T* data = static_cast<const T*>(x.const_data_ptr());
-    T* target = static_cast<T*>(out.mutable_data_ptr());
-    parallel_for(0, batch * all, grain(2 * width), [&](int64_t begin, int64_t end) {
-      std::vector<Sum<T>> row(width);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t image = i / all, m = i % all - prefix;
-        const T* from = data + image * x.stride(0);
-        if (m < 0 || m >= keep) {
-          std::copy_n(from + (m < 0 ? m + prefix : m - keep + prefix + n) * stride, width, target + i * width);
-          continue;
-        }
-        merge_row(from + prefix * stride, stride, stays[image][m], groups[image], m,
-                  mass ? mass + image * n : nullptr, width, row.data(), target + i * width);
-      }
-    });
-  });
-  return {out, grown, bias};
+  return {merged.out, merged.grown, merged.bias};
 }
 
 // Matching and merging in one call. Returns the merged tokens, sizes and bias, and the map.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_merge(
     const Tensor& x, const Tensor& metric, const std::optional<Tensor>& sizes, int64_t keep, int64_t first,
     int64_t prefix, int64_t suffix) {
-  const auto [dest, rep, sources] = match_between(metric, keep, first, prefix, suffix);
-  const auto [out, grown, bias] = merge_apply(x, dest, rep, sources, sizes, prefix, suffix);
-  return {out, grown, bias, dest, rep, sources};
+  const Merged merged(x, sizes, "keep", keep, prefix, suffix);
+  if (metric.dim() > 2) check(merged.x, "x", {metric.size(0), metric.size(metric.dim() - 2), -1});
+  const auto [dest, rep, sources] = match_between(
+      metric, keep, first, prefix, suffix, [&](int64_t image, const Map& map) { merged.image(image, map); });
+  return {merged.out, merged.grown, merged.bias, dest, rep, sources};
 }
 
 Tensor restore_apply(

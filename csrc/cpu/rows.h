@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../tensors.h"
+#include "packed.h"
 
 namespace tokenreduce {
 
@@ -21,14 +23,35 @@ struct Rows {
 
   void read(int64_t row, float* out) const {
     const T* from = data + row * row_stride;
-    for (int64_t k = 0; k < width; ++k) out[k] = static_cast<float>(from[k]);
-    if (heads == 1) return;
+    const float part = 1.0f / static_cast<float>(heads);
+    int64_t k = 0;
+    for (; k + 4 * kLanes <= width; k += 4 * kLanes) mean<4>(from + k, part, out + k);
+    for (; k + kLanes <= width; k += kLanes) mean<1>(from + k, part, out + k);
+    for (; k < width; ++k) {
+      float sum = 0;
+      for (int64_t h = 0; h < heads; ++h) sum += static_cast<float>(from[h * head_stride + k]);
+      out[k] = sum * part;
+    }
+  }
+
+ private:
+  static Floats load(const T* from) {
+    if constexpr (std::is_same_v<T, float>) return lanes_at(from);
+    Floats found;
+    for (int i = 0; i < kLanes; ++i) found[i] = static_cast<float>(from[i]);
+    return found;
+  }
+
+  // Of so many vectors of channels, whose sums stay in registers.
+  template <int vectors>
+  void mean(const T* from, float part, float* out) const {
+    Floats sums[vectors];
+    for (int i = 0; i < vectors; ++i) sums[i] = load(from + i * kLanes);
     for (int64_t h = 1; h < heads; ++h) {
       from += head_stride;
-      for (int64_t k = 0; k < width; ++k) out[k] += static_cast<float>(from[k]);
+      for (int i = 0; i < vectors; ++i) sums[i] += load(from + i * kLanes);
     }
-    const float part = 1.0f / static_cast<float>(heads);
-    for (int64_t k = 0; k < width; ++k) out[k] *= part;
+    for (int i = 0; i < vectors; ++i) lanes_at(out + i * kLanes) = sums[i] * part;
   }
 };
 
