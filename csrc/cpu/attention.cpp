@@ -49,7 +49,7 @@ struct Head {
         for (int h = 0; h < 2; ++h) {
           const int64_t first = panel * kPanel + h * kLanes;
           const Floats found = sums[r][h] + lanes_at(bias.data() + first);
-          lanes_at(logits.data() + r * row + first) = found;
+          store_lanes(found, logits.data() + r * row + first);
           best[r] = beats(found, best[r]) ? found : best[r];
         }
     }
@@ -66,10 +66,14 @@ struct Head {
     for (int64_t r = 0; r < rows; ++r) {
       float* values = logits.data() + r * row;
       Floats sums{};
-      for (int64_t i = 0; i < row; i += kLanes)
-        sums += lanes_at(values + i) = exponential(lanes_at(values + i) - largest[r]);
+      for (int64_t i = 0; i < row; i += kLanes) {
+        const Floats parts = exponential(lanes_at(values + i) - largest[r]);
+        store_lanes(parts, values + i);
+        sums += parts;
+      }
       const float part = 1.0f / sum_of(sums);
-      for (int64_t i = 0; i < row; i += kLanes) lanes_at(received.data() + i) += lanes_at(values + i) * part;
+      for (int64_t i = 0; i < row; i += kLanes)
+        store_lanes(lanes_at(received.data() + i) + lanes_at(values + i) * part, received.data() + i);
       own[r] = values[first + r] * part;
     }
   }
@@ -131,7 +135,7 @@ std::tuple<Tensor, Tensor> attention_statistics(
 
 namespace {
 
-typedef double Doubles __attribute__((vector_size(kLanes * 8), aligned(8), may_alias));
+typedef double Doubles __attribute__((vector_size(kLanes * 8)));
 
 // The energy of PiToMe of the rows of one image, times their number.
 struct Energy {

@@ -28,7 +28,7 @@ inline Floats exponential(Floats x) {
   sum = sum * rest * rest + rest + 1.0f;
   const Ints power = __builtin_convertvector(x < -87.0f ? Floats{} : whole, Ints);
   const Ints bits = (power + 127) << 23;
-  return x < -87.0f ? Floats{} : sum * reinterpret_cast<const Floats&>(bits);
+  return x < -87.0f ? Floats{} : sum * reinterpret_cast<Floats>(bits);
 }
 
 struct Running {
@@ -84,8 +84,8 @@ void take(
 // Vectors of floats and of integers of the same number of lanes.
 template <int lanes>
 struct Vector {
-  typedef float F __attribute__((vector_size(lanes * 4), aligned(4), may_alias));
-  typedef int32_t I __attribute__((vector_size(lanes * 4), aligned(4), may_alias));
+  typedef float F __attribute__((vector_size(lanes * 4), may_alias));
+  typedef int32_t I __attribute__((vector_size(lanes * 4), may_alias));
 };
 
 // The best of 2 * `lanes` scores, the lowest index of equals: halves are compared until one is left.
@@ -100,7 +100,7 @@ void reduce(float* scores, int32_t* indices) {
 }
 
 inline void reduce(const Running& best, float* score, int32_t* index) {
-  // Vectors of a type that depends on a template lose `aligned(4)`, and the halves are read as aligned ones.
+  // The halves are read as vectors, down to the last two.
   alignas(sizeof(Floats)) float scores[kPanel];
   alignas(sizeof(Ints)) int32_t indices[kPanel];
   std::memcpy(scores, best.score, sizeof scores);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <utility>
@@ -21,11 +22,16 @@ constexpr int kLanes = 4, kTile = 8;
 #endif
 constexpr int kPanel = 2 * kLanes;  // targets whose products one step computes, for kTile sources
 
-typedef float Floats __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef float Floats __attribute__((vector_size(kLanes * 4)));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 
-inline const Floats& lanes_at(const float* from) { return *reinterpret_cast<const Floats*>(from); }
-inline Floats& lanes_at(float* from) { return *reinterpret_cast<Floats*>(from); }
+// Wherever the floats lie. As references to a vector type with less alignment clang reads them as aligned ones.
+inline Floats lanes_at(const float* from) {
+  Floats lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+inline void store_lanes(const Floats& lanes, float* to) { std::memcpy(to, &lanes, sizeof lanes); }
 
 // Floats from the beginning of a cache line on, not written yet: zeros would cost as much as what is packed.
 struct Release {
@@ -61,7 +67,7 @@ struct Sources : Packed {
   void put(int64_t first, int64_t rows, const float* from) {
     for (int64_t row = first; row < first + rows; ++row)
       for (int64_t k = 0; k < width; k += kLanes, from += kLanes)
-        lanes_at(values.get() + row / kTile * kTile * width + k * kTile + row % kTile * kLanes) = lanes_at(from);
+        store_lanes(lanes_at(from), values.get() + row / kTile * kTile * width + k * kTile + row % kTile * kLanes);
   }
 };
 
@@ -110,7 +116,7 @@ struct Targets : Packed {
       for (int i = 0; i < kLanes; ++i) part[i] = i < rows ? lanes_at(from + i * width + k) : Floats{};
       transpose(part);
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) lanes_at(to + (k + i) * kPanel) = part[i];
+      for (int i = 0; i < kLanes; ++i) store_lanes(part[i], to + (k + i) * kPanel);
     }
   }
 };

@@ -51,7 +51,7 @@ struct Rows {
       from += head_stride;
       for (int i = 0; i < vectors; ++i) sums[i] += load(from + i * kLanes);
     }
-    for (int i = 0; i < vectors; ++i) lanes_at(out + i * kLanes) = sums[i] * part;
+    for (int i = 0; i < vectors; ++i) store_lanes(sums[i] * part, out + i * kLanes);
   }
 };
 
