@@ -3,9 +3,9 @@
 python benchmarks/speed.py --threads 2
 
 Rows with a target are measured three times and report the best median of interleaved rounds, and all three; the other
-methods once. `--only` replaces the rows of some methods. Every run has a process of its own: which pages its buffers get
-is luck that lasts as long as the process, and moves the ratio of two models by 1 to 2 %. The C library is told to keep
-freed memory: whether it returns pages after a layer differs between two models by up to 3 % of their time.
+methods once. `--only` replaces the rows of some methods. Every run has a process of its own: which pages its buffers
+get is luck that lasts as long as the process, and moves the ratio of two models by 1 to 2 %. The C library is told to
+keep freed memory: whether it returns pages after a layer differs between two models by up to 3 % of their time.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 // What methods ask of attention and of all pairs of tokens, on the CPU: products of blocks are used up where they are
 // computed, no matrix of all pairs is ever stored.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -34,7 +35,7 @@ struct Head {
   Head(int64_t n, int64_t width)
       : keys(n, width),
         queries(kTile, width),
-        bias(keys.blocks() * kPanel),
+        bias(keys.parts() * kLanes),
         logits(kTile * bias.size()),
         received(bias.size()) {}
 
@@ -44,25 +45,27 @@ struct Head {
     Floats best[kTile], sums[kTile][2];
     for (Floats& lanes : best) lanes = Floats{} - INFINITY;
     for (int64_t panel = 0; panel < keys.blocks(); ++panel) {
-      products<2>(queries.at(0), keys.at(panel), keys.width, sums);
+      const int halves = keys.count - panel * kPanel > kLanes ? 2 : 1;
+      if (halves == 2) products<2>(queries.at(0), keys.at(panel), keys.width, sums);
+      else products<1>(queries.at(0), keys.at(panel), keys.width, sums);
       for (int r = 0; r < kTile; ++r)
-        for (int h = 0; h < 2; ++h) {
+        for (int h = 0; h < halves; ++h) {
           const int64_t first = panel * kPanel + h * kLanes;
           const Floats found = sums[r][h] + lanes_at(bias.data() + first);
           store_lanes(found, logits.data() + r * row + first);
-          best[r] = beats(found, best[r]) ? found : best[r];
+          best[r] = found > best[r] ? found : best[r];  // a NaN is not lost: the sum of the row takes it in
         }
     }
     for (int r = 0; r < kTile; ++r) {
       largest[r] = best[r][0];
-      for (int i = 1; i < kLanes; ++i)
-        if (beats(best[r][i], largest[r])) largest[r] = best[r][i];
+      for (int i = 1; i < kLanes; ++i) largest[r] = std::max(largest[r], best[r][i]);
     }
   }
 
   // Adds the softmax of the first `rows` rows to what their keys receive; returns what row r gives to key `first + r`.
   void give(const float* largest, int64_t first, int64_t rows, float* own) {
     const int64_t row = static_cast<int64_t>(bias.size());
+    float part[kTile];
     for (int64_t r = 0; r < rows; ++r) {
       float* values = logits.data() + r * row;
       Floats sums{};
@@ -71,10 +74,13 @@ struct Head {
         store_lanes(parts, values + i);
         sums += parts;
       }
-      const float part = 1.0f / sum_of(sums);
-      for (int64_t i = 0; i < row; i += kLanes)
-        store_lanes(lanes_at(received.data() + i) + lanes_at(values + i) * part, received.data() + i);
-      own[r] = values[first + r] * part;
+      part[r] = 1.0f / sum_of(sums);
+      own[r] = values[first + r] * part[r];
+    }
+    for (int64_t i = 0; i < row; i += kLanes) {
+      Floats sums = lanes_at(received.data() + i);
+      for (int64_t r = 0; r < rows; ++r) sums += lanes_at(logits.data() + r * row + i) * part[r];
+      store_lanes(sums, received.data() + i);
     }
   }
 };
@@ -154,9 +160,11 @@ struct Energy {
     Floats sums[kTile][2];
     Doubles totals[kTile] = {};
     for (int64_t panel = 0; panel < b.blocks(); ++panel) {
-      products<2>(a.at(tile), b.at(panel), a.width, sums);
+      const int halves = b.count - panel * kPanel > kLanes ? 2 : 1;
+      if (halves == 2) products<2>(a.at(tile), b.at(panel), a.width, sums);
+      else products<1>(a.at(tile), b.at(panel), a.width, sums);
       for (int r = 0; r < kTile; ++r)
-        for (int h = 0; h < 2; ++h) totals[r] += terms(sums[r][h], tile * kTile + r, panel * kPanel + h * kLanes);
+        for (int h = 0; h < halves; ++h) totals[r] += terms(sums[r][h], tile * kTile + r, panel * kPanel + h * kLanes);
     }
     for (int64_t row = tile * kTile; row < std::min((tile + 1) * kTile, a.count); ++row) {
       out[row] = 0;

@@ -81,17 +81,23 @@ class MCTF(Reducer):
         x = tokens.features.float()
         unit = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6)
         cosine = unit[:, first::2] @ unit[:, 1 - first :: 2].transpose(1, 2)
-        # Rounding below cosine -1 would make NaN of a fractional exponent.
-        attraction = ((1 + cosine) / 2).clamp_min(0)
+        # Rounding below cosine -1 would make NaN of a fractional exponent. Halves are a factor for all pairs.
+        attraction = (1 + cosine).clamp_min(0)
         if self.similarity != 1:
             attraction = attraction**self.similarity
         criteria = [(attention, self.information)]
         if tokens.sizes is not None:
             criteria.append((tokens.sizes, self.size))
-        for value, exponent in criteria:
-            value = value / value.amin(1, keepdim=True)  # no large exponent can overflow
-            # The product before the exponent: pairs of sizes (1, 4) and (2, 2) must tie.
-            attraction = attraction * (value[:, first::2, None] * value[:, None, 1 - first :: 2]) ** -exponent
+        exponent = None
+        for value, weight in criteria:
+            if not weight:
+                continue
+            value = value / value.amin(1, keepdim=True)
+            # The product before the logarithm: pairs of sizes (1, 4) and (2, 2) must tie.
+            pair = (value[:, first::2, None] * value[:, None, 1 - first :: 2]).log() * -weight
+            exponent = pair if exponent is None else exponent + pair
+        if exponent is not None:  # powers of all criteria at once: a power is a logarithm and an exponential
+            attraction = attraction * exponent.exp()
         if tokens.padding is not None:
             apart = tokens.padding[:, first::2, None] != tokens.padding[:, None, 1 - first :: 2]
             attraction = attraction.masked_fill(apart, 0)
@@ -108,6 +114,8 @@ def match_both_ways(scores: Tensor, forward: int, backward: int, first: int, wei
     batch, ones, _ = scores.shape
     device, n = scores.device, weight.shape[1]
     moved, stay = best_first(scores.amax(2), forward)
+    # Where the best is, only those that move are asked: of all of them that takes as long as their product.
+    rows = scores.gather(1, moved[..., None].expand(-1, -1, scores.shape[2]))
     # Without a way back nobody asks who is left, which may be no one.
     left = scores.gather(1, stay[..., None].expand(-1, -1, scores.shape[2])) if backward else scores
     moved_back, stay_back = best_first(left.amax(1), backward)
@@ -115,11 +123,12 @@ def match_both_ways(scores: Tensor, forward: int, backward: int, first: int, wei
     outputs = counting(stay_back.shape[1], device) + kept
     into = torch.zeros_like(weight[:, ones:], dtype=torch.long).scatter(1, stay_back, outputs.expand(batch, -1))
     if backward:
-        into = into.scatter(1, moved_back, left.argmax(1).gather(1, moved_back))
+        columns = left.gather(2, moved_back[:, None, :].expand(-1, left.shape[1], -1))
+        into = into.scatter(1, moved_back, columns.argmax(1))
     rep = torch.cat([stay * 2 + first, stay_back * 2 + (1 - first)], 1)
     dest = torch.zeros_like(weight, dtype=torch.long)
     dest = dest.scatter(1, stay * 2 + first, counting(kept, device).expand(batch, -1))
-    dest = dest.scatter(1, moved * 2 + first, into.gather(1, scores.argmax(2).gather(1, moved)))
+    dest = dest.scatter(1, moved * 2 + first, into.gather(1, rows.argmax(2)))
     dest[:, 1 - first :: 2] = into
     return TokenMap(
         n - forward - backward,
