@@ -135,8 +135,8 @@ void pack(Side& to, int64_t number, float* buffer, const Read& read) {
   pack(to, number, buffer, read, [](float*) {});
 }
 
-// Gives kLanes rows of `channels` floats, `width` floats apart, the length 1, all at once: roots and divisions are slow.
-// Zeros behind the channels stay zeros, also where a row holds NaN.
+// Gives kLanes rows of `channels` floats, `width` floats apart, the length 1. Zeros behind the channels stay zeros, also
+// where a row holds NaN.
 inline void normalise(float* rows, int64_t width, int64_t channels) {
   Floats squares[kLanes], sum{};
   for (int r = 0; r < kLanes; ++r) {
