@@ -31,7 +31,7 @@ sanitize: export ASAN_OPTIONS := detect_leaks=0
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1:halt_on_error=1
 sanitize: setup
 	LD_PRELOAD="$(foreach name,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(name).so))" \
-		$(BIN)/python -m pytest tests/kernels $(ARGS)
+		$(BIN)/python -m pytest tests/ops $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -38,13 +38,13 @@ print(tokenreduce.__file__)
 
 WITH_TIMM = """
 import timm, torch, tokenreduce
-from tokenreduce.backbones.fashion_vit import fashion_vit
+from tokenreduce.lab.shipped.fashion_vit import fashion_vit
 model = tokenreduce.patch(fashion_vit(), "tome", flops=0.6)
 assert model(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 assert tokenreduce.advise(model, torch.zeros(1, 1, 28, 28)).tokens == 196
-from tokenreduce.evaluation import fashion_mnist
+from tokenreduce.lab.data import fashion_mnist
 assert len(fashion_mnist.load("test", fashion_mnist.SUBSET)[1]) == 2000
-from tokenreduce.kernels import build
+from tokenreduce.ops.native import build
 assert all(source.exists() for source in build.sources())
 print(tokenreduce.__file__)
 """

@@ -1,5 +1,5 @@
 """From how many image tokens on reduction pays at batch 1, by backbone width -> results/break_even.json, and a copy
-in tokenreduce/assets, which `tokenreduce.advise` reads.
+in tokenreduce/lab/speed, which `tokenreduce.advise` reads.
 
 python benchmarks/break_even.py --threads 2 --write
 """
@@ -18,10 +18,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import tokenreduce
-from tokenreduce.advising import FLOPS, METHODS
-from tokenreduce.bench import Arm, compare
-from tokenreduce.bench.break_even import SHIPPED, curves_of
-from tokenreduce.kernels import native
+from tokenreduce.lab.speed import Arm, compare
+from tokenreduce.lab.speed.advising import FLOPS, METHODS
+from tokenreduce.lab.speed.break_even import SHIPPED, curves_of
+from tokenreduce.ops.native import dispatch
 
 PATCH, HEAD = 16, 64
 # width: layers. Time grows with the layers on both sides, so that 6 of the widest model's 24 give the same ratio.
@@ -74,7 +74,7 @@ def write(rows: list[dict[str, Any]], summary: list[dict[str, Any]], threads: in
     content: dict[str, Any] = {"device": "cpu", "dtype": "float32", "batch_size": 1, "flops": FLOPS}
     content |= {"threads": threads, "rounds": rounds, "torch": torch.__version__}
     content |= {"tokenreduce": tokenreduce.__version__, "processor": platform.processor() or platform.machine()}
-    content |= {"compiled_kernels": not native.load(), "break_even": summary, "rows": rows}
+    content |= {"compiled_kernels": not dispatch.load(), "break_even": summary, "rows": rows}
     text = json.dumps(content, indent=1) + "\n"
     for path in (Path(__file__).parent / "results/break_even.json", SHIPPED):
         path.write_text(text)

@@ -26,7 +26,7 @@ import backbone_checks  # noqa: E402
 from backbones import BACKBONES, Backbone, shared_model  # noqa: E402
 
 import tokenreduce  # noqa: E402
-from tokenreduce.finding import find_backbone  # noqa: E402
+from tokenreduce.patching.finding import find_backbone  # noqa: E402
 
 CHECKS = {
     "exact": backbone_checks.check_exact,

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from tokenreduce.bench.lanes import Arm
-from tokenreduce.evaluation import fashion_mnist, scenes
-from tokenreduce.evaluation.dense.embedded import SceneSamples, load_scenes
-from tokenreduce.evaluation.dense.measure import measure_dense
-from tokenreduce.evaluation.dense.predictors import load_predictor
-from tokenreduce.evaluation.dense.samples import DenseData
-from tokenreduce.registry import lookup
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.data import fashion_mnist, scenes
+from tokenreduce.lab.data.samples import DenseData
+from tokenreduce.lab.quality.dense import measure_dense
+from tokenreduce.lab.quality.embedded import SceneSamples, load_scenes
+from tokenreduce.lab.quality.predictors import load_predictor
+from tokenreduce.reducers.registry import lookup
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from train_scenes import split_photos

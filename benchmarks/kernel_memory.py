@@ -27,14 +27,14 @@ def measure(choice: str, batch: int, n: int, width: int) -> None:
     """Print in MiB the peaks above the state before, of matching and of both, and the size of what both return."""
     import torch
 
-    from tokenreduce.kernels import native
-    from tokenreduce.reducers.tome import match_bipartite
+    from tokenreduce.ops.native import dispatch
+    from tokenreduce.reducers.parts.bipartite import match_bipartite
 
     def peak() -> int:
         return status("VmHWM") - before
 
     torch.set_num_threads(2)
-    with native.using(choice), torch.inference_mode():
+    with dispatch.using(choice), torch.inference_mode():
         metric, x = torch.randn(batch, n, width), torch.randn(batch, n, CHANNELS)
         match_bipartite(torch.randn(2, 256, 16), 192).merge(torch.randn(2, 256, 16))  # loads code, starts threads
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

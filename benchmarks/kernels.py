@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 import tokenreduce
-from tokenreduce.bench.timing import interleave
-from tokenreduce.kernels import native
-from tokenreduce.reducers.tome import alternating_scores, match_bipartite
-from tokenreduce.registry import lookup
-from tokenreduce.tokens import Tokens
+from tokenreduce.lab.speed.timing import interleave
+from tokenreduce.ops.native import dispatch
+from tokenreduce.reducers.parts.bipartite import alternating_scores, match_bipartite
+from tokenreduce.reducers.registry import lookup
+from tokenreduce.reducers.tokens import Tokens
 
 CHANNELS = 384
 # batch, tokens, key channels, tokens removed
@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
 
 def with_choice(choice: str, call: Callable[[], object]) -> Callable[[], object]:
     def run() -> object:
-        with native.using(choice), torch.inference_mode():
+        with dispatch.using(choice), torch.inference_mode():
             return call()
 
     return run

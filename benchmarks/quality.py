@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 import tokenreduce
-from tokenreduce.backbones import fashion_vit
-from tokenreduce.bench.lanes import Arm, patched_lane, restored_lane
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.evaluation import fashion_mnist
-from tokenreduce.evaluation.heads import trained
-from tokenreduce.evaluation.metrics import Seen, cost, distance, observe
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.data import fashion_mnist
+from tokenreduce.lab.lanes import patched_lane, restored_lane
+from tokenreduce.lab.quality.classification import Seen, cost, distance, observe
+from tokenreduce.lab.quality.heads import trained
+from tokenreduce.lab.shipped import fashion_vit
 
 BUDGETS = (0.80, 0.60, 0.45)
 BATCH, DRAWS = 200, 2000

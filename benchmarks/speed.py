@@ -24,8 +24,8 @@ import timm
 import torch
 
 import tokenreduce
-from tokenreduce.bench import Arm, compare
-from tokenreduce.kernels import native
+from tokenreduce.lab.speed import Arm, compare
+from tokenreduce.ops.native import dispatch
 
 RESULTS = Path(__file__).parent / "results/speed.json"
 KEEP_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**28)}
@@ -105,7 +105,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     args = parse()
     os.environ.update(KEEP_PAGES)  # for the processes that are started
-    native.load()  # compiled before they are
+    dispatch.load()  # compiled before they are
     rows = []
     for case in all_cases():
         if args.only and case.method not in args.only:
@@ -121,7 +121,7 @@ def main() -> None:
         added = [new for new in rows if not any(same(new, old) for old in kept)]
         rows = [next((new for new in rows if same(new, old)), old) for old in kept] + added
     content = {"threads": args.threads, "torch": torch.__version__, "tokenreduce": tokenreduce.__version__}
-    content |= {"processor": platform.processor() or platform.machine(), "compiled_kernels": not native.load()}
+    content |= {"processor": platform.processor() or platform.machine(), "compiled_kernels": not dispatch.load()}
     RESULTS.write_text(json.dumps(content | {"rows": rows}, indent=1) + "\n")
 
 

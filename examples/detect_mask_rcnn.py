@@ -19,7 +19,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 import tokenreduce
-from tokenreduce.backbones.detector import SimpleFeaturePyramid
+from tokenreduce.models.pyramid import SimpleFeaturePyramid
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -16,7 +16,7 @@ import timm
 import torch
 
 import tokenreduce
-from tokenreduce.backbones.segmenter import LinearSegmenter, MaskSegmenter
+from tokenreduce.models.segmenter import LinearSegmenter, MaskSegmenter
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -16,7 +16,7 @@ import timm
 import torch
 
 import tokenreduce
-from tokenreduce.backbones.upernet import UPerNet
+from tokenreduce.models.upernet import UPerNet
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -20,8 +20,8 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import nn
 from torch.nn import functional as F
 
-from tokenreduce.backbones import fashion_vit
-from tokenreduce.evaluation import fashion_mnist
+from tokenreduce.lab.data import fashion_mnist
+from tokenreduce.lab.shipped import fashion_vit
 
 
 def parse() -> argparse.Namespace:

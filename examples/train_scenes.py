@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from tokenreduce.backbones import scenes as models
-from tokenreduce.evaluation import fashion_mnist, scenes
+from tokenreduce.lab.data import fashion_mnist, scenes
+from tokenreduce.lab.shipped import scenes as models
 
 PHASES = {"segmenter": "10:42,5:33", "detector": "5:3"}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tokenreduce
 from tokenreduce import Schedule, patch, report, unpatch
-from tokenreduce.registry import lookup
+from tokenreduce.reducers.registry import lookup
 
 CLUSTERING = ("atc", "kmeans", "kmedoids", "dpc_knn")  # they find all duplicates at once
 FINDS_DUPLICATES = ("ward", "atm", "dsm", "mctf", "pitome", "tofu", *CLUSTERING)
@@ -90,7 +90,7 @@ def check_oracle(backbone: Backbone, method: str, layer: int | None = None) -> N
 
 def reducing_layers(model: nn.Module) -> list[int]:
     """The layers that may reduce."""
-    _, backbone, adapter = tokenreduce.finding.find_backbone(model)
+    _, backbone, adapter = tokenreduce.patching.finding.find_backbone(model)
     geometry = adapter.geometry(backbone)
     return [layer for layer in range(geometry.depth) if layer not in geometry.whole]
 
@@ -150,5 +150,5 @@ def is_plain(token_map: tokenreduce.TokenMap) -> bool:
     return token_map.divide and token_map.gain is None and token_map.size_weight is None
 
 
-def reduction_of(model: nn.Module) -> tokenreduce.reduction.Reduction:
-    return tokenreduce.finding.reduction_of(model)
+def reduction_of(model: nn.Module) -> tokenreduce.forward.reduction.Reduction:
+    return tokenreduce.patching.finding.reduction_of(model)

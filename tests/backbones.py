@@ -1,6 +1,6 @@
 """Backbones of all libraries, one row each: real classes, small random configurations, every parameter perturbed.
 
-The rows of the adapter `patches/NAME.py` are `ROWS` in `tests/rows/NAME.py`.
+The rows of the adapter `patches/LIBRARY/FAMILY.py` are those of `make_rows` in `tests/rows/LIBRARY/FAMILY.py`.
 """
 
 from __future__ import annotations
@@ -148,9 +148,9 @@ def silenced(model: nn.Module, backbone: Backbone) -> nn.Module:
 
 
 def load_rows() -> list[list[Backbone]]:
-    """The rows of every adapter."""
-    names = sorted(module.name for module in pkgutil.iter_modules(rows.__path__))
-    return [importlib.import_module(f"rows.{name}").make_rows() for name in names]
+    """The rows of every adapter: `rows/LIBRARY/FAMILY.py` beside `patches/LIBRARY/FAMILY.py`."""
+    files = pkgutil.walk_packages(rows.__path__, "rows.")
+    return [importlib.import_module(file.name).make_rows() for file in files if not file.ispkg]
 
 
 ROWS = load_rows()

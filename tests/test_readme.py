@@ -14,14 +14,14 @@ import transformers
 
 import tokenreduce
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_python_blocks_run(block, monkeypatch, tmp_path) -> None:
     """As written, except that weights are random: tests do not download."""
-    from tokenreduce import registry
+    from tokenreduce.reducers import registry
 
     tokenreduce.methods()  # all are registered before the copy is made
     create, known = timm.create_model, dict(registry._registry)

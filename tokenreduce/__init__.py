@@ -1,14 +1,17 @@
 """tokenreduce: make vision transformers process fewer tokens, without training."""
 
-from tokenreduce.advising import Advice, advise
+from tokenreduce.budget.counting import FlopCount, count_flops
+from tokenreduce.budget.schedule import Schedule
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, TokenReduceError
-from tokenreduce.flops import FlopCount, count_flops
-from tokenreduce.functional import apply, plan, restore
-from tokenreduce.patching import compatible, load_patch, patch, reduced, report, save_patch, unpatch
-from tokenreduce.registry import Reducer, describe, methods, register
-from tokenreduce.schedule import Schedule
-from tokenreduce.token_map import TokenMap
-from tokenreduce.tokens import Tokens
+from tokenreduce.lab.speed.advising import Advice, advise
+from tokenreduce.maps.token_map import TokenMap, keep_tokens
+from tokenreduce.ops.order import stable_order
+from tokenreduce.patching.saving import load_patch, save_patch
+from tokenreduce.patching.verbs import compatible, patch, reduced, report, unpatch
+from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.functional import apply, plan, restore
+from tokenreduce.reducers.registry import describe, methods, register
+from tokenreduce.reducers.tokens import Tokens
 
 __version__ = "0.1.0"
 
@@ -27,6 +30,7 @@ __all__ = [
     "compatible",
     "count_flops",
     "describe",
+    "keep_tokens",
     "load_patch",
     "methods",
     "patch",
@@ -36,5 +40,6 @@ __all__ = [
     "report",
     "restore",
     "save_patch",
+    "stable_order",
     "unpatch",
 ]

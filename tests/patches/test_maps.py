@@ -6,11 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
-from tokenreduce.patches.maps import relative_logits
+from tokenreduce.patches.shared.windows import relative_logits
 
 import tokenreduce
 from tokenreduce import InvalidValueError, Schedule, TokenMap, compatible, patch, report, unpatch
-from tokenreduce.run import Run
+from tokenreduce.forward.run import Run
 
 GLOBAL = {
     "timm_sam": "blocks.1.attn",
@@ -25,7 +25,7 @@ GLOBAL = {
 
 def reduced_attention(name: str):
     model = patch(fresh_model(BY_NAME[name]), "tome", ratio=0.5)
-    reduction = tokenreduce.finding.reduction_of(model)
+    reduction = tokenreduce.patching.finding.reduction_of(model)
     return model.get_submodule(GLOBAL[name]), Run(reduction, 64, (8, 8))
 
 
@@ -41,7 +41,7 @@ def test_restated_attention_is_the_librarys(name, size) -> None:
         pytest.skip("the model takes images of one size")
     attention, run = reduced_attention(name)
     run.grid, run.entered = (size, 8), size * 8
-    run._start()
+    run.restart()
     x = torch.randn(3, size * 8, 32)
     with torch.no_grad():
         out = attention(x.unflatten(1, run.grid))
@@ -71,7 +71,7 @@ def test_tokens_at_any_places_see_their_relative_positions(name) -> None:
     with torch.no_grad():
         run.sizes = weight.clamp_min(1e-30)
         expected = attention.restated(run, x).gather(1, kept[..., None].expand(-1, -1, 32))
-        run._start()
+        run.restart()
         run.places.follow(token_map, None)
         run.maps.append(token_map)
         found = attention(token_map.apply(x, None, 0, 0), run=run)
@@ -142,7 +142,7 @@ def test_methods_that_reduce_once_do_so_before_each_window() -> None:
     assert report(model).tokens == (64, 32, 32, 32)
     with pytest.raises(InvalidValueError, match="one layer only"):
         patch(model, "expedit", r=8)
-    with pytest.raises(InvalidValueError, match="behind each layer that can reduce all tokens are needed"):
+    with pytest.raises(InvalidValueError, match="followed by one that needs all tokens"):
         patch(fresh_model(BY_NAME["timm_sam"]), "expedit", ratio=0.5)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
-from tokenreduce.patches.multihead import ReducedMultiheadAttention, reduce_attention, unreduce_attention
+from tokenreduce.patches.shared.multihead import ReducedMultiheadAttention, reduce_attention, unreduce_attention
 from torch import nn
 
 from tokenreduce import patch, report
-from tokenreduce.run import Run
+from tokenreduce.forward.run import Run
 
 ROW = BY_NAME["torchvision_vit"]
 
@@ -77,9 +77,9 @@ def test_only_reducing_layers_keep_keys(monkeypatch) -> None:
     model = patch(fresh_model(ROW), "tome", r=[8, 0, 8, 0])
     kept, leave = [], Run.leave
 
-    def seen(run, layer, x, whole=False):
-        kept.append(sorted(run.captured))
-        return leave(run, layer, x, whole)
+    def seen(run, layer, x, everything=False):
+        kept.append(sorted(run.shown.entries))
+        return leave(run, layer, x, everything)
 
     monkeypatch.setattr(Run, "leave", seen)
     model(**ROW.inputs())

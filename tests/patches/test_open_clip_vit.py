@@ -7,7 +7,7 @@ import torch
 from backbones import BY_NAME, fresh_model
 from open_clip import CLIP, CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
-from rows.open_clip_vit import POOLER, SMALL, TEXT
+from rows.open_clip.vit import POOLER, SMALL, TEXT
 from torch import nn
 
 import tokenreduce
@@ -33,7 +33,7 @@ def tower(**options) -> VisionTransformer:
 )
 def test_closed_costs_agree_with_counting(options) -> None:
     model = tower(**options)
-    costs = tokenreduce.finding.find_backbone(model)[2].geometry(model).costs
+    costs = tokenreduce.patching.finding.find_backbone(model)[2].geometry(model).costs
     counted = tokenreduce.count_flops(model, X[:1])
     assert counted.uncounted == {}
     assert costs.macs((64,) * 4, (64,) * 4, 1, "mid") == counted.total
@@ -63,7 +63,7 @@ def test_intermediates_are_whole_and_leave_nothing_behind(options) -> None:
     assert torch.equal(model(X), expected)
     assert report(model).tokens_left == 32
     patch(model, "tome", ratio=0.5, restore=False)
-    with pytest.raises(ValueError, match="restore=False leaves no map"):
+    with pytest.raises(ValueError, match="this call returns feature maps"):
         model.forward_intermediates(X, **options)
     assert torch.equal(model(X), expected)
 
@@ -84,7 +84,7 @@ def test_towers_from_timm_are_timms(build) -> None:
     with torch.no_grad():
         whole = model(images, text)
         patch(model, "tome", flops=0.7)
-        assert tokenreduce.finding.find_backbone(model)[0] == "visual.trunk"
+        assert tokenreduce.patching.finding.find_backbone(model)[0] == "visual.trunk"
         reduced = model(images, text)
         assert report(model).tokens_left < 100
         assert not torch.equal(reduced[0], whole[0]) and torch.equal(reduced[1], whole[1])

@@ -8,7 +8,7 @@ from backbones import BY_NAME, Inputs, fresh_model
 
 import tokenreduce
 from tokenreduce import Schedule, patch, report
-from tokenreduce.tokens import far_away
+from tokenreduce.reducers.entries import far_away
 
 ROWS = {
     "hf_siglip2_padded": ("pixel_values", "pixel_attention_mask"),

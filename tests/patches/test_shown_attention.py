@@ -7,7 +7,9 @@ import torch
 from backbones import BY_NAME, fresh_model
 from torch import nn
 
-from tokenreduce import attention, layer_tokens, patch
+from tokenreduce import patch
+from tokenreduce.forward import layer_tokens
+from tokenreduce.ops import attention
 
 NAMES = [
     "timm_eva",

@@ -4,10 +4,10 @@ import pytest
 import torch
 from backbones import BY_NAME, fresh_model
 from timm.models.beit import Attention
-from tokenreduce.patches.timm_beit import ReducedAttention
+from tokenreduce.patches.timm.beit import ReducedAttention
 
 from tokenreduce import Schedule, patch, report
-from tokenreduce.finding import find_backbone
+from tokenreduce.patching.finding import find_backbone
 
 NAMES = ["timm_beit", "timm_beit_shared", "timm_beit_only_shared"]
 X = torch.randn(2, 3, 32, 32)

@@ -9,11 +9,13 @@ from backbones import BY_NAME, fresh_model
 from timm.layers import LayerNorm
 from timm.models.eva import Eva, EvaAttention
 from timms import SMALL
-from tokenreduce.patches import timm_eva
-from tokenreduce.patches.timm_eva import ReducedEvaAttention
+from tokenreduce.patches.timm import eva as timm_eva
+from tokenreduce.patches.timm.eva import ReducedEvaAttention
 from torch.nn import functional as F
 
 from tokenreduce import compatible, patch, report, unpatch
+from tokenreduce.forward.marks import mark
+from tokenreduce.forward.shown import Shown
 
 X = torch.randn(2, 3, 32, 32)
 
@@ -36,12 +38,13 @@ def test_restated_attention_is_the_same_and_shows_values(options, fused, monkeyp
     x, rope, bias = torch.randn(3, 9, 32), torch.randn(7, 32), torch.randn(3, 1, 1, 9)
     calls = [partial(attn, x, rope=rope, attn_mask=bias), partial(attn, x)]
     expected = [call() for call in calls]
-    run = SimpleNamespace(captured={})
-    attn.__class__, attn._tokenreduce = ReducedEvaAttention, None
+    run = SimpleNamespace(shown=Shown())
+    attn.__class__ = ReducedEvaAttention
+    mark(attn, None)
     monkeypatch.setattr(timm_eva, "capturing", lambda reduction: run)
     assert all(torch.allclose(call(), out, atol=1e-6) for call, out in zip(calls, expected, strict=True))
     values = F.linear(x, attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])).chunk(3, -1)[2]
-    assert torch.equal(run.captured["values"].transpose(1, 2).flatten(2), values)
+    assert torch.equal(run.shown.entries["values"].transpose(1, 2).flatten(2), values)
     monkeypatch.setattr(timm_eva, "capturing", lambda reduction: None)
     assert all(torch.equal(call(), out) for call, out in zip(calls, expected, strict=True))
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
-from tokenreduce.patches.timm_naflexvit import valid_tokens
+from tokenreduce.patches.timm.naflexvit import valid_tokens
 
 from tokenreduce import patch, report, unpatch
 

@@ -12,7 +12,7 @@ import tokenreduce
 def test_costs_of_the_hybrid() -> None:
     backbone = BY_NAME["hf_dpt_hybrid"]
     model = fresh_model(backbone).dpt
-    _, _, adapter = tokenreduce.finding.find_backbone(model)
+    _, _, adapter = tokenreduce.patching.finding.find_backbone(model)
     images = backbone.inputs(1)["pixel_values"]
     with torch.no_grad():
         counted = tokenreduce.count_flops(model, images).total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
-from rows.transformers_eomt import CONFIG
+from rows.transformers.eomt import CONFIG
 from transformers import EomtConfig, EomtForUniversalSegmentation
 
 import tokenreduce
@@ -19,7 +19,7 @@ ROW = BY_NAME["hf_eomt"]
 def test_closed_costs_agree_with_counting(masks, scales) -> None:
     model = EomtForUniversalSegmentation(EomtConfig(**CONFIG | {"num_upscale_blocks": scales})).eval()
     model.attn_mask_probs[masks:] = 0
-    costs = tokenreduce.finding.find_backbone(model)[2].geometry(model).costs
+    costs = tokenreduce.patching.finding.find_backbone(model)[2].geometry(model).costs
     counted = tokenreduce.count_flops(model, ROW.inputs(1))
     assert counted.uncounted == {}
     assert costs.macs((64,) * 4, (64,) * 4, 5, "mid") == counted.total

@@ -8,8 +8,8 @@ import backbone_checks as checks
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
-from rows.transformers_lw_detr import CONFIG
-from tokenreduce.patches.transformers_lw_detr import as_tokens, as_windows
+from rows.transformers.lw_detr import CONFIG
+from tokenreduce.patches.transformers.lw_detr import as_tokens, as_windows
 from transformers.models.lw_detr.configuration_lw_detr import LwDetrViTConfig
 from transformers.models.lw_detr.modeling_lw_detr import LwDetrViTBackbone
 

@@ -27,7 +27,7 @@ def test_random_masks_and_the_decoder() -> None:
     whole = model(images)
     patch(model, "tome", ratio=0.5)
     assert all(type(layer) is ViTMAELayer for layer in model.decoder.decoder_layers)
-    assert not tokenreduce.finding.reduction_of(model).prop_attn
+    assert not tokenreduce.patching.finding.reduction_of(model).prop_attn
     reduced = model(images)
     assert reduced.logits.shape == whole.logits.shape
     assert reduced.loss.isfinite()

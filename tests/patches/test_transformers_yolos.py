@@ -55,7 +55,7 @@ def test_collecting_hidden_states_changes_nothing(method: str) -> None:
 def test_the_limit_exists_only_without_positions_between_the_layers() -> None:
     model = fresh_model(BACKBONE)
     counts = (32,) * 4
-    _, backbone, adapter = tokenreduce.finding.find_backbone(model)
+    _, backbone, adapter = tokenreduce.patching.finding.find_backbone(model)
     with pytest.raises(ValueError, match="between the layers"), adapter.sliced(backbone, counts, "mid"):
         pass
     config = YolosConfig(**model.config.to_dict() | {"use_mid_position_embeddings": False})

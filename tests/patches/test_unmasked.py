@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
-from tokenreduce.patches.unmasked import BiasedSelfAttention
+from tokenreduce.patches.transformers._unmasked import BiasedSelfAttention
 
 import tokenreduce
 
@@ -17,7 +17,7 @@ def pairs(name: str, implementation: str):
     """The first layer's self-attention, unpatched and patched, with tokens for it."""
     model = fresh_model(BY_NAME[name])
     model.set_attn_implementation(implementation)
-    _, backbone, adapter = tokenreduce.finding.find_backbone(model)
+    _, backbone, adapter = tokenreduce.patching.finding.find_backbone(model)
     attention = adapter.layers(backbone)[0].attention.attention
     x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
     yield attention(x)[0], attention, x

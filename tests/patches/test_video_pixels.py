@@ -17,8 +17,9 @@ from videos import moving
 
 import tokenreduce
 from tokenreduce import patch, unpatch
-from tokenreduce.stack import _state
-from tokenreduce.tokens import tubelets
+from tokenreduce.forward.noted import _notes
+from tokenreduce.forward.stack import _thread
+from tokenreduce.reducers.entries import tubelets
 
 both_models = pytest.mark.parametrize("name", ["hf_videomae_model", "hf_vivit_model"])
 
@@ -37,9 +38,9 @@ def test_tubelets_are_what_the_embedding_makes_tokens_of(name: str) -> None:
 
 def left_behind(model: nn.Module) -> list:
     """What this thread still holds of forwards of the model."""
-    reduction = tokenreduce.finding.reduction_of(model)
-    videos = [video for noted, video in _state.videos if noted is reduction]
-    return videos + [run for run in _state.runs if run.reduction is reduction]
+    reduction = tokenreduce.patching.finding.reduction_of(model)
+    videos = [video for noted, video in _notes.videos if noted is reduction]
+    return videos + [run for run in _thread.runs if run.reduction is reduction]
 
 
 class DeliberateError(ArithmeticError):
@@ -57,7 +58,7 @@ def test_videos_do_not_outlive_their_forward(name: str) -> None:
     patch(model, "rlt")
     with torch.no_grad():
         expected, other = backbone.outputs(model, x), backbone.outputs(model, y)
-        first = tokenreduce.finding.find_backbone(model)
+        first = tokenreduce.patching.finding.find_backbone(model)
         first = first[2].layers(first[1])[0]
         for place in (first, first.attention):  # before a run has begun, and within one
             handle = place.register_forward_pre_hook(fail)
@@ -96,7 +97,7 @@ def test_threads_and_models_in_turns_keep_their_videos_apart(name: str) -> None:
 
     twin = copy.deepcopy(model)
     between: list[list[Tensor]] = []
-    first = tokenreduce.finding.find_backbone(model)
+    first = tokenreduce.patching.finding.find_backbone(model)
     first = first[2].layers(first[1])[0]
     handle = first.register_forward_pre_hook(lambda m, args: between.append(backbone.outputs(twin, inputs[1])))
     with torch.no_grad():

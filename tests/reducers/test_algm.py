@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.registry import create
+from tokenreduce.reducers.registry import create
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

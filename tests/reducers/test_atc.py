@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.kernels.linkage import LINKAGES
+from tokenreduce.ops.linkage import LINKAGES
 
 
 def cosine_distances(case: Case) -> list[list[float]]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.reducers.pool import partition
+from tokenreduce.reducers.methods.pool import partition
 
 
 def test_random_is_seeded_per_layer_and_uniform() -> None:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import tokenreduce
 from tokenreduce import Schedule, patch, report
-from tokenreduce.kernels.clusters import canonical
-from tokenreduce.reducers.centerclip import shares
-from tokenreduce.registry import create
+from tokenreduce.reducers.methods.centerclip import shares
+from tokenreduce.reducers.parts.clusters import canonical
+from tokenreduce.reducers.registry import create
 
 VIDEOS = ("hf_videomae", "hf_vivit")
 every_video = pytest.mark.parametrize("name", VIDEOS)
@@ -194,7 +194,7 @@ def test_budgets_are_met_and_class_tokens_pass(name: str, aggregate: bool) -> No
         assert report(model).tokens[1] == 64 > report(model).tokens[2], "before a block in the middle"
         assert bool((report(model).sizes > 1).any()) is aggregate
     silent = checks.silenced(fresh_model(backbone), backbone)
-    part = tokenreduce.finding.find_backbone(silent)[1]
+    part = tokenreduce.patching.finding.find_backbone(silent)[1]
     with torch.no_grad():
         before = part(**x).last_hidden_state[:, : backbone.prefix]
         patch(silent, "centerclip", ratio=0.5, aggregate=aggregate)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.kernels.clusters import canonical
-from tokenreduce.registry import create
+from tokenreduce.reducers.parts.clusters import canonical
+from tokenreduce.reducers.registry import create
 
 
 def reference(points, keep, k) -> tuple[list[int], list[int]]:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import tokenreduce
 from tokenreduce import InvalidValueError, patch, report
-from tokenreduce.backbones.segmenter import LinearSegmenter
-from tokenreduce.reducers.dtop import Dtop
-from tokenreduce.tokens import Tokens
+from tokenreduce.models.segmenter import LinearSegmenter
+from tokenreduce.reducers.methods.dtop import Dtop
+from tokenreduce.reducers.tokens import Tokens
 
 CLASSES = 5
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tokenreduce
-from tokenreduce.registry import create
+from tokenreduce.reducers.registry import create
 
 METHODS = tokenreduce.methods()
 N, GRID, PREFIX = 24, (4, 6), 1

@@ -53,7 +53,7 @@ def test_dropped_tokens_are_restored_by_the_most_similar_kept_one() -> None:
 )
 def test_class_attention_is_that_of_the_full_softmax(name, monkeypatch) -> None:
     """The one-row score equals the class rows of the whole attention map, sizes in it, averaged over heads."""
-    from tokenreduce.reducers.evit import EViT
+    from tokenreduce.reducers.methods.evit import EViT
 
     model, x, seen = copy.deepcopy(model_of(name)), BY_NAME[name].images(), []
     plan = EViT.plan

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import tokenreduce
 from tokenreduce import TokenMap
-from tokenreduce.reducers.expedit import Expedit, coarse_grid
-from tokenreduce.tokens import Tokens
+from tokenreduce.reducers.methods.expedit import Expedit, coarse_grid
+from tokenreduce.reducers.tokens import Tokens
 
 
 def weighted_mean(points: list[torch.Tensor], weights: list[float]) -> torch.Tensor:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.reducers.gtp import GTP
-from tokenreduce.tokens import Tokens
+from tokenreduce.reducers.methods.gtp import GTP
+from tokenreduce.reducers.tokens import Tokens
 
 DEFAULTS = {"graph": "mixed", "neighbours": 8, "alpha": 0.1, "scales": True, "selection": "mixed", "heads": "max"}
 

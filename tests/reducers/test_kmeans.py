@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.kernels.clusters import canonical, representatives
-from tokenreduce.registry import create
+from tokenreduce.reducers.parts.clusters import canonical, representatives
+from tokenreduce.reducers.registry import create
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.reducers.mctf import MCTF
+from tokenreduce.reducers.methods.mctf import MCTF
 
 DEFAULTS = {"similarity": 1.0, "information": 1 / 20, "size": 1 / 40, "bidirectional": True}
 

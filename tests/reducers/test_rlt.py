@@ -14,9 +14,9 @@ from videos import moving, some_video
 
 import tokenreduce
 from tokenreduce import patch, report
-from tokenreduce.registry import create
-from tokenreduce.stack import _state
-from tokenreduce.tokens import tubelets
+from tokenreduce.forward.noted import _notes
+from tokenreduce.reducers.entries import tubelets
+from tokenreduce.reducers.registry import create
 
 VIDEOS = ("hf_videomae_model", "hf_videomae", "hf_vivit_model", "hf_vivit")
 every_video = pytest.mark.parametrize("name", VIDEOS)
@@ -170,7 +170,7 @@ def test_below_zero_nothing_repeats(name: str) -> None:
 def test_exact_compiled_exported_and_restored(name: str) -> None:
     for check in (checks.check_exact, checks.check_restore, checks.check_compile, checks.check_export):
         check(BY_NAME[name], "rlt")
-        assert _state.videos == []
+        assert _notes.videos == []
 
 
 @both_models

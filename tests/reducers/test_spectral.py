@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.kernels.clusters import canonical
-from tokenreduce.registry import create
+from tokenreduce.reducers.parts.clusters import canonical
+from tokenreduce.reducers.registry import create
 
 
 def rows_and_gap(points, keep, sigma) -> tuple[list[list[float]], float]:
@@ -96,7 +96,7 @@ def test_separates_what_k_means_cannot() -> None:
 def test_agrees_with_scikit_learn() -> None:
     """Its embedding is the eigenvectors divided by sqrt(degree), which normalising the rows takes away."""
     cluster = pytest.importorskip("sklearn.cluster")
-    from tokenreduce.reducers.spectral import affinity
+    from tokenreduce.reducers.methods.spectral import affinity
 
     x = torch.cat([torch.randn(1, 15, 3, generator=torch.Generator().manual_seed(i)) + 2.5 * i for i in range(3)], 1)
     graph = affinity((x[0, :, None] - x[0]).square().sum(-1)[None], 0.5)[0].double().numpy()
@@ -114,7 +114,7 @@ def cluster_agreement(a: list[int], b: list[int]) -> float:
 @pytest.mark.parametrize("clusters", ["kmedoids", "kmeans"])
 @pytest.mark.parametrize("seeding", ["density", "kkz"])
 def test_signs_of_the_eigenvectors_do_not_matter(clusters, seeding, monkeypatch) -> None:
-    from tokenreduce.reducers import spectral
+    from tokenreduce.reducers.methods import spectral
 
     x, own = torch.randn(2, 30, 6), spectral.eigenvectors
     plain = tokenreduce.plan(x, "spectral", keep=9, clusters=clusters, seeding=seeding)

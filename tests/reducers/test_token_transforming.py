@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.reducers.token_transforming import share_matrix
+from tokenreduce.reducers.methods.token_transforming import share_matrix
 
 NAMES = ("keys", "values", "class_attention", "attention")
 SCORES = ("auto", "class_attention", "received_attention", "class_attention_value_norm")

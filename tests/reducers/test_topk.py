@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.registry import create
+from tokenreduce.reducers.registry import create
 
 SCORES = ("class_attention", "received_attention", "key_norm", "value_norm", "feature_norm")
 

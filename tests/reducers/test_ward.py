@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.reducers.ward import Ward, round_counts, signs
+from tokenreduce.reducers.methods.ward import Ward, round_counts, signs
 
 
 def reference(case: Case, keep: int, rounds: int, width: int) -> list[list[int]]:

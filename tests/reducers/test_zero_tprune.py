@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.reducers.zero_tprune import first_mass, page_rank
-from tokenreduce.registry import create
+from tokenreduce.reducers.methods.zero_tprune import first_mass, page_rank
+from tokenreduce.reducers.registry import create
 
 
 def votes(matrix: list[list[float]], boosted: int | None, iterations: int) -> list[float]:

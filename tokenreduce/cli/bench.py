@@ -10,18 +10,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from tokenreduce.bench import compare, slower_sentences
-from tokenreduce.cli.arguments import (
-    MODEL_HELP,
-    load_model,
-    make_arms,
-    numbers,
-    place_name,
-    progress_bar,
-    usable_device,
-)
+from tokenreduce.cli.arguments import MODEL_HELP, make_arms, numbers, place_name, progress_bar, usable_device
 from tokenreduce.cli.output import Row, console, environment, print_table, write_json
 from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.lab.shipped.named import load_model
+from tokenreduce.lab.speed import compare, slower_sentences
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The columns do not fit one terminal line.

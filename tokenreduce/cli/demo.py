@@ -13,20 +13,21 @@ import typer
 from torch import Tensor, nn
 
 import tokenreduce
-from tokenreduce.backbones.fashion_vit import fashion_vit
-from tokenreduce.bench.lanes import Arm, patched_lane
-from tokenreduce.bench.timing import interleave, synchronizer
 from tokenreduce.cli.arguments import progress_bar
 from tokenreduce.cli.demo_dense import METHODS as DENSE_METHODS
 from tokenreduce.cli.demo_dense import MODELS, demo_dense
 from tokenreduce.cli.evaluate import prepare, watch
 from tokenreduce.cli.output import Row, console, print_refused, print_table, write_json
 from tokenreduce.errors import unknown
-from tokenreduce.evaluation import fashion_mnist
-from tokenreduce.evaluation.datasets import load_data
-from tokenreduce.evaluation.dense.predictors import load_predictor
-from tokenreduce.evaluation.metrics import DEFINITIONS, Patched, measure
-from tokenreduce.visualize import draw_tokens, draw_tradeoff
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.data import fashion_mnist
+from tokenreduce.lab.data.folders import load_data
+from tokenreduce.lab.lanes import patched_lane
+from tokenreduce.lab.pictures import draw_tokens, draw_tradeoff
+from tokenreduce.lab.quality.classification import DEFINITIONS, Patched, measure
+from tokenreduce.lab.quality.predictors import load_predictor
+from tokenreduce.lab.shipped.fashion_vit import fashion_vit
+from tokenreduce.lab.speed.timing import interleave, synchronizer
 
 METHODS = ("ward", "tome", "evit", "random", "pool")
 BUDGETS = (0.80, 0.60, 0.45)

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 import tokenreduce
-from tokenreduce.bench.lanes import Arm, patched_lane
 from tokenreduce.cli.arguments import progress_bar
 from tokenreduce.cli.output import Row, console, print_refused, print_table, write_json
-from tokenreduce.evaluation.dense.data import load_dense
-from tokenreduce.evaluation.dense.measure import backbone_part, for_backbone, measure_dense
-from tokenreduce.evaluation.dense.predictors import Predictor, load_predictor
-from tokenreduce.evaluation.dense.samples import DenseData
-from tokenreduce.visualize import draw_predictions, draw_tradeoff
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.data.samples import DenseData
+from tokenreduce.lab.lanes import patched_lane
+from tokenreduce.lab.pictures import draw_predictions, draw_tradeoff
+from tokenreduce.lab.quality.dense import backbone_part, for_backbone, measure_dense
+from tokenreduce.lab.quality.named import load_dense
+from tokenreduce.lab.quality.predictors import Predictor, load_predictor
 
 MODELS = {"segmentation": "scene_segmenter", "detection": "scene_detector"}
 HEADLINES = {"segmentation": ("miou", "mIoU"), "detection": ("ap50", "AP50")}

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from tokenreduce.bench.lanes import Arm
 from tokenreduce.cli.arguments import place_name, progress_bar
 from tokenreduce.cli.output import console, print_refused, print_table, write_json
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
-from tokenreduce.evaluation.dense.data import load_dense
-from tokenreduce.evaluation.dense.measure import measure_dense
-from tokenreduce.evaluation.dense.predictors import load_predictor
-from tokenreduce.evaluation.dense.samples import TASKS
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.data.samples import TASKS
+from tokenreduce.lab.quality.dense import measure_dense
+from tokenreduce.lab.quality.named import load_dense
+from tokenreduce.lab.quality.predictors import load_predictor
 
 # The data and the model where the user names none.
 DATA = {"segmentation": "scenes", "detection": "scenes", "depth": "nyuv2"}

@@ -9,17 +9,19 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor, nn
 
-from tokenreduce.bench.lanes import Arm, patched_lane, restored_lane
-from tokenreduce.cli.arguments import MODEL_HELP, load_model, make_arms, place_name, progress_bar, usable_device
+from tokenreduce.cli.arguments import MODEL_HELP, make_arms, place_name, progress_bar, usable_device
 from tokenreduce.cli.dense import evaluate_dense, refuse_options
 from tokenreduce.cli.output import Row, console, print_refused, print_table, write_json
 from tokenreduce.errors import InvalidValueError, unknown
-from tokenreduce.evaluation.datasets import Data, check_labels, load_data, load_gallery
-from tokenreduce.evaluation.dense.metrics import ALIGNMENTS
-from tokenreduce.evaluation.dense.samples import TASKS
-from tokenreduce.evaluation.heads import MakeHead, NearestNeighbours, ZeroShot, text_embeddings, trained
-from tokenreduce.evaluation.metrics import DEFINITIONS, Patched, measure
-from tokenreduce.finding import find_backbone
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.data.folders import Data, check_labels, load_data, load_gallery
+from tokenreduce.lab.data.samples import TASKS
+from tokenreduce.lab.lanes import patched_lane, restored_lane
+from tokenreduce.lab.quality.classification import DEFINITIONS, Patched, measure
+from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS
+from tokenreduce.lab.quality.heads import MakeHead, NearestNeighbours, ZeroShot, text_embeddings, trained
+from tokenreduce.lab.shipped.named import load_model
+from tokenreduce.patching.finding import find_backbone
 
 HEADS = ("trained", "knn", "zero-shot")
 

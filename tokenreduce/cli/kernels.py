@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 
 from tokenreduce.cli.output import console
-from tokenreduce.kernels import build, native, size_channels
+from tokenreduce.ops import size_channels
+from tokenreduce.ops.native import build, dispatch
 
 
 def kernels(
@@ -22,7 +23,7 @@ def kernels(
     if rebuild:
         remove_library()
     with console.status("compiling, up to a minute"):
-        rows = native.status()
+        rows = dispatch.status()
     table = Table()
     for heading in ("kernel", "what it does", "CPU", "CUDA"):
         table.add_column(heading, overflow="fold")

@@ -11,18 +11,20 @@ import typer
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from tokenreduce.bench.lanes import Arm, patched_lane
-from tokenreduce.cli.arguments import MODEL_HELP, load_model, make_arms, numbers
+from tokenreduce.cli.arguments import MODEL_HELP, make_arms, numbers
 from tokenreduce.cli.output import Row, console, print_refused
 from tokenreduce.errors import InvalidValueError, unknown
-from tokenreduce.evaluation import fashion_mnist
-from tokenreduce.evaluation.datasets import image_transform, takes_fashion
-from tokenreduce.evaluation.pretrained import Pretrained
-from tokenreduce.finding import find_backbone
-from tokenreduce.patching import report
-from tokenreduce.reporting import Report
-from tokenreduce.token_map import TokenMap, identity
-from tokenreduce.visualize import Reduced, draw_methods
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.data import fashion_mnist
+from tokenreduce.lab.data.folders import image_transform, takes_fashion
+from tokenreduce.lab.lanes import patched_lane
+from tokenreduce.lab.pictures import Reduced, draw_methods
+from tokenreduce.lab.pretrained import Pretrained
+from tokenreduce.lab.shipped.named import load_model
+from tokenreduce.maps.token_map import TokenMap, identity
+from tokenreduce.patching.finding import find_backbone
+from tokenreduce.patching.reporting import Report
+from tokenreduce.patching.verbs import report
 
 FORMATS = (".jpg", ".pdf", ".png", ".svg")
 SHIPPED = 13  # which of the shipped images is drawn where none is given: an ankle boot

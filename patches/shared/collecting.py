@@ -1,0 +1,55 @@
+"""Families whose `forward_intermediates` calls the layers one by one: the layers cannot see which of their outputs it
+hands on as maps, or whether it is `forward_features` that calls them, so that they have to be told."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from tokenreduce.forward.noted import collect_layers
+from tokenreduce.forward.stack import forget
+
+METHOD = "forward_intermediates"
+
+
+def tell_layers(model: Any) -> None:
+    """Let `model.forward_intermediates` say to the layers whose outputs are collected."""
+    names = tuple(inspect.signature(type(model).forward_intermediates).parameters)[1:]
+    vars(model)[METHOD] = partial(forward_intermediates, model, names)
+
+
+def stop_telling(model: Any) -> None:
+    vars(model).pop(METHOD, None)
+
+
+def told_by_others(model: Any) -> list[str]:
+    """Why the method cannot be wrapped; empty if it can."""
+    own = vars(model).get(METHOD)
+    if own is None or getattr(own, "func", None) is forward_intermediates:
+        return []
+    return [f"its method {METHOD} was replaced by another tool; undo that first"]
+
+
+def forward_intermediates(model: Any, names: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+    """The model's own method; `names` are those of its arguments."""
+    given = dict(zip(names, args, strict=False)) | kwargs
+    reduction = model._tokenreduce.reduction
+    depth = reduction.geometry.depth
+    layers = taken(depth, given.get("indices"))
+    if not given.get("intermediates_only"):  # what the last block leaves is returned as well
+        layers |= {max(layers, default=0) if given.get("stop_early") else depth - 1}
+    before = collect_layers(reduction, layers)
+    try:
+        return type(model).forward_intermediates(model, *args, **kwargs)
+    finally:
+        collect_layers(*before)
+        forget(reduction)  # a forward that stopped early ran no last layer to end its run
+
+
+def taken(depth: int, indices: int | Sequence[int] | None) -> frozenset[int]:
+    """The layers that `indices` mean: all, the last so many, or those (negative: from the end)."""
+    if indices is None:
+        return frozenset(range(depth))
+    return frozenset(range(depth)[-indices:] if isinstance(indices, int) else (index % depth for index in indices))

@@ -1,0 +1,138 @@
+"""timm `Beit`: BEiT and BEiTv2, with relative position bias, one table a block or one for all.
+
+Attention is restated while tokens are reduced: the library's makes the bias of all tokens inside and calls no module
+whose output were keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from timm.models.beit import Attention, Beit, Block
+from torch import Tensor, nn
+
+from tokenreduce.budget.geometry import Geometry
+from tokenreduce.forward.reduction import Reduction
+from tokenreduce.forward.run import Run
+
+from ..shared.collecting import stop_telling, tell_layers, told_by_others
+from ..shared.hooks import show_heads
+from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs
+from ..shared.position_bias import attend_with
+from ._biased_qkv import attention, project
+
+
+class ReducedAttention(Attention):
+    """The library's own forward where it is called without a run."""
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None, run: Run | None = None) -> Tensor:
+        if run is None:
+            return super().forward(x, shared_rel_pos_bias)
+        q, k, v = project(self, x)
+        if isinstance(run, Run) and run.may_reduce(run.next_layer):
+            show_heads(run, q, k, v)
+        bias = attend_with(run, self.table(shared_rel_pos_bias), x)
+        return self.proj_drop(self.proj(attention(self, q, k, v, None if bias is None else bias.to(q.dtype))))
+
+    def table(self, shared: Tensor | None) -> Tensor | None:
+        """The bias of all the input's tokens in pairs, `(1, H, N, N)`."""
+        if shared is not None and shared.ndim == 3:
+            shared = shared[None]
+        if self.relative_position_bias_table is None:
+            return shared
+        own = self._get_rel_pos_bias()
+        return own if shared is None else own + shared
+
+
+class ReducedBlock(ReducedLayer, Block):
+    def attention_line(self, run: Run, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+        y = self.attn(self.norm1(x), shared_rel_pos_bias=shared_rel_pos_bias, run=run)
+        return x + self.drop_path1(y if self.gamma_1 is None else self.gamma_1 * y)
+
+    def mlp_line(self, x: Tensor) -> Tensor:
+        y = self.mlp(self.norm2(x))
+        return x + self.drop_path2(y if self.gamma_2 is None else self.gamma_2 * y)
+
+
+class TimmBeit(LayeredAdapter):
+    """Adapter for `timm.models.beit.Beit`."""
+
+    name = "timm_beit"
+    family = "timm Beit (BEiT, BEiTv2)"
+    reduced: ClassVar = {Block: ReducedBlock}
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, Beit)
+
+    def layers(self, model: Any) -> Sequence[Any]:
+        return model.blocks
+
+    def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
+        return {}  # its attention shows them
+
+    def grid_capture(self, model: Any) -> tuple[nn.Module, str]:
+        return model.patch_embed, "dynamic_grid"
+
+    def refusals(self, model: Any) -> list[str]:
+        reasons = super().refusals(model)
+        odd = [b for b in model.blocks if hasattr(b, "attn") and type(b.attn) not in (Attention, ReducedAttention)]
+        if odd and not reasons:
+            reasons.append(f"its attention is {type(odd[0].attn).__name__}, only timm's beit.Attention is known")
+        if type(model).forward_features is not Beit.forward_features:
+            reasons.append(
+                f"{type(model).__name__} has a forward_features of its own, which may treat tokens by position"
+            )
+        if model.grad_checkpointing:
+            reasons.append("gradient checkpointing is on; call model.set_grad_checkpointing(False) first")
+        return reasons + told_by_others(model)
+
+    def lacks(self, model: Any) -> dict[str, str]:
+        return {}
+
+    def geometry(self, model: Any) -> Geometry:
+        attn = model.blocks[0].attn
+        width = attn.proj.in_features
+        return Geometry(
+            depth=len(model.blocks),
+            prefix=model.num_prefix_tokens,
+            suffix=0,
+            class_tokens=1,
+            grid=tuple(model.patch_embed.grid_size),
+            width=model.embed_dim,
+            heads=attn.num_heads,
+            head_dim=width // attn.num_heads,
+            costs=layered_costs(model, model.blocks, "attn", model.patch_embed, width),
+            follows_origin=True,
+        )
+
+    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
+        return model.global_pool not in ("token", "") or bool(outer)
+
+    def install(self, model: Any, reduction: Reduction) -> None:
+        super().install(model, reduction)
+        tell_layers(model)
+        swap_attention(model, ReducedAttention)
+
+    def remove(self, model: Any) -> None:
+        swap_attention(model, Attention)
+        stop_telling(model)
+        super().remove(model)
+
+    @contextmanager
+    def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> Iterator[nn.Module]:
+        with super().sliced(model, counts, placement):
+            swap_attention(model, ReducedAttention)
+            try:
+                yield model
+            finally:
+                swap_attention(model, Attention)
+
+
+def swap_attention(model: Any, kind: type[nn.Module]) -> None:
+    for block in model.blocks:
+        block.attn.__class__ = kind
+
+
+ADAPTER = TimmBeit()

@@ -1,0 +1,81 @@
+"""transformers EoMT: a ViT whose last `num_blocks` layers also hold the queries and predict masks from the grid.
+
+Only the layers before them reduce: tokens are all there again when the queries enter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from math import prod
+from typing import Any, ClassVar, NoReturn
+
+from torch import Tensor, nn
+from transformers.models.eomt.modeling_eomt import EomtForUniversalSegmentation, EomtLayer
+
+from tokenreduce.budget.geometry import Geometry
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.run import Run
+
+from ..shared.layered import matrix_size
+from ._layers import HuggingFaceAdapter, PretrainedLayer
+
+
+class ReducedEomtLayer(PretrainedLayer, EomtLayer):
+    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        attended = self.attention(self.norm1(x), attention_mask=run.attention_bias(x), **kwargs)[0]
+        return self.drop_path(self.layer_scale1(attended)) + x
+
+    def mlp_line(self, x: Tensor) -> Tensor:
+        return self.drop_path(self.layer_scale2(self.mlp(self.norm2(x)))) + x
+
+
+class TransformersEomt(HuggingFaceAdapter):
+    name = "transformers_eomt"
+    models = (EomtForUniversalSegmentation,)
+    reduced: ClassVar = {EomtLayer: ReducedEomtLayer}
+    needs_maps = True
+
+    def layers(self, model: Any) -> Sequence[Any]:
+        return model.layers[: len(model.layers) - model.config.num_blocks]
+
+    def refusals(self, model: Any) -> list[str]:
+        if len(self.layers(model)) == 0:
+            return [
+                "its queries enter before the first layer (num_blocks), and all layers with queries need all tokens"
+            ]
+        return super().refusals(model)
+
+    def prefix(self, model: Any) -> int:
+        return model.embeddings.num_prefix_tokens
+
+    def geometry(self, model: Any) -> Geometry:
+        geometry = super().geometry(model)
+        return dataclasses.replace(
+            geometry, costs=dataclasses.replace(geometry.costs, fixed=macs_behind(model, geometry))
+        )
+
+    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
+        return True
+
+    def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> NoReturn:
+        raise InvalidValueError("there is no free-slicing limit where masks are predicted from all tokens")
+
+
+def macs_behind(model: Any, geometry: Geometry) -> int:
+    """MACs of what follows the reducing layers: layers with queries, and a prediction at the end and in front of each
+    of these layers whose attention is masked."""
+    image, queries = prod(geometry.grid), model.config.num_queries
+    tokens, last = image + geometry.prefix + queries, model.layers[geometry.depth :]
+    matrices = sum(matrix_size(m) for layer in last for m in layer.modules())
+    layers = matrices * tokens + len(last) * 2 * geometry.width * tokens**2
+    heads = sum(matrix_size(m) for part in (model.class_predictor, model.mask_head) for m in part.modules())
+    pixels, upscaling = image, 0
+    for block in model.upscale_block.block:  # doubles height and width, then convolves
+        upscaling += pixels * (block.conv1.weight.numel() + 4 * block.conv2.weight.numel())
+        pixels *= 4
+    prediction = queries * heads + upscaling + queries * geometry.width * pixels
+    return layers + prediction * (1 + int((model.attn_mask_probs > 0).sum()))
+
+
+ADAPTER = TransformersEomt()

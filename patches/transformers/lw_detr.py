@@ -1,0 +1,126 @@
+"""transformers LW-DETR: a ViT whose tokens come as windows in the batch, `(B W, n, C)`.
+
+Layers with window attention need all tokens. The others let the windows of an image attend to each other: they reduce,
+on `(B, N, C)` in raster order, and what has all tokens is windows again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from math import isqrt, prod
+from typing import Any, ClassVar, NoReturn
+
+from torch import Tensor, nn
+from transformers.models.lw_detr.modeling_lw_detr import LwDetrViTBackbone, LwDetrViTLayer
+
+from tokenreduce.budget.geometry import Geometry
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.noted import noted_grid
+from tokenreduce.forward.reduction import Reduction
+from tokenreduce.forward.run import Run
+from tokenreduce.forward.stack import join, leave
+
+from ..shared.layered import ReducedLayer
+from ._layers import HuggingFaceAdapter, PretrainedLayer, check_implementation, implementation
+
+Grid = tuple[int, ...]
+
+
+class ReducedLwDetrViTLayer(PretrainedLayer, LwDetrViTLayer):
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        reduction, layer = self._tokenreduce
+        windows, original = hidden_states, super(ReducedLayer, self).forward
+        grid, side = noted_grid(reduction), isqrt(self.num_windows)
+        count = self.num_windows * windows.shape[1]
+        # Only the first layer opens a run, of its tokens; the others are asked how many there would be.
+        opens = layer == 0 and not reduction.is_identity(count)
+        if opens and prod(grid) != count:
+            raise InvalidValueError(
+                f"{count} tokens are not those of a {grid[0]} x {grid[1]} grid; call the whole backbone"
+            )
+        tokens = as_tokens(windows, grid, side) if opens else windows.new_empty(1, count, 0)
+        run = join(reduction, layer, tokens, self.collected, lambda: self.valid(reduction, windows, **kwargs))
+        if run is None:
+            return original(windows, **kwargs)
+        handed_out = run.taps.tokens_of(windows)
+        if handed_out is not None:
+            tokens = handed_out
+        elif run.maps and run.taps.waiting is None:
+            tokens = windows  # which they are no longer
+        elif not opens:
+            tokens = as_tokens(windows, grid, side)
+        tokens = run.enter(layer, tokens)
+        if self.window:
+            tokens = as_tokens(original(as_windows(tokens, grid, side), **kwargs), grid, side)
+        else:
+            tokens = self.attention_line(run, run.reduce(layer, tokens, "pre"), **kwargs)
+            tokens = self.mlp_line(run.reduce(layer, tokens, "mid"))
+            tokens = run.reduce(layer, tokens, "post")
+        tokens = leave(run, layer, tokens)
+        if tokens.shape[1] < run.entered:
+            return tokens
+        return run.taps.returns(as_windows(tokens, grid, side))
+
+    def valid(self, reduction: Reduction, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+        check_implementation(implementation(self))
+        if attention_mask is not None:
+            raise InvalidValueError(
+                "attention_mask does not fit a reduced model: its tokens are no longer those the mask was made for; "
+                "call without it, or call tokenreduce.unpatch(model)"
+            )
+
+    def attention_line(self, run: Run, x: Tensor, **kwargs: Any) -> Tensor:
+        attended = self.attention(self.layernorm_before(x), attention_mask=run.attention_bias(x), **kwargs)[0]
+        return x + attended * self.gamma_1
+
+    def mlp_line(self, x: Tensor) -> Tensor:
+        return x + self.intermediate(self.layernorm_after(x)) * self.gamma_2
+
+
+def as_tokens(windows: Tensor, grid: Grid, side: int) -> Tensor:
+    """`(B, N, C)` in raster order from `(B W, n, C)`, with `side` windows in each direction."""
+    inside = grid[0] // side, grid[1] // side
+    return windows.unflatten(0, (-1, side, side)).unflatten(3, inside).transpose(2, 3).flatten(1, 4)
+
+
+def as_windows(tokens: Tensor, grid: Grid, side: int) -> Tensor:
+    cells = side, grid[0] // side, side, grid[1] // side
+    return tokens.unflatten(1, cells).transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+class TransformersLwDetr(HuggingFaceAdapter):
+    name = "transformers_lw_detr"
+    models = (LwDetrViTBackbone,)
+    stack = "encoder.layer"
+    reduced: ClassVar = {LwDetrViTLayer: ReducedLwDetrViTLayer}
+    class_tokens = 0
+    needs_maps = True
+
+    def refusals(self, model: Any) -> list[str]:
+        reasons = super().refusals(model)
+        if all(layer.window for layer in self.layers(model)):
+            reasons.append("all its layers have windows, which need all tokens")
+        return reasons
+
+    def geometry(self, model: Any) -> Geometry:
+        geometry, layers = super().geometry(model), self.layers(model)
+        windowed = [layer.window for layer in layers]
+        pairs = [
+            macs // layer.num_windows if layer.window else macs
+            for macs, layer in zip(geometry.costs.pairs, layers, strict=True)
+        ]
+        return dataclasses.replace(
+            geometry,
+            whole=frozenset(index for index, window in enumerate(windowed) if window),
+            costs=dataclasses.replace(geometry.costs, pairs=tuple(pairs)),
+        )
+
+    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
+        return True
+
+    def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> NoReturn:
+        raise InvalidValueError("there is no free-slicing limit where tokens come as windows")
+
+
+ADAPTER = TransformersLwDetr()

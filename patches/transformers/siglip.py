@@ -1,0 +1,51 @@
+"""transformers SigLIP: the vision tower, never the text tower."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionModel
+
+from tokenreduce.budget.geometry import Geometry
+from tokenreduce.forward.run import Run
+
+from ._layers import HuggingFaceAdapter, PretrainedLayer
+
+
+class ReducedSiglipEncoderLayer(PretrainedLayer, SiglipEncoderLayer):
+    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        bias = run.attention_bias(x)
+        return x + self.self_attn(hidden_states=self.layer_norm1(x), attention_mask=bias, **kwargs)[0]
+
+    def mlp_line(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class TransformersSiglip(HuggingFaceAdapter):
+    """The vision tower ends in attention pooling, which gets restored tokens; its keys and values are made of them."""
+
+    name = "transformers_siglip"
+    models = (SiglipVisionModel,)
+    stack = "encoder.layers"
+    attention = "self_attn"
+    class_tokens = 0
+    reduced: ClassVar = {SiglipEncoderLayer: ReducedSiglipEncoderLayer}
+
+    def pools(self, model: Any) -> bool:
+        return model.use_head
+
+    def geometry(self, model: Any) -> Geometry:
+        geometry = super().geometry(model)
+        if not self.pools(model):
+            return geometry
+        costs, width = geometry.costs, geometry.width
+        matrices = 2 * width**2
+        return replace(
+            geometry,
+            costs=replace(costs, fixed=costs.fixed - matrices, per_token=costs.per_token + matrices + 2 * width),
+        )
+
+
+ADAPTER = TransformersSiglip()

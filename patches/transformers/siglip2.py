@@ -1,0 +1,50 @@
+"""transformers SigLIP 2 (NaFlex): images of different shapes in one batch, padded to the same number of tokens."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers.models.siglip2.modeling_siglip2 import Siglip2EncoderLayer, Siglip2VisionModel
+
+from tokenreduce.forward.run import Run
+
+from ._layers import PretrainedLayer
+from .siglip import TransformersSiglip
+
+
+class ReducedSiglip2EncoderLayer(PretrainedLayer, Siglip2EncoderLayer):
+    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        bias = run.attention_bias(x)
+        return x + self.self_attn(hidden_states=self.layer_norm1(x), attention_mask=bias, **kwargs)[0]
+
+    def mlp_line(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class TransformersSiglip2(TransformersSiglip):
+    """What reads its tokens does so with the mask of the input, so that they are always restored."""
+
+    name = "transformers_siglip2"
+    models = (Siglip2VisionModel,)  # type: ignore[assignment]
+    reduced: ClassVar = {Siglip2EncoderLayer: ReducedSiglip2EncoderLayer}
+    needs_maps = True
+
+    def embedding(self, model: Any) -> nn.Module:
+        return model.embeddings.patch_embedding
+
+    def grid_capture(self, model: Any) -> None:
+        """Every image has its own grid."""
+
+    def grid(self, model: Any) -> tuple[int, ...]:
+        return (model.config.num_patches,)
+
+    def lacks(self, model: Any) -> dict[str, str]:
+        grids = dict.fromkeys(("grid", "positions"), "every image of a batch has its own grid")
+        return {"class_attention": "the model has no class token"} | grids
+
+    def restores(self, model: Any, outer: Any) -> bool:
+        return True
+
+
+ADAPTER = TransformersSiglip2()

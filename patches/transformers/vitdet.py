@@ -1,0 +1,109 @@
+"""transformers ViTDet: `VitDetModel` and `VitDetBackbone`, the latter inside VitMatte too."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers.models.vitdet.modeling_vitdet import (
+    VitDetAttention,
+    VitDetBackbone,
+    VitDetEncoder,
+    VitDetLayer,
+    VitDetModel,
+    get_rel_pos,
+)
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.marks import Mark, mark, unmark
+from tokenreduce.forward.noted import collect_layers
+from tokenreduce.forward.reduction import Reduction
+from tokenreduce.forward.run import Run
+
+from ..shared.windows import Grid, MapAdapter, MapAttention, MapLayer
+from ._layers import HuggingFaceAdapter
+
+
+class ReducedVitDetEncoder(VitDetEncoder):
+    """Collects the maps of its layers itself, so that it must tell them."""
+
+    _tokenreduce: Mark
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> Any:
+        before = collect_layers(self._tokenreduce.reduction if output_hidden_states else None)
+        try:
+            return super().forward(hidden_states, output_attentions, output_hidden_states, return_dict)
+        finally:
+            collect_layers(*before)
+
+
+class ReducedVitDetLayer(MapLayer, VitDetLayer):
+    channels_first = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        return output if isinstance(output, tuple) else (output,)
+
+    def valid(
+        self, reduction: Reduction, x: Tensor, output_attentions: bool = False, *args: Any, **kwargs: Any
+    ) -> None:
+        if output_attentions:
+            raise InvalidValueError(
+                "output_attentions=True does not fit a reduced model: its attention is over fewer tokens in some "
+                "layers; leave it out, or call tokenreduce.unpatch(model)"
+            )
+
+    def attention_line(self, run: Run, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x + self.drop_path(self.attention(self.norm1(x), run=run))
+
+    def mlp_line(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ReducedVitDetAttention(MapAttention, VitDetAttention):
+    def tables(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        return get_rel_pos(grid[0], grid[0], self.rel_pos_h), get_rel_pos(grid[1], grid[1], self.rel_pos_w)
+
+
+class TransformersVitDet(MapAdapter, HuggingFaceAdapter):
+    """Layers that end in convolutions need all tokens as those with windows do; all outputs are maps."""
+
+    name = "transformers_vitdet"
+    models = (VitDetModel, VitDetBackbone)
+    stack = "encoder.layer"
+    attention = "attention"
+    reduced: ClassVar = {VitDetLayer: ReducedVitDetLayer}
+    attentions: ClassVar = {VitDetAttention: ReducedVitDetAttention}
+    on_tokens = ("embeddings",)
+
+    def grid(self, model: Any) -> Grid:
+        return HuggingFaceAdapter.grid(self, model)
+
+    def whole(self, model: Any) -> frozenset[int]:
+        convolved = (i for i, layer in enumerate(self.layers(model)) if layer.use_residual_block)
+        return super().whole(model) | frozenset(convolved)
+
+    def refusals(self, model: Any) -> list[str]:
+        reasons = super().refusals(model)
+        if type(model.encoder) not in (VitDetEncoder, ReducedVitDetEncoder) or "forward" in vars(model.encoder):
+            reasons.append("its encoder was changed by another tool; undo that first")
+        return reasons
+
+    def install(self, model: Any, reduction: Reduction) -> None:
+        super().install(model, reduction)
+        mark(model.encoder, reduction)
+        model.encoder.__class__ = ReducedVitDetEncoder
+
+    def remove(self, model: Any) -> None:
+        super().remove(model)
+        model.encoder.__class__ = VitDetEncoder
+        unmark(model.encoder)
+
+
+ADAPTER = TransformersVitDet()

@@ -1,0 +1,98 @@
+"""Models of transformers on the command line: `hf:NAME`, from folders that the test writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from typer.testing import CliRunner
+
+import tokenreduce
+from tokenreduce.cli import app as application
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.pretrained import load_pretrained
+from tokenreduce.lab.quality.classification import distance
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 32, "patch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(**SIZES, intermediate_size=64, num_labels=10)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run() -> Callable[..., str]:
+    def invoke(*arguments: object) -> str:
+        result = CliRunner().invoke(application.app, [str(a) for a in arguments])
+        if isinstance(result.exception, Exception):
+            raise result.exception
+        return result.output
+
+    return invoke
+
+
+def rows_in(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["rows"]
+
+
+def test_eval(run: Callable[..., str], classifier: Path, tmp_path: Path) -> None:
+    out = tmp_path / "eval.json"
+    run("eval", "--model", f"hf:{classifier}", "--method", "tome,evit", "--flops", "0.7", "--limit", 20, "--json", out)
+    full, *reduced = rows_in(out)
+    assert full["class_error"] == full["token_error"] == 0
+    for row in reduced:
+        assert row["flops_share"] == pytest.approx(0.7, abs=0.02)
+        assert 0 < row["class_error"] < 1 and 0 < row["token_error"] < 1
+
+
+def test_bench_and_its_limit(run: Callable[..., str], classifier: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    arguments = ("--method", "tome", "--flops", "0.7", "--batch-size", 2, "--rounds", 1, "--min-time", 0)
+    run("bench", "--model", f"hf:{classifier}", *arguments, "--json", out)
+    full, reduced = rows_in(out)
+    assert full["speedup"] == 1 and reduced["limit_share"] > 0
+    assert reduced["tokens_left"] < 64 and reduced["macs"] < full["macs"]
+
+
+def test_visualize(run: Callable[..., str], classifier: Path, tmp_path: Path) -> None:
+    out = tmp_path / "picture.png"
+    run("visualize", "--model", f"hf:{classifier}", "--method", "tome", "--ratio", "0.5", "--out", out)
+    assert out.stat().st_size > 1000
+
+
+def test_a_model_without_a_classifier(run: Callable[..., str], tmp_path: Path) -> None:
+    Dinov2Model(Dinov2Config(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(InvalidValueError, match="the head of this Dinov2Model has 0 classes"):
+        run("eval", "--model", f"hf:{tmp_path}", "--flops", "0.7", "--limit", 20)
+    logits, features, tokens = load_pretrained(str(tmp_path), True).whole(torch.randn(2, 3, 32, 32))
+    assert logits is features and features.shape == (2, 32) and tokens.shape == (2, 65, 32)
+
+
+def test_one_forward_gives_logits_features_and_tokens(classifier: Path) -> None:
+    model, x = load_pretrained(str(classifier), True), torch.randn(2, 3, 32, 32)
+    logits, features, tokens = model.whole(x)
+    assert torch.equal(logits, model(x)) and torch.equal(model.model.classifier(features), logits)
+    assert model.input_shape == (3, 32, 32) and tokens.shape == (2, 65, 32)
+    tokenreduce.patch(model, "tome", ratio=0.5, restore=True)
+    assert distance(model.whole(x)[2], tokens).max() > 0
+    tokenreduce.patch(model, "tome", ratio=0.5)  # the wrapper reads no tokens: they stay reduced
+    assert not tokenreduce.patching.finding.reduction_of(model).restoring.ends
+
+
+def test_untrained_weights_and_other_sizes(classifier: Path) -> None:
+    model = load_pretrained(str(classifier), False, image_size=48)
+    assert model(torch.randn(1, *model.input_shape)).shape == (1, 10) and model.input_shape == (3, 48, 48)
+
+
+def test_what_does_not_exist_is_said_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValueError, match="transformers cannot load"):
+        load_pretrained(str(tmp_path / "nothing"), True)

@@ -1,0 +1,128 @@
+"""Every method in ONNX Runtime: exported models answer as the patched ones do, also for another batch size."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from backbones import BY_NAME, fresh_model
+from families import METHODS, VIDEO, small_vit
+from torch import Tensor, nn
+
+import tokenreduce
+from tokenreduce import Schedule, patch
+from tokenreduce.ops.farthest_first import farthest_first
+from tokenreduce.ops.linkage import agglomerate
+from tokenreduce.reducers.parts.clusters import squared_distances
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+EXPORTED = [method for method in METHODS if tokenreduce.describe(method)["exportable"]]
+# Every round makes the graph longer and none is different.
+FEW_ROUNDS: dict[str, dict[str, Any]] = {
+    "kmeans": {"iterations": 2},
+    "kmedoids": {"iterations": 2},
+    "spectral": {"iterations": 1, "seeding": "weight"},
+    "ward": {"rounds": 2},
+    "zero_tprune": {"iterations": 2},
+    "gtp": {"neighbours": 2},
+    "centerclip": {"iterations": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def uncollected() -> Iterator[None]:
+    """Tracing makes so many objects that looking for garbage takes a quarter of the time."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Only(nn.Module):
+    """`model` as a function of one tensor that returns a tensor or a list of them."""
+
+    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(self.model, x)
+
+
+def check_onnx(model: nn.Module, x: Tensor, other: Tensor, optimize: bool = False) -> None:
+    """Export with `x` for any batch size and compare all outputs for `other`."""
+    dynamic = ({0: torch.export.Dim("batch")},)
+    with torch.no_grad():
+        program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=dynamic, optimize=optimize, verbose=False)
+        expected = model(other)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    found = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    for there, here in zip(found, [expected] if isinstance(expected, Tensor) else expected, strict=True):
+        assert there.shape == here.shape
+        assert (torch.from_numpy(there) - here).abs().max() < 1e-4
+
+
+def two_blocks(**arguments: Any) -> nn.Module:
+    """16 tokens, every parameter perturbed."""
+    torch.manual_seed(0)
+    model = small_vit(patch_size=8, depth=2, **arguments).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def images(batch: int, seed: int) -> Tensor:
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("method", EXPORTED)
+def test_every_method(method: str) -> None:
+    model = patch(two_blocks(), method, ratio=0.5, **FEW_ROUNDS.get(method, {}))
+    check_onnx(model, images(2, seed=0), images(3, seed=1))
+
+
+@pytest.mark.parametrize("method", sorted(VIDEO))
+def test_every_method_for_videos(method: str) -> None:
+    backbone = BY_NAME["hf_videomae"]
+    model = patch(fresh_model(backbone), method, ratio=0.5, **FEW_ROUNDS.get(method, {}))
+    wrapped = Only(model, lambda model, x: model(pixel_values=x).logits)
+    check_onnx(wrapped, *(backbone.inputs(batch, seed)["pixel_values"] for batch, seed in ((2, 0), (3, 1))))
+
+
+def test_optimised_with_protected_tokens() -> None:
+    """As `torch.onnx.export` does by default."""
+    model = patch(two_blocks(reg_tokens=2), "tome", flops=0.7)
+    check_onnx(model, images(1, seed=0), images(4, seed=1), optimize=True)
+
+
+@pytest.mark.parametrize("restore", ["copy", "freeze", "delta"])
+def test_restored_tokens(restore: str) -> None:
+    """In a map, and in a head that pools all tokens."""
+
+    def call(model: nn.Module, x: Tensor) -> list[Tensor]:
+        last = model.forward_intermediates(x, indices=1, intermediates_only=True)[0]
+        return [last, model.forward_head(last.flatten(2).transpose(1, 2))]
+
+    model = two_blocks(class_token=False, global_pool="avg")
+    patch(model, "tome", schedule=Schedule.keep({0: 10}), restore=restore)
+    check_onnx(Only(model, call), images(2, seed=0), images(3, seed=1))
+
+
+def test_loops_decide_as_the_kernels_do() -> None:
+    """Also between equals, which whole numbers have many of."""
+
+    def clusters(_: nn.Module, x: Tensor) -> list[Tensor]:
+        distance = squared_distances(x)
+        seeds = farthest_first(distance, x.norm(dim=-1).argmax(1), 6)
+        return [seeds, *(agglomerate(distance, 5, linkage) for linkage in ("average", "ward"))]
+
+    def points(batch: int) -> Tensor:
+        return torch.randint(-2, 3, (batch, 12, 2), generator=torch.Generator().manual_seed(batch)).float()
+
+    check_onnx(Only(nn.Identity(), clusters), points(2), points(40))

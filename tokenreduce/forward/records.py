@@ -1,0 +1,37 @@
+"""`Record`: what the last forward of a patched model did, kept for `report`."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenreduce.maps.token_map import TokenMap
+
+
+@dataclass(frozen=True)
+class Record:
+    """Image tokens that entered, tokens after each layer, the maps with their layers, and the sizes of the tokens that
+    entered, 0 for padding (None: all 1)."""
+
+    entered: int
+    counts: tuple[int, ...]
+    maps: tuple[tuple[int, TokenMap], ...]
+    sizes: Tensor | None = None
+
+
+# By the identity of the patch; what has no patch any more has no record.
+_records: weakref.WeakKeyDictionary[object, Record] = weakref.WeakKeyDictionary()
+
+
+def keep_record(patch: object, record: Record) -> None:
+    """Store what `report` shows. Skipped while compiling: it would make every map an output of the graph."""
+    if not torch.compiler.is_compiling():
+        _records[patch] = record
+
+
+def last_record(patch: object) -> Record | None:
+    """The record of the last forward in any thread."""
+    return _records.get(patch)

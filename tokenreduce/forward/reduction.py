@@ -1,0 +1,109 @@
+"""`Reduction`: everything static about one patch. Blocks share it; it makes no tensor and survives pickle and
+deepcopy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from tokenreduce.budget.geometry import AuxiliaryHeads, Geometry
+from tokenreduce.budget.rehearsal import Rehearsal, Work
+from tokenreduce.budget.schedule import Counts, Schedule
+from tokenreduce.maps.restoring import Restoring
+from tokenreduce.ops.tracing import constant_result
+from tokenreduce.reducers.contract import Reducer
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """One patch: a reducer, a schedule and how outputs are restored, for a model of a given geometry.
+
+    Args:
+        requested: `restore` and `prop_attn` as the user gave them, for `save_patch`.
+        heads: the part of the model that a method asks for its auxiliary predictions, where it does.
+    """
+
+    reducer: Reducer
+    schedule: Schedule
+    geometry: Geometry
+    adapter: str
+    restoring: Restoring
+    prop_attn: bool
+    requested: dict[str, bool | str]
+    heads: AuxiliaryHeads | None = None
+    full_layers: frozenset[int] = field(init=False)  # the layers that all tokens enter, restored if need be
+    _counts: dict[int, Counts] = field(default_factory=dict, repr=False)
+    _work: Work = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        full = self.geometry.whole | {layer + 1 for layer in self.schedule.restored}
+        object.__setattr__(self, "full_layers", full)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method decides the counts from the data."""
+        return self.schedule.rule == "adaptive"
+
+    @property
+    def deciding_layers(self) -> tuple[int, ...]:
+        """The layers in which an adaptive method without a budget reduces."""
+        layers = self.schedule.layers or self.reducer.deciding_layers(self.geometry.depth)
+        return tuple(layer for layer in layers if layer not in self.geometry.whole)
+
+    def counts(self, n: int) -> Counts:
+        """Image tokens left after each layer when `n` enter the first."""
+        if torch.compiler.is_compiling():  # a guard on the dict would fail once the dict has grown
+            return _resolve(self, n)
+        return self._counts[n] if n in self._counts else _resolve(self, n)
+
+    def is_identity(self, n: int) -> bool:
+        """Whether nothing is ever removed of `n` tokens."""
+        if self.adaptive:
+            return False
+        return min(self.counts(n), default=n) == n
+
+    def entering(self, n: int, counts: Counts) -> Counts:
+        """Image tokens that enter each layer."""
+        return tuple(n if layer in self.full_layers else before for layer, before in enumerate((n, *counts[:-1])))
+
+    def share(self, n: int, counts: Counts, rehearsal: Rehearsal | None = None) -> float:
+        """MACs with these counts, the reducer's own work included, as a share of the unpatched MACs."""
+        costs = self.geometry.costs
+        rehearsal = rehearsal or self.rehearsal(n)
+        entered = self.entering(n, counts)
+        everything = costs.macs((n,) * len(counts), (n,) * len(counts), self.geometry.protected, "mid")
+        reducing = [(layer, a, b) for layer, (a, b) in enumerate(zip(entered, counts, strict=True)) if b < a]
+        work = sum(rehearsal.plan(*step) for step in reducing) + rehearsal.begin()
+        if self.adaptive:
+            work += sum(rehearsal.decide(layer, entered[layer]) for layer in self.deciding_layers)
+        return (costs.macs(entered, counts, self.geometry.protected, self.reducer.placement) + work) / everything
+
+    def rehearsal(self, n: int) -> Rehearsal:
+        """What the method's own work on `n` tokens costs."""
+        mode = self.restoring.at_end if self.restoring.charged else None
+        return Rehearsal(self.reducer, self.geometry, n, self._work, mode, self.heads)
+
+    def to_json(self) -> dict[str, Any]:
+        """Method, options, schedule and modes as JSON-able values."""
+        return {
+            "method": self.reducer.name,
+            "options": self.reducer.options(),
+            "schedule": self.schedule.to_json(),
+            **self.requested,
+        }
+
+
+@constant_result
+def _resolve(reduction: Reduction, n: int) -> Counts:
+    """The counts of `n`, remembered; a constant to the compiler, which must not trace a search."""
+    if n not in reduction._counts:
+        rehearsal = reduction.rehearsal(n)  # one for the whole search: its state is made once
+        searches = reduction.schedule.flops is not None
+        cost = (lambda counts: reduction.share(n, counts, rehearsal)) if searches else None
+        shape = reduction.geometry
+        least = partial(reduction.reducer.least_of, grid=shape.grid)
+        reduction._counts[n] = reduction.schedule.resolve(n, shape.depth, least, cost, shape.whole)
+    return reduction._counts[n]

@@ -1,0 +1,157 @@
+"""`Run`: one forward of a reduced model. Born in the first block, gone at the end, never stored on a module;
+`forward.stack` holds the runs of a thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.budget.phase import working
+from tokenreduce.forward.layer_tokens import LayerTokens
+from tokenreduce.forward.records import Record
+from tokenreduce.forward.reduction import Reduction
+from tokenreduce.forward.shown import Attend, Shown, Video
+from tokenreduce.forward.state import TokenState
+from tokenreduce.forward.taps import Taps
+from tokenreduce.maps.restoring import looks_back, restore_tokens
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.modes import without_autocast, without_gradients
+from tokenreduce.ops.native.dispatch import choose
+
+
+class Run(TokenState):
+    """One forward: reduces in the layers of the schedule, restores where all tokens are needed.
+
+    Args:
+        reduction, entered, grid, valid: see `TokenState`.
+        taps: layers whose output other code collects.
+        surrounded: code of ours calls all layers, and restores and closes at the end.
+        video: what the tokens were made of, where the method asks for pixels.
+    """
+
+    def __init__(
+        self,
+        reduction: Reduction,
+        entered: int,
+        grid: tuple[int, ...] | None,
+        taps: frozenset[int] = frozenset(),
+        valid: Tensor | None = None,
+        surrounded: bool = False,
+        video: Video | None = None,
+    ) -> None:
+        super().__init__(reduction, entered, grid, valid)
+        self.surrounded, self.taps = surrounded, Taps(taps)
+        self.planned = None if reduction.adaptive else reduction.counts(entered)
+        self.planned_to_enter = () if self.planned is None else reduction.entering(entered, self.planned)
+        self.counts: list[int] = []  # image tokens left after each layer so far
+        self.next_layer = 0
+        self.history: list[tuple[int, TokenMap]] = []  # all maps with their layers
+        restoring = reduction.restoring
+        between = bool(taps or reduction.full_layers) and looks_back(restoring.between)
+        self.keeps_around = between or (restoring.ends and looks_back(restoring.at_end))
+        self.fast = reduction.reducer.fast()
+        self.shown = Shown(by_head=self.fast.averages_keys and self.valid is None, video=video)
+        self.kernel: Any = None
+        self.method_state: Any = None
+
+    def begin(self, x: Tensor) -> None:
+        """Make the method's state of the tokens that enter the first block, and choose its kernel."""
+        reducer = self.reduction.reducer
+        if self.fast.kernel and self.planned is not None and self.valid is None and not torch.is_grad_enabled():
+            self.kernel = choose(self.fast.kernel, x)
+        if reducer.has_state:
+            with working("reducer"), torch.no_grad(), without_autocast(x.device):
+                self.method_state = reducer.begin(self._tokens(0, x))
+
+    def show_attention(self, attend: Attend) -> None:
+        """Say how the current layer makes of queries and keys, as hooks see them, what its attention uses."""
+        self.shown.attend = attend
+
+    def may_reduce(self, layer: int) -> bool:
+        """Whether the schedule, or the method in the place of one, removes something in this layer."""
+        if self.planned is None:
+            return layer in self.reduction.deciding_layers
+        return self.planned[layer] < self.planned_to_enter[layer]
+
+    def enter(self, layer: int, x: Tensor) -> Tensor:
+        """The tokens to go on with, when a layer receives `x`."""
+        if layer == 0:
+            x = self.blank(x)
+        waiting = self.taps.stop_waiting()
+        if self.maps and layer in self.reduction.full_layers:
+            x = self.restore(x) if waiting is None else x  # what was handed out has all tokens already
+            self.restart()
+        elif waiting is not None:
+            shape = self.reduction.geometry
+            x = self.taps.take_back(waiting, x, self.maps, shape.prefix, shape.suffix)
+        return x
+
+    def reduce(self, layer: int, x: Tensor, placement: str) -> Tensor:
+        """Reduce `x (B, prefix + N + suffix, C)` if the schedule says so at this layer and placement."""
+        if self.reduction.reducer.placement != placement or not self.may_reduce(layer):
+            return x
+        before = x
+        with working("reducer"):
+            at_once = self.kernel is not None and not x.requires_grad
+            token_map, x = self._merge_at_once(layer, x) if at_once else self._plan_and_apply(layer, x)
+        if token_map is None:
+            return x
+        self.maps.append(token_map)
+        self.history.append((layer, token_map))
+        if self.keeps_around:
+            self.around.append((before, x))
+        return x
+
+    def leave(self, layer: int, x: Tensor, everything: bool = False) -> Tensor:
+        """What the layer returns: all tokens if the layer is tapped or `everything` is asked for."""
+        self.shown.clear()
+        self.next_layer = layer + 1
+        self.counts.append(x.shape[1] - self.protected)
+        if self.maps and (everything or layer in self.taps.layers):
+            return self.taps.hand_out(self.restore(x, at_end=layer not in self.taps.layers), x)
+        return x
+
+    def restore(self, x: Tensor, at_end: bool = False) -> Tensor:
+        """All tokens again, in the order in which they entered: for a map, or for what follows the last layer."""
+        restoring, shape = self.reduction.restoring, self.reduction.geometry
+        mode = restoring.at_end if at_end else restoring.between
+        with working("restore"), without_autocast(x.device):
+            return restore_tokens(mode, x, self.maps, self.around, shape.prefix, shape.suffix)
+
+    def record(self) -> Record:
+        """What `report` shows of this forward."""
+        return Record(self.entered, tuple(self.counts), tuple(self.history), self.first_sizes)
+
+    def _tokens(self, layer: int, x: Tensor) -> LayerTokens:
+        return LayerTokens(self, self.shown, layer, x)
+
+    def _merge_at_once(self, layer: int, x: Tensor) -> tuple[TokenMap, Tensor]:
+        """By the method's own kernel; everything that is not needed for that is left out, see `LayerTokens`."""
+        shape, sizes, keys = self.reduction.geometry, self.sizes, self.shown.entries["mean_keys"]
+        keep = self.planned[layer]  # type: ignore[index]
+        merged = self.fast.merge(  # type: ignore[misc]
+            self.reduction.reducer, self.kernel, x, keys, sizes, keep, shape.prefix, shape.suffix
+        )
+        token_map, x, self.sizes, self.bias = merged
+        self.places.follow(token_map, sizes)
+        return token_map, x
+
+    def _plan_and_apply(self, layer: int, x: Tensor) -> tuple[TokenMap | None, Tensor]:
+        """None: the method keeps all tokens."""
+        shape, reducer = self.reduction.geometry, self.reduction.reducer
+        with without_autocast(x.device):
+            with without_gradients():
+                tokens = self._tokens(layer, x)
+                keep = reducer.decide(tokens, self.method_state) if self.planned is None else self.planned[layer]
+                if keep >= tokens.count:
+                    return None, x
+                token_map = reducer.plan(tokens, keep, self.method_state)
+                self.places.follow(token_map, self.sizes)
+            if self.sizes is None and token_map.drops and token_map.size_weight is None:  # sizes stay 1
+                x = token_map.apply(x, None, shape.prefix, shape.suffix)
+            else:
+                x, self.sizes, bias = token_map.merge(x, self.sizes, shape.prefix, shape.suffix)
+                self.bias = bias if self.valid is None else None
+        return token_map, x

@@ -1,0 +1,40 @@
+"""`Shown`: what the layer that runs now has shown of its attention, for the reducer to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+# Queries, keys and additive logits as the attention of the current layer uses them, from those that hooks saw.
+Attend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+# A video (B, C, frames, height, width), and the sides of the tubelets of which its tokens are made.
+Video = tuple[Tensor, tuple[int, ...]]
+
+
+class Shown:
+    """Filled by hooks and by restated attentions while a layer runs; emptied when it ends.
+
+    Args:
+        by_head: the method's kernel averages the keys itself: `mean_keys` holds them with their heads.
+        video: what the tokens were made of, where the method asks for pixels.
+    """
+
+    def __init__(self, by_head: bool = False, video: Video | None = None) -> None:
+        self.by_head, self.video = by_head, video
+        self.entries: dict[str, Tensor] = {}  # of all tokens, protected ones included
+        self.attend: Attend | None = None
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Keep the entry `name`, `(B, H, N, d)` of all tokens."""
+        self.entries[name] = value
+
+    def add_mean_keys(self, keys: Tensor) -> None:
+        """Keep `mean_keys` of keys `(B, H, N, d)`, or the keys for a kernel that averages them."""
+        keys = keys.detach() if keys.requires_grad else keys
+        self.entries["mean_keys"] = keys if self.by_head else keys.float().mean(1)
+
+    def clear(self) -> None:
+        """Forget the layer that has ended."""
+        if self.entries:
+            self.entries, self.attend = {}, None

@@ -1,0 +1,43 @@
+"""`Slicing`: the lower bound for the time of every method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokenreduce.budget.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """Takes the place of a `Reduction` and slices tokens off at no cost. Its time is the lower bound for every method.
+
+    Leaves `counts[l]` image tokens after layer l, at a method's `placement`; layers use it like a `Run`.
+    """
+
+    geometry: Geometry
+    counts: tuple[int, ...]
+    placement: str
+
+    def enter(self, layer: int, x: Tensor) -> Tensor:
+        """`x` as it is."""
+        return x
+
+    def reduce(self, layer: int, x: Tensor, placement: str) -> Tensor:
+        """`x` cut to the layer's count, at the placement where a method would reduce."""
+        return x[:, : self.counts[layer] + self.geometry.protected] if placement == self.placement else x
+
+    def attention_bias(self, x: Tensor, dtype: object = None) -> None:
+        """No sizes, no bias."""
+
+    def show_attention(self, attend: object) -> None:
+        """Nobody looks at the attention."""
+
+    def rows(self, table: Tensor, x: Tensor) -> Tensor:
+        """The first rows of a table of image tokens `(..., N, D)`, as many as `x` has."""
+        return table[..., : x.shape[1] - self.geometry.protected, :]
+
+    def pairs(self, table: Tensor, x: Tensor) -> Tensor:
+        """The first entries of a table of all pairs of tokens `(..., N, N)`, as many as `x` has."""
+        return table[..., : x.shape[1], : x.shape[1]]

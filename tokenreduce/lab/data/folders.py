@@ -1,0 +1,173 @@
+"""Images and labels for `eval`: Fashion-MNIST, ImageNet or any folder of class folders, in the form a model expects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.data import fashion_mnist
+from tokenreduce.lab.data.samples import thin
+from tokenreduce.lab.pretrained import Pretrained
+
+SPLITS = {"test": ("val", "validation", "valid", "test"), "train": ("train", "training")}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled images: map-style `images` of (tensor `(C, H, W)`, label), and the classes' names in label order."""
+
+    name: str
+    images: Any
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, batch_size: int, workers: int = 0) -> DataLoader[Any]:
+        """Batches of images `(B, C, H, W)` and labels `(B,)`, in order."""
+        return DataLoader(self.images, batch_size, num_workers=workers)
+
+
+def load_data(
+    name: str,
+    model: Any,
+    *,
+    data_dir: Path | None = None,
+    split: str = "test",
+    all_images: bool = False,
+    limit: int | None = None,
+) -> Data:
+    """The images called `name`: "fashion-mnist", "imagenet" (in `data_dir`), or a folder that holds one folder a class.
+
+    Args:
+        model: a timm model or a `Pretrained` of transformers; its configuration decides size, crop, interpolation and
+            normalisation.
+        data_dir: where ImageNet, or the files of Fashion-MNIST, lie.
+        split: "test" or "train"; folders are searched for a subfolder of that meaning, see `SPLITS`.
+        all_images: all 10,000 test images of Fashion-MNIST instead of the 2,000 that ship with the library; so does a
+            given `data_dir`.
+        limit: use so many images, spread evenly over the data.
+
+    Raises: ValueError if there is no such data.
+    """
+    if name == "fashion-mnist":
+        data = load_fashion(model, data_dir, split, all_images)
+    elif name == "imagenet":
+        if data_dir is None:
+            raise InvalidValueError("imagenet does not ship with the library; give --data-dir, with val/<class>/...")
+        data = load_folder(name, data_dir, split, model)
+        if len(data.class_names) != 1000:
+            raise InvalidValueError(
+                f"{data_dir} has {len(data.class_names)} class folders, ImageNet-1k has 1000; give a folder with "
+                "val/<class>/<image>, or pass the folder itself as --data"
+            )
+    else:
+        data = load_folder(name, Path(name), split, model)
+    return Data(data.name, thin(data.images, limit), data.class_names)
+
+
+def load_gallery(data: Data, model: Any, *, data_dir: Path | None, gallery: Path | None, limit: int | None) -> Data:
+    """The images that neighbours of `data` are searched among: the folder `gallery`, or the training split."""
+    name = str(gallery) if gallery is not None else data.name
+    if gallery is None and name != "fashion-mnist":
+        root = data_dir if name == "imagenet" and data_dir is not None else Path(name)
+        if not any((root / folder).is_dir() for folder in SPLITS["train"]):
+            raise InvalidValueError(
+                f"there is no folder 'train' in {root}, and the tested images must not be their own neighbours; "
+                "give --gallery DIR"
+            )
+    found = load_data(name, model, data_dir=data_dir, split="train", limit=limit)
+    if found.class_names != data.class_names:
+        raise InvalidValueError(
+            f"the gallery {found.name} has {summary(found)}, {data.name} has {summary(data)}; their class folders must "
+            "have the same names"
+        )
+    return found
+
+
+def check_labels(data: Data, model: Any) -> None:
+    """Raise unless the trained head of `model` has one output for each class of `data`."""
+    if model.num_classes != len(data.class_names):
+        name = type(getattr(model, "model", model)).__name__
+        raise InvalidValueError(
+            f"the head of this {name} has {model.num_classes} classes, {data.name} has "
+            f"{len(data.class_names)}: the labels do not fit; use --head knn (--head zero-shot for CLIP-type models), "
+            "or a model trained on these classes (fashion_vit for fashion-mnist)"
+        )
+
+
+def load_folder(name: str, root: Path, split: str, model: Any) -> Data:
+    """Class folders with the transform that the model is evaluated with, so that published figures come out."""
+    from timm.data import create_dataset
+
+    if not root.is_dir():
+        raise InvalidValueError(f"no data {str(root)!r}; valid: fashion-mnist, imagenet, or a folder of class folders")
+    folder = split_folder(root, split)
+    try:
+        images = create_dataset("", str(folder), search_split=False, transform=image_transform(model))
+    except RuntimeError:
+        raise InvalidValueError(f"{folder} holds no images; expected {folder}/<class>/<image>") from None
+    return Data(name, images, tuple(images.reader.class_to_idx))
+
+
+def summary(data: Data) -> str:
+    return f"{len(data.class_names)} classes ({', '.join(data.class_names[:3])}, ...)"
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """The subfolder of `root` that holds the split, or `root` itself where there are no splits."""
+    for folder in SPLITS[split]:
+        if (root / folder).is_dir():
+            return root / folder
+    others = [folder for folders in SPLITS.values() for folder in folders if (root / folder).is_dir()]
+    if others:
+        raise InvalidValueError(
+            f"{root} has the folder {others[0]!r} but none for the {split} images ({', '.join(SPLITS[split])}); "
+            "give the folder with the class folders itself"
+        )
+    return root
+
+
+def load_fashion(model: Any, data_dir: Path | None, split: str, all_images: bool) -> Data:
+    shipped = split == "test" and not all_images and data_dir is None
+    folder = fashion_mnist.SUBSET if shipped else fashion_mnist.find(data_dir)
+    images, labels = fashion_mnist.load(split, folder)
+    return Data("fashion-mnist", FashionImages(images, labels, model), fashion_mnist.CLASSES)
+
+
+class FashionImages(Dataset[tuple[Tensor, int]]):
+    """Fashion-MNIST as `model` takes it: as it is for 28 x 28 grey inputs, else as RGB through its transform."""
+
+    def __init__(self, images: Tensor, labels: Tensor, model: Any) -> None:
+        self.images, self.labels = images, labels
+        self.transform = None if takes_fashion(model) else image_transform(model)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.images[index]
+        if self.transform is None:
+            return fashion_mnist.normalise(image), int(self.labels[index])
+        return self.transform(Image.fromarray(image[0].numpy()).convert("RGB")), int(self.labels[index])
+
+
+def takes_fashion(model: Any) -> bool:
+    """Whether the model's input is `(B, 1, 28, 28)`."""
+    embed: Any = getattr(model, "patch_embed", None)
+    return getattr(embed, "img_size", None) == (28, 28) and embed.proj.in_channels == 1
+
+
+def image_transform(model: Any) -> Any:
+    """From a PIL image to the input of `model`, as its weights want it."""
+    if isinstance(model, Pretrained):
+        return model.transform()
+    from timm.data import create_transform, resolve_model_data_config
+
+    return create_transform(**resolve_model_data_config(model), is_training=False)

@@ -1,0 +1,113 @@
+"""What data sets for dense tasks have in common: samples, and sentences about files that are not as they should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Subset
+
+from tokenreduce.errors import InvalidValueError
+
+TASKS = ("segmentation", "detection", "depth")
+IGNORED = 255  # the class of pixels that do not count
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DenseData:
+    """Images with dense truth.
+
+    Args:
+        name: for people.
+        task: "segmentation", "detection" or "depth".
+        samples: map-style; each a dict of `image` (`(C, H, W)` uint8), `target` and `path`. Targets are class maps
+            `(H, W)` int64 with 255 where nothing counts; or dicts of `boxes` `(n, 4)` (left, top, right, bottom, in
+            pixels), `labels` `(n,)` and, where there are crowds, `iscrowd` `(n,)`; or metres `(H, W)` float32 with 0
+            where they are unknown.
+        classes: names by class number, numbers as in the targets; a name is empty where the layout does not tell it.
+        farthest: metres that predictions of depth are clipped to, if any.
+    """
+
+    name: str
+    task: str
+    samples: Any
+    classes: Mapping[int, str] = field(default_factory=dict)
+    farthest: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def thinned(self, limit: int | None) -> DenseData:
+        """`limit` of the images at even distances, or all of them.
+
+        Raises: ValueError if `limit` is below 1.
+        """
+        from tokenreduce.lab.data.samples import thin
+
+        return replace(self, samples=thin(self.samples, limit))
+
+
+def read_image(path: Path) -> Tensor:
+    """An image file as `(3, H, W)` uint8."""
+    return torch.from_numpy(_read(path, "RGB")).permute(2, 0, 1).contiguous()
+
+
+def read_map(path: Path, image: Tensor, image_path: Path) -> np.ndarray:
+    """The grey or palette values `(H, W)` of a PNG file that belongs to `image` `(C, H, W)`.
+
+    Raises: ValueError if it cannot be read, has colours or has another size than the image.
+    """
+    values = _read(path, None)
+    if values.ndim != 2:
+        raise InvalidValueError(f"{path} has {values.shape[2]} channels; an annotation has one number for each pixel")
+    if values.shape != image.shape[1:]:
+        height, width = image.shape[1:]
+        raise InvalidValueError(
+            f"{path} is {values.shape[1]} x {values.shape[0]} pixels, but its image {image_path} is {width} x {height}"
+        )
+    return values
+
+
+def _read(path: Path, mode: str | None) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture if mode is None else picture.convert(mode))
+    except (OSError, SyntaxError, ValueError) as error:
+        what = "does not exist" if not path.is_file() else f"is not an image that Pillow can read ({error})"
+        raise InvalidValueError(f"{path} {what}; replace the file, or take its image out") from None
+
+
+def find_files(folder: Path, pattern: str, layout: str) -> list[Path]:
+    """The files in `folder` that `pattern` fits, sorted by path.
+
+    Raises: ValueError if there are none, with the `layout` that was expected.
+    """
+    found = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    if not found:
+        raise InvalidValueError(f"{folder} holds no {pattern}; expected {layout}")
+    return found
+
+
+def check_pairs(images: Sequence[Path], annotations: Sequence[Path]) -> None:
+    """Raise if an image has no annotation file."""
+    missing = [(image, truth) for image, truth in zip(images, annotations, strict=True) if not truth.is_file()]
+    if missing:
+        image, truth = missing[0]
+        more = f" ({len(missing)} images lack theirs)" if len(missing) > 1 else ""
+        raise InvalidValueError(f"{image} has no annotation: there is no {truth}{more}")
+
+
+def thin(images: Any, limit: int | None) -> Any:
+    """`limit` of the images at even distances, since folders come sorted by class; all of them if it is None."""
+    if limit is None or limit >= len(images):
+        return images
+    if limit < 1:
+        raise InvalidValueError(f"the number of images is {limit}; it must be 1 or more")
+    return Subset(images, [i * len(images) // limit for i in range(limit)])

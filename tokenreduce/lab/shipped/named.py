@@ -1,0 +1,58 @@
+"""Models by name, as the command line takes them."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.pretrained import PREFIX, load_pretrained
+
+Size = tuple[int, ...]
+
+
+def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Size]:
+    """The model and its input's shape without the batch."""
+    if name == "fashion_vit":
+        return load_fashion_vit(image_size, pretrained)
+    if name.startswith(PREFIX):
+        found = load_pretrained(name.removeprefix(PREFIX), pretrained, image_size)
+        return found, found.input_shape
+    try:
+        import timm
+    except ImportError:
+        raise InvalidValueError(
+            f"{name!r} is a name of timm, which is not installed: pip install 'tokenreduce[timm]'; models of "
+            "transformers are written hf:NAME"
+        ) from None
+
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), 3, 0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists all"
+        raise InvalidValueError(
+            f"unknown model {name!r}; valid: fashion_vit, a name of timm, or hf:NAME of transformers; {hint}"
+        )
+    sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    try:
+        model: Any = timm.create_model(name, pretrained=pretrained, **sized).eval()
+        channels, *own = model.pretrained_cfg["input_size"]
+        shape = (channels, *([image_size] * 2 if image_size else own))
+        if image_size is not None:
+            with torch.inference_mode():
+                model(torch.zeros(1, *shape))  # some sizes fail only here
+    except (TypeError, RuntimeError, OSError, AssertionError) as error:
+        given = f" with --image-size {image_size}" if image_size else ""
+        raise InvalidValueError(f"timm cannot run {name}{given}: {error}") from None
+    return model, shape
+
+
+def load_fashion_vit(image_size: int | None, pretrained: bool) -> tuple[nn.Module, Size]:
+    """The model that ships with the library."""
+    from tokenreduce.lab.shipped.fashion_vit import fashion_vit
+
+    if image_size not in (None, 28):
+        raise InvalidValueError(f"--image-size is {image_size}; fashion_vit takes 28")
+    return fashion_vit(pretrained), (1, 28, 28)

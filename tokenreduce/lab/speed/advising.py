@@ -1,0 +1,160 @@
+"""`advise`: whether reducing tokens pays for a model and an input, from break-even counts that were measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.budget.geometry import Geometry
+from tokenreduce.errors import InvalidTypeError
+from tokenreduce.lab.lanes import unpatched_lane
+from tokenreduce.lab.speed.break_even import Curve, nearest_curve
+from tokenreduce.lab.speed.command import bench_command
+from tokenreduce.ops.native import dispatch
+from tokenreduce.patching.finding import find_backbone, reduction_of
+from tokenreduce.patching.verbs import compatible, patch, report
+
+METHODS = ("ward", "tome")  # measured; the one that loses less comes first and is advised where both pay
+FLOPS = 0.6  # the budget that was measured
+HEADLINES = {True: "reduction pays", False: "reduction does not pay", None: "whether reduction pays is not known"}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Whether to reduce, with what, and why; `str()` says what to run.
+
+    `pays` is None where nothing that was measured answers. `tokens` are the image tokens of one image that enter the
+    first layer; `break_even_tokens` the count from which on reducing pays at batch 1, None if no measured count does or
+    none applies; `expected_speedup` is that of batch 1, None where it was not measured; `check` measures it here.
+    """
+
+    pays: bool | None
+    method: str
+    flops: float
+    tokens: int
+    width: int
+    batch_size: int
+    device: str
+    break_even_tokens: int | None
+    expected_speedup: float | None
+    reason: str
+    check: str
+
+    @property
+    def run(self) -> str:
+        """The call that reduces as advised."""
+        return f'tokenreduce.patch(model, "{self.method}", flops={self.flops})'
+
+    def __str__(self) -> str:
+        faster = "" if self.expected_speedup is None else f", about {self.expected_speedup:.2f} x with {self.method}"
+        what = "the model as it is" if self.pays is False else self.run
+        lines = [
+            f"{HEADLINES[self.pays]}{faster}: {self.reason}",
+            f"  {'try' if self.pays is None else 'run':<5}  {what}",
+            f"  check  {self.check}",
+        ]
+        return "\n".join(lines)
+
+
+def advise(model: nn.Module, input: Tensor) -> Advice:
+    """Say whether reducing tokens makes `model` faster on `input`, from the figures of docs/speed.md.
+
+    A copy of the model, which shares its weights where it fits the input, is patched as advised and runs on the first
+    image, so the count of tokens is the real one; `model` stays as it is. A patched model is judged as if it were not.
+    The figures are of batch 1 on a CPU. They are taken as a lower bound for larger batches, so that only a "yes"
+    carries over to those; on other devices the answer is that it is not known.
+
+    Args:
+        model: a vision transformer of a known family, or a module that holds exactly one and takes `input` alone.
+        input: a batch such as it will run, `(B, C, H, W)` or a video's `(B, C, T, H, W)` or `(B, T, C, H, W)`, on the
+            device and in the dtype it will have.
+
+    Raises:
+        ValueError: a model that `tokenreduce.patch` refuses, for the same reason.
+        TypeError: an input that is no such tensor.
+    """
+    find_backbone(model)
+    _check(input)
+    lane = unpatched_lane(model, input)
+    fits = compatible(lane)
+    fitting = [method for method in METHODS if method in fits] or METHODS[:1]  # patch says why none does
+    tokens = _tokens(lane, input[:1], fitting[0])
+    geometry = reduction_of(lane).geometry
+    curves = [curve for method in fitting if (curve := nearest_curve(geometry.width, method)) is not None]
+    unmeasured = _unmeasured(input, geometry, curves)
+    answer = _unknown(fitting[0], unmeasured) if unmeasured else _answer(curves, tokens, input)
+    return Advice(
+        flops=FLOPS,
+        tokens=tokens,
+        width=geometry.width,
+        batch_size=len(input),
+        device=str(input.device),
+        check=bench_command(model, input, answer["method"], FLOPS),
+        **answer,
+    )
+
+
+def _check(input: object) -> None:
+    if isinstance(input, Tensor) and input.is_floating_point() and input.ndim in (4, 5) and len(input):
+        return
+    given = f"{input.dtype} {tuple(input.shape)}" if isinstance(input, Tensor) else f"a {type(input).__name__}"
+    raise InvalidTypeError(
+        f"input is {given}; give a batch of images (B, C, H, W) or of videos as the model takes it, floating point and "
+        "not empty, such as torch.randn(1, 3, 224, 224)"
+    )
+
+
+def _tokens(lane: nn.Module, image: Tensor, method: str) -> int:
+    """Image tokens that enter the first layer of the model, which is patched and run for it."""
+    patch(lane, method, flops=FLOPS)
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):  # compiled code records nothing
+        lane(image)
+    return report(lane).input_tokens
+
+
+def _unmeasured(input: Tensor, geometry: Geometry, curves: list[Curve]) -> str:
+    """Why no figure applies; empty if one does."""
+    if input.device.type != "cpu":
+        return f"only the CPU was measured, and the input is on {input.device}"
+    if input.dtype != torch.float32:
+        return f"only float32 was measured, and the input is {str(input.dtype).removeprefix('torch.')}"
+    if geometry.whole:
+        return "only models whose layers all take reduced tokens were measured, and some layers of this one need all"
+    return "" if curves else f"no backbone of about width {geometry.width} was measured"
+
+
+def _unknown(method: str, reason: str) -> dict[str, Any]:
+    return {"pays": None, "method": method, "break_even_tokens": None, "expected_speedup": None, "reason": reason}
+
+
+def _answer(curves: list[Curve], tokens: int, input: Tensor) -> dict[str, Any]:
+    """What the curves say of the first method that pays, or of the first one if none does."""
+    curve = next((curve for curve in curves if curve.pays(tokens)), curves[0])
+    pays = curve.pays(tokens)
+    if len(input) > 1 and pays is False:
+        pays = None  # a batch spreads the costs of calls over more tokens
+    return {
+        "pays": pays,
+        "method": curve.method,
+        "break_even_tokens": curve.break_even,
+        "expected_speedup": curve.speedup_at(tokens),
+        "reason": _reason(curve, tokens, input),
+    }
+
+
+def _reason(curve: Curve, tokens: int, input: Tensor) -> str:
+    if curve.break_even is None:
+        known = f"there is no break-even up to {curve.tokens[-1]}, the most that were measured"
+    elif curve.pays(tokens) is None:
+        known = f"{curve.tokens[0]}, the fewest that were measured, pay"
+    else:
+        known = f"the break-even is {curve.break_even}"
+    sentence = f"it has {tokens} image tokens, and at width {curve.width}, batch 1 and on a CPU {known}"
+    if len(input) > 1:
+        sentence += f"; batch {len(input)} was not measured, and batch 1 is a lower bound for it"
+    if dispatch.why_not("merge_apply", input):
+        sentence += "; that was with compiled kernels, which do not run here, so expect less"
+    return sentence

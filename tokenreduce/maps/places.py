@@ -1,0 +1,53 @@
+"""`Places`: where in the input the tokens of one forward come from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.rows import counting
+
+
+class Places:
+    """Mean grid positions and representatives of the current tokens, kept up to date for methods that read them.
+
+    Args:
+        entered: image tokens of the input.
+        grid: their `(H, W)`, or None.
+        reads: the names of `tokens.PROVIDABLE` that the method reads.
+    """
+
+    def __init__(self, entered: int, grid: tuple[int, ...] | None, reads: frozenset[str]) -> None:
+        self.entered, self.grid, self.reads = entered, grid, reads
+        self._positions: Tensor | None = None
+        self._origin: Tensor | None = None
+
+    def follow(self, token_map: TokenMap, sizes: Tensor | None) -> None:
+        """Let the places follow `token_map`, applied to tokens of these `sizes`."""
+        if "positions" in self.reads:
+            dest = token_map.dest_or_argmax()
+            mean = TokenMap(token_map.count, dest=dest, weight=token_map.weight)
+            self._positions = mean.apply(self.positions(dest.shape[0], dest.device), sizes)
+        if "origin" in self.reads:
+            if token_map.rep is None:
+                raise InvalidValueError("a method that reads the origin of tokens must name representatives (rep)")
+            before = self.origin(token_map.rep.shape[0], token_map.rep.device)
+            self._origin = before.gather(1, token_map.rep)
+
+    def positions(self, batch: int, device: torch.device) -> Tensor:
+        """`(B, N, 2)`: mean row and column of the input tokens in each token."""
+        if self._positions is not None:
+            return self._positions
+        return grid_positions(self.grid or (1, self.entered), device).expand(batch, -1, -1)
+
+    def origin(self, batch: int, device: torch.device) -> Tensor:
+        """`(B, N)`: the input token that represents each token."""
+        return counting(self.entered, device).expand(batch, -1) if self._origin is None else self._origin
+
+
+def grid_positions(grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """Row and column of every cell in raster order, `(H W, 2)`."""
+    sides = [counting(side, device).float() for side in grid]
+    return torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).flatten(0, -2)

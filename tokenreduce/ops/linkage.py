@@ -1,0 +1,197 @@
+"""Agglomerative clustering: merge the two closest clusters until few enough are left.
+
+Exported programs hold the operator `tokenreduce::agglomerate`: import this module before loading one elsewhere. Graphs
+of ONNX hold a loop of plain operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.ops.tracing import repeat, to_onnx
+
+LINKAGES = ("average", "single", "complete", "ward")
+# Below this many entries of distance matrices, threads cost more than they save.
+WORTH_THREADS = 1 << 19
+
+
+def agglomerate(distance: Tensor, keep: int, linkage: str) -> Tensor:
+    """`(B, N)`: for each of N items the smallest member of its cluster, when `keep` clusters are left.
+
+    Each round merges the pair of clusters with the smallest linkage distance; of equal pairs the one with the lowest
+    (smallest member, smallest member of the other). Distances to the new cluster follow Lance and Williams, in fp32:
+    with cluster sizes a, b, c and distances x = d(A, C), y = d(B, C), z = d(A, B),
+    average `(a x + b y) / (a + b)`, single `min(x, y)`, complete `max(x, y)`,
+    ward `((a + c) x + (b + c) y - c z) / (a + b + c)`.
+
+    Args:
+        distance: `(B, N, N)`, finite, of which the part above the diagonal is read; for "ward" squared Euclidean
+            distances, times any factor.
+        keep: 1 to N.
+        linkage: one of `LINKAGES`.
+    """
+    return agglomerate_loop(distance, keep, linkage) if to_onnx() else agglomerate_operator(distance, keep, linkage)
+
+
+# One operator, so that compiled and exported graphs do not unroll a round for every merge.
+@torch.library.custom_op("tokenreduce::agglomerate", mutates_args=())
+def agglomerate_operator(distance: Tensor, keep: int, linkage: str) -> Tensor:
+    """`agglomerate` everywhere but in graphs of ONNX."""
+    between = mirrored(distance)
+    kernel = compiled() if between.device.type == "cpu" else None
+    if kernel is None:
+        return agglomerate_reference(between, keep, linkage)
+    return agglomerate_compiled(kernel, between, keep, linkage)
+
+
+@agglomerate_operator.register_fake
+def _(distance: Tensor, keep: int, linkage: str) -> Tensor:
+    return distance.new_empty(distance.shape[:2], dtype=torch.long)
+
+
+def mirrored(distance: Tensor) -> Tensor:
+    """The symmetric fp32 matrices with the upper triangles of `distance (B, N, N)`, of zero diagonal."""
+    upper = distance.float().triu(1)
+    return upper + upper.transpose(1, 2)
+
+
+def agglomerate_reference(between: Tensor, keep: int, linkage: str) -> Tensor:
+    """`agglomerate` for all images at once in PyTorch, of symmetric fp32 distances, which it overwrites."""
+    batch, n, _ = between.shape
+    images = torch.arange(batch, device=between.device)
+    label = torch.arange(n, device=between.device).repeat(batch, 1)
+    members = torch.ones_like(between[:, 0])
+    between.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    for _ in range(n - keep):
+        pair = between.flatten(1).argmin(1)  # argmin promises the first of equals
+        into, gone = pair // n, pair % n
+        both = torch.stack([into, gone], 1)
+        a, b = members.gather(1, both).split(1, 1)
+        x, y, z = between[images, into], between[images, gone], between[images, into, gone, None]
+        row = linked(linkage, a, b, members, x, y, z).scatter(1, both, torch.inf)
+        between[images, into] = between[images, :, into] = row
+        between[images, gone] = between[images, :, gone] = torch.inf
+        members = members.scatter_add(1, into[:, None], b)
+        label = torch.where(label == gone[:, None], into[:, None], label)
+    return label
+
+
+def agglomerate_loop(distance: Tensor, keep: int, linkage: str) -> Tensor:
+    """`agglomerate` as a loop of the exported graph."""
+    batch, n, _ = distance.shape
+    index = torch.arange(n, device=distance.device)
+
+    def step(_: Tensor, between: Tensor, members: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        pair = between.flatten(1).argmin(1, keepdim=True)
+        into, gone = pair // n, pair % n
+        is_into, is_gone = index == into, index == gone
+        x, y = (between.gather(1, item[..., None].expand(-1, -1, n))[:, 0] for item in (into, gone))
+        a, b, z = members.gather(1, into), members.gather(1, gone), x.gather(1, gone)
+        row = linked(linkage, a, b, members, x, y, z).masked_fill(is_into | is_gone, torch.inf)
+        between = torch.where(is_into[:, None], row[..., None], between)
+        between = torch.where(is_into[..., None], row[:, None], between)
+        between = between.masked_fill(is_gone[:, None] | is_gone[..., None], torch.inf)
+        return between, members + b * is_into, torch.where(label == gone, into, label)
+
+    between = mirrored(distance).masked_fill(index == index[:, None], torch.inf)
+    label = index.expand(batch, -1).clone()
+    return repeat(step, n - keep, between, torch.ones_like(between[:, 0]), label)[2]
+
+
+def linked(linkage: str, a: Tensor, b: Tensor, members: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """The distances to the union of two clusters; arguments as in the formulas of `agglomerate`, `members` for c."""
+    if linkage == "average":
+        return (a * x + b * y) / (a + b)
+    if linkage == "single":
+        return torch.minimum(x, y)
+    if linkage == "complete":
+        return torch.maximum(x, y)
+    return ((a + members) * x + (b + members) * y - members * z) / (a + b + members)
+
+
+def agglomerate_compiled(kernel: Callable[..., None], between: Tensor, keep: int, linkage: str) -> Tensor:
+    """`agglomerate` image by image with `agglomerate_image`, compiled or not; overwrites `between`."""
+    batch, n, _ = between.shape
+    label = torch.empty(batch, n, dtype=torch.long)
+    nearest, members, near = torch.empty_like(label), torch.empty(batch, n), torch.empty(batch, n)
+    arrays = [tensor.detach().numpy() for tensor in (between, label, members, near, nearest)]
+    code = LINKAGES.index(linkage)
+
+    def work(images: range) -> None:
+        for image in images:
+            kernel(keep, code, *(array[image] for array in arrays))
+
+    # Threads of Python around a kernel without the GIL, not numba's prange: its pools end the process when two threads
+    # enter them at once (workqueue) or after a fork (OpenMP).
+    threads = min(batch, torch.get_num_threads()) if between.numel() >= WORTH_THREADS else 1
+    if threads == 1:
+        work(range(batch))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, [range(first, batch, threads) for first in range(threads)]))
+    return label
+
+
+@lru_cache(maxsize=1)
+def compiled() -> Callable[..., None] | None:
+    """`agglomerate_image` compiled by numba, or None without numba."""
+    try:
+        import numba
+    except ImportError:
+        return None
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(agglomerate_image)
+    except RuntimeError:  # neither this folder nor the user's cache folder can be written
+        return numba.njit(nogil=True, error_model="numpy")(agglomerate_image)
+
+
+def agglomerate_image(keep: int, linkage: int, between: Any, label: Any, members: Any, near: Any, nearest: Any) -> None:
+    """`agglomerate` for one image: fp32 arrays `between (N, N)`, `members (N)`, `near (N)`, int64 `label`, `nearest`.
+
+    Every cluster remembers its nearest one among those with a higher number and the distance to it (`nearest`, `near`;
+    -1: to be searched again), so that a round takes about N steps instead of N squared.
+    """
+    n = between.shape[0]
+    for row in range(n):
+        label[row], members[row], nearest[row] = row, 1, -1
+    for _ in range(n - keep):
+        into = -1
+        for row in range(n):
+            if label[row] != row:
+                continue
+            if nearest[row] < 0:
+                for other in range(row + 1, n):
+                    if label[other] == other and (nearest[row] < 0 or between[row, other] < near[row]):
+                        near[row], nearest[row] = between[row, other], other
+            if nearest[row] >= 0 and (into < 0 or near[row] < near[into]):
+                into = row
+        gone = nearest[into]
+        a, b, z = members[into], members[gone], between[into, gone]
+        for other in range(n):
+            if label[other] != other or other in (into, gone):
+                continue
+            x, y, c = between[into, other], between[gone, other], members[other]
+            if linkage == 0:
+                new = (a * x + b * y) / (a + b)
+            elif linkage == 1:
+                new = x if x < y else y
+            elif linkage == 2:
+                new = x if x > y else y
+            else:
+                new = ((a + c) * x + (b + c) * y - c * z) / (a + b + c)
+            between[into, other] = between[other, into] = new
+            if other < into and (new < near[other] or (new == near[other] and into <= nearest[other])):
+                near[other], nearest[other] = new, into
+            elif other < gone and nearest[other] in (into, gone):
+                nearest[other] = -1
+        for other in range(n):
+            if label[other] == gone:
+                label[other] = into
+        members[into] += b
+        nearest[into] = -1

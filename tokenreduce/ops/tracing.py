@@ -1,0 +1,40 @@
+"""Export to ONNX, which lacks some operators, and whose graphs would hold a copy of every round of a long loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+
+def to_onnx() -> bool:
+    """Whether `torch.onnx.export` is tracing."""
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+def repeat(step: Callable[..., tuple[Tensor, ...]], times: int, *state: Tensor) -> tuple[Tensor, ...]:
+    """The state after `state = step(round, *state)` for the rounds 0 ... times - 1, as one loop of the graph.
+
+    A step changes neither shapes nor types, nor its arguments in place.
+    """
+
+    def goes_on(done: Tensor, *state: Tensor) -> Tensor:
+        return done < times
+
+    def one_round(done: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return done + 1, *step(done, *state)
+
+    start = torch.zeros((), dtype=torch.long, device=state[0].device)
+    return torch.while_loop(goes_on, one_round, (start, *state))[1:]
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_result(function: Function) -> Function:
+    """Decorator: to `torch.compile` the result is a constant of the arguments."""
+    # What torch.compiler.assume_constant_result does, which imports all of Dynamo: more than a second.
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

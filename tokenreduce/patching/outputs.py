@@ -1,0 +1,49 @@
+"""How the outputs of a patched model get all tokens back: one `Restoring`, decided here from what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.maps.restoring import MODES, Restoring
+from tokenreduce.patches.shared.adapter import Adapter
+from tokenreduce.reducers.contract import Reducer
+
+
+def check_restore(reducer: Reducer, asked: object) -> None:
+    """Raise unless `restore=asked` means something to this method."""
+    if not (isinstance(asked, bool) or asked == "auto" or asked in reducer.modes):
+        names = ", ".join(f'"{mode}"' for mode in ("auto", *reducer.modes))
+        reason = f" ({reducer.name} has no such way)" if asked in MODES else ""
+        raise InvalidValueError(f"restore is {asked!r}; valid: True, False, {names}{reason}")
+
+
+def decide_restoring(
+    reducer: Reducer,
+    adapter: Adapter,
+    backbone: nn.Module,
+    outer: Sequence[nn.Module],
+    asked: bool | str,
+    within: bool,
+) -> Restoring:
+    """Where and how tokens come back, for `restore=asked`.
+
+    Args:
+        outer: the modules that hold the backbone.
+        within: tokens also come back between layers.
+
+    Raises: ValueError for False where what follows the layers cannot do without all tokens.
+    """
+    if asked is False and adapter.needs_all(backbone, outer):
+        raise InvalidValueError(
+            f"restore=False leaves no map, and what follows the layers of this {type(backbone).__name__} takes all "
+            'tokens; leave it out, or give restore="auto" or True'
+        )
+    named = None if asked == "auto" or isinstance(asked, bool) else asked
+    between = named or reducer.restoring
+    # Copies, weighed by how many there are, are what pooling reduced tokens by their sizes gives.
+    at_end = between if named or outer or adapter.needs_maps else reducer.pooling
+    restores = asked if isinstance(asked, bool) else adapter.restores(backbone, outer)
+    return Restoring(at_end, between, ends=restores, taps=asked is not False, charged=restores or within)

@@ -1,0 +1,121 @@
+"""`Report`: what a patch does to a model and did in its last forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.records import Record
+from tokenreduce.forward.reduction import Reduction
+from tokenreduce.maps.restoring import undoing
+from tokenreduce.maps.token_map import TokenMap, identity
+
+
+class Report:
+    """Tokens left in each layer, and lazily the maps and sizes of the last forward, without gradient.
+
+    `str()` is a table for people, `to_json()` the same for machines. Counts are image tokens; `protected` come on top.
+    """
+
+    def __init__(self, reduction: Reduction, record: Record | None) -> None:
+        self._reduction, self._record = reduction, record
+        geometry = reduction.geometry
+        self.method = reduction.reducer.name
+        self.options = reduction.reducer.options()
+        self.protected = geometry.protected
+        self.input_tokens = record.entered if record is not None else geometry.count
+        if record is None and reduction.adaptive:
+            raise InvalidValueError(
+                f"{self.method} has no budget, so that its counts follow the data: run the model first, then report"
+            )
+        self.tokens = record.counts if record is not None else reduction.counts(geometry.count)
+        self.flops_share = reduction.share(self.input_tokens, self.tokens)
+
+    @property
+    def tokens_left(self) -> int:
+        """The fewest image tokens after any layer."""
+        return min(self.tokens)
+
+    @property
+    def maps(self) -> tuple[tuple[int, TokenMap], ...]:
+        """The layer and the map of every reduction of the last forward."""
+        return self._last().maps
+
+    @property
+    def map(self) -> TokenMap:
+        """All maps of the last forward composed: from the input's image tokens to those left.
+
+        If the model restores tokens between layers, only the maps after the last restoring are composed.
+        """
+        return self.map_after(self.maps[-1][0])
+
+    def map_after(self, layer: int) -> TokenMap:
+        """The composed map after block `layer`."""
+        maps = self._chain(layer)
+        if not maps:
+            some = self.maps[0][1].dest_or_argmax()
+            return identity(some.shape[0], self.input_tokens, some.device)
+        composed = maps[0]
+        for token_map in maps[1:]:
+            composed = composed.compose(token_map)
+        return composed
+
+    @property
+    def sizes(self) -> Tensor:
+        """`(B, M)`: how many input tokens each token stands for, protected tokens left out."""
+        return self.sizes_after(self.maps[-1][0])
+
+    def sizes_after(self, layer: int) -> Tensor:
+        """`(B, M)`: the sizes after block `layer`."""
+        sizes = self._last().sizes
+        for token_map in self._chain(layer):
+            sizes = token_map.sizes(sizes)
+        if sizes is None:
+            sizes = torch.ones(self.maps[0][1].batch, self.input_tokens)
+        return sizes
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Final image tokens `(B, M, C)` of the last forward spread over all input positions `(B, N, C)`."""
+        for token_map in undoing(self._chain(self.maps[-1][0])):
+            x = token_map.restore(x)
+        return x
+
+    def _chain(self, layer: int) -> list[TokenMap]:
+        """The maps between the input, or the last layer that all tokens entered, and `layer`."""
+        fresh = max((at for at in self._reduction.full_layers if at <= layer), default=0)
+        return [token_map for at, token_map in self.maps if fresh <= at <= layer]
+
+    def to_json(self) -> dict[str, Any]:
+        """Method, options, schedule, counts and share of MACs as JSON-able values."""
+        return self._reduction.to_json() | {
+            "input_tokens": self.input_tokens,
+            "protected_tokens": self.protected,
+            "tokens": list(self.tokens),
+            "flops_share": self.flops_share,
+        }
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{k}={v!r}" for k, v in self.options.items())
+        lines = [
+            f"{self.method}({options}): {self.input_tokens} image tokens + {self.protected} protected, "
+            f"{self.flops_share:.1%} of the unpatched multiply-adds",
+            f"{'layer':>5} {'tokens':>7} {'removed':>8}",
+        ]
+        entering = self._reduction.entering(self.input_tokens, self.tokens)
+        for layer, (before, after) in enumerate(zip(entering, self.tokens, strict=True)):
+            lines.append(f"{layer:>5} {after:>7} {before - after:>8}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _last(self) -> Record:
+        if self._record is None or not self._record.maps:
+            raise InvalidValueError(
+                "there are no maps: the model has not run since it was patched, it ran compiled (maps are "
+                "not recorded there), "
+                "or its schedule removes nothing"
+            )
+        return self._record

@@ -1,0 +1,220 @@
+"""`patch`, `unpatch`, `reduced`, and what can be asked of a model: `compatible`, `report`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import nn
+
+from tokenreduce.budget.geometry import AuxiliaryHeads
+from tokenreduce.budget.schedule import Schedule
+from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.forward.marks import mark, patch_of, unmark
+from tokenreduce.forward.records import last_record
+from tokenreduce.forward.reduction import Reduction
+from tokenreduce.patches.shared.adapter import Adapter
+from tokenreduce.patching.finding import around, candidates, find_backbone, need_module, reduction_of
+from tokenreduce.patching.fitting import HEADS, auxiliary_heads, check_layers, misfit
+from tokenreduce.patching.outputs import check_restore, decide_restoring
+from tokenreduce.patching.reporting import Report
+from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.registry import create, lookup, methods
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def patch(
+    model: Model,
+    method: str,
+    *,
+    ratio: float | None = None,
+    r: int | Sequence[int] | None = None,
+    flops: float | None = None,
+    schedule: Schedule | None = None,
+    layers: Sequence[int] | None = None,
+    restore: bool | str = "auto",
+    prop_attn: bool | str = "auto",
+    **options: Any,
+) -> Model:
+    """Make `model` process fewer tokens, in place, without training; returns the model. Patching again replaces the
+    patch.
+
+    Args:
+        model: a vision transformer of a known family, or a module that holds exactly one.
+        method: a name from `methods()`.
+        ratio: fraction of the image tokens that is gone after the last reducing layer, in [0, 1).
+        r: image tokens removed in every block, an int or a list with one int a block.
+        flops: fraction of the unpatched multiply-adds that is left, the reducer's own work included, in (0, 1].
+        schedule: a `Schedule`, which overrides the method's own shape. Give exactly one of ratio, r, flops and
+            schedule. Only adaptive methods may go without: their threshold then decides how many tokens each forward
+            keeps.
+        layers: the 0-based layers that reduce, instead of the method's own.
+        restore: "auto" gives all tokens back where an output is a map (`forward_intermediates`, pooling heads) and
+            leaves token outputs reduced; True always gives them back, False never does (a pooling head then weighs
+            each token the same, however many it stands for). The name of a mode (copy, soft, freeze, delta) restores
+            where "auto" would, in that mode.
+        prop_attn: "auto" adds log(size) to each key's logit, so that a token standing for s others counts s times; it
+            is off for masked-autoencoder weights, which it hurts.
+        options: the method's own, see `describe(method)`.
+
+    Raises:
+        ValueError, TypeError: a value, option, method, budget or model that does not fit; the model is left as it was.
+    """
+    name, backbone, adapter = find_backbone(model)
+    reducer = create(method, options)
+    check_restore(reducer, restore)
+    check_mode("prop_attn", prop_attn)
+    outer = around(model, name)
+    heads = auxiliary_heads(outer) if HEADS in reducer.required() else None
+    if heads is not None and layers is None and schedule is None and (r is None or isinstance(r, int)):
+        layers = heads.auxiliary_layers
+    made = _make_schedule(reducer, ratio, r, flops, schedule, layers).restore_after(*reducer.rebuilt_after())
+    reduction = _prepare(backbone, adapter, outer, reducer, made, restore, prop_attn, heads)
+    _install(backbone, adapter, reduction)
+    return model
+
+
+def change_patch(model: Model, **changes: Any) -> Model:
+    """Install the patch of `model` again with other fields of its `Reduction`, counts and budget as they were."""
+    _, backbone, adapter = find_backbone(model)
+    _install(backbone, adapter, dataclasses.replace(reduction_of(model), **changes))
+    return model
+
+
+def _install(backbone: nn.Module, adapter: Adapter, reduction: Reduction) -> None:
+    """Put a patch in the place of the one that is there, if any."""
+    if patch_of(backbone) is not None:
+        adapter.remove(backbone)
+    adapter.install(backbone, reduction)
+    mark(backbone, reduction)
+
+
+def unpatch(model: Model) -> Model:
+    """Undo `patch`, in place: the same classes, hooks and forwards as before; returns the model, also if it is not
+    patched."""
+    for _, backbone, adapter in candidates(need_module(model)):
+        if patch_of(backbone) is not None:
+            adapter.remove(backbone)
+            unmark(backbone)
+    return model
+
+
+@contextmanager
+def reduced(model: Model, method: str, **arguments: Any) -> Iterator[Model]:
+    """`patch` for the length of a `with` block; an earlier patch comes back afterwards. Takes the arguments of
+    `patch`."""
+    _, backbone, adapter = find_backbone(model)
+    before = patch_of(backbone)
+    patch(model, method, **arguments)
+    try:
+        yield model
+    finally:
+        unpatch(model)
+        if before is not None:
+            _install(backbone, adapter, before)
+
+
+def report(model: nn.Module) -> Report:
+    """What the patch does: tokens left in each layer, and the maps and sizes of the last forward.
+
+    Raises: ValueError if the model is not patched.
+    """
+    reduction = reduction_of(model)
+    return Report(reduction, last_record(reduction))
+
+
+class Compatibility(list[str]):
+    """The methods that fit a model; `refused` maps every other method to the reason."""
+
+    def __init__(self, fitting: list[str], refused: dict[str, str]) -> None:
+        super().__init__(fitting)
+        self.refused = refused
+
+    def __repr__(self) -> str:
+        lines = [f"fits: {', '.join(self) or 'nothing'}"] + [
+            f"  not {name}: {why}" for name, why in self.refused.items()
+        ]
+        return "\n".join(lines)
+
+
+def compatible(model: nn.Module) -> Compatibility:
+    """The methods that fit `model`, as a list; its attribute `refused` says why the others do not.
+
+    Raises: ValueError if no family knows the model, or several parts of it are backbones.
+    """
+    holder, backbone, adapter = find_backbone(model)
+    outer = around(model, holder)
+    reasons = {name: misfit(lookup(name)(), backbone, adapter, outer) for name in methods()}
+    return Compatibility([n for n, why in reasons.items() if not why], {n: why for n, why in reasons.items() if why})
+
+
+def check_mode(name: str, value: object) -> None:
+    if not (isinstance(value, bool) or value == "auto"):
+        raise InvalidValueError(f'{name} is {value!r}; valid: True, False, "auto"')
+
+
+def _make_schedule(
+    reducer: Reducer,
+    ratio: float | None,
+    r: int | Sequence[int] | None,
+    flops: float | None,
+    schedule: Schedule | None,
+    layers: Sequence[int] | None,
+) -> Schedule:
+    given = {"ratio": ratio, "r": r, "flops": flops, "schedule": schedule}
+    named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if not named and reducer.adaptive:
+        return Schedule.adaptive(layers)
+    if len(named) != 1:
+        what = " and ".join(named) if named else "no budget"
+        raise InvalidTypeError(f"got {what}; give exactly one of ratio, r, flops and schedule, for example flops=0.6")
+    if schedule is not None:
+        if not isinstance(schedule, Schedule):
+            raise InvalidTypeError(
+                f"schedule is {schedule!r}; it must be a tokenreduce.Schedule, such as Schedule.keep({{3: 0.7}})"
+            )
+        if layers is not None:
+            raise InvalidTypeError("layers and schedule exclude each other: the schedule already names its layers")
+        if schedule.rule == "adaptive" and not reducer.adaptive:
+            raise InvalidTypeError(f"{reducer.name} cannot decide counts itself; give a budget, for example flops=0.6")
+        return schedule
+    if r is not None:
+        return Schedule.remove(r, layers)
+    return Schedule.budget(reducer.shape, ratio, flops, layers)
+
+
+def _prepare(
+    backbone: nn.Module,
+    adapter: Adapter,
+    outer: Sequence[nn.Module],
+    reducer: Reducer,
+    schedule: Schedule,
+    restore: bool | str,
+    prop_attn: bool | str,
+    heads: AuxiliaryHeads | None,
+) -> Reduction:
+    """Check everything that can fail before the model is touched."""
+    reason = misfit(reducer, backbone, adapter, outer)
+    if reason:
+        fitting = ", ".join(n for n in methods() if not misfit(lookup(n)(), backbone, adapter, outer)) or "none"
+        raise InvalidValueError(
+            f"{reducer.name} cannot run on this {type(backbone).__name__}: {reason}; methods that fit: {fitting}"
+        )
+    geometry = adapter.geometry(backbone)
+    schedule.check_layers(geometry.depth, geometry.whole)
+    within = bool(geometry.whole or schedule.restored)
+    reduction = Reduction(
+        reducer,
+        schedule,
+        geometry,
+        adapter.name,
+        restoring=decide_restoring(reducer, adapter, backbone, outer, restore, within),
+        prop_attn=adapter.prop_attn(backbone) if prop_attn == "auto" else bool(prop_attn),
+        requested={"restore": restore, "prop_attn": prop_attn},
+        heads=heads,
+    )
+    check_layers(reduction)
+    return reduction

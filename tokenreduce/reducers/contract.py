@@ -1,0 +1,146 @@
+"""`Reducer`, the contract of a method: its facts, its options, and how it makes a map of what a layer shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.reducers.tokens import Tokens
+
+PLACEMENTS = ("pre", "mid", "post")
+UNKNOWN = "unknown"  # what `describe` says of a fact that a method does not state
+
+
+class Shape(NamedTuple):
+    """How a budget spreads over the layers: by `count` or by keep `ratio`, in which layers."""
+
+    by: str
+    parts: tuple[int, ...]  # twelfths of the depth; empty: every layer from `start` on
+    summary: str
+    start: int = 0  # twelfths of the depth
+
+
+SHAPES = {
+    "constant": Shape("count", (), "the same count from every block"),
+    "delayed": Shape("count", (), "the same count from every block after the first third", 4),
+    "ratio": Shape("ratio", (), "the same keep ratio in every block"),
+    "stages": Shape("ratio", (3, 6, 9), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),
+    "alternate": Shape("ratio", (1, 3, 5, 7, 9), "the same keep ratio at 1/12, 3/12, 5/12, 7/12 and 9/12 of the depth"),
+    "once": Shape("ratio", (3,), "everything at 1/4 of the depth"),
+    "middle": Shape("ratio", (6,), "everything at 1/2 of the depth"),
+    "first": Shape("ratio", (0,), "everything in the first block"),
+    "first_and_third": Shape("ratio", (0, 4), "the same keep ratio in the first block and at 1/3 of the depth"),
+}
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """What compiled kernels spare a method. It belongs to the `plan` of the same class.
+
+    Args:
+        averages_keys: `plan` reads `tokens.keys_to_average`, of which its kernel makes the mean over heads itself.
+        kernel: the name of a kernel that plans and applies in one call, for `choose`; empty if there is none.
+        merge: calls it; takes the reducer, the kernel, all tokens `x (B, prefix + N + suffix, C)`, the keys of all
+            tokens `(B, H, prefix + N + suffix, d)`, sizes `(B, N)` or None, the count to keep, prefix and suffix;
+            returns the map, and merged tokens, sizes and attention bias.
+    """
+
+    averages_keys: bool = False
+    kernel: str = ""
+    merge: Callable[..., tuple[TokenMap, Tensor, Tensor, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Reducer:
+    """One method: from what a layer shows and a count to keep, to a `TokenMap`. Its fields are the user's options.
+
+    Class attributes are the method's facts; the first four and `plan` are needed, the others have defaults:
+
+    name, kind, paper (str), year (int): what it is called, merging or pruning or ..., where it was published.
+    needs (frozenset of names, empty): the entries (`reducers.entries`) without which its defaults cannot run.
+    uses (frozenset of names, empty): entries that it reads where the model has them.
+    placement (str, "mid"): reduces "pre" a block, "mid" between attention and MLP, or "post", after the block.
+    shape (str, "constant"): how a budget spreads over layers: constant, delayed, ratio, stages, alternate, once,
+        middle, first or first_and_third, see `SHAPES`.
+    once (bool, False): it can reduce in one layer only.
+    adaptive (bool, False): it can decide counts itself; then it has `decide` and says in `budgeted` (str), in one line,
+        what it does with a budget.
+    deterministic (bool, True): the same input gives the same map.
+    exportable (bool or "unknown"): it compiles and exports whole with a budget, to ONNX too.
+    checked (str, "unknown"): what its results were compared with.
+    restoring (str, "delta"): how tokens come back in maps, unless the user says otherwise: copy, soft, freeze or delta.
+    pooling (str, "copy"): how they come back for a head that pools them.
+    modes (tuple of str): the ways of coming back that its maps allow.
+    fast_path (FastPath): what compiled kernels spare `plan`. It belongs to the `plan` beside it: a subclass with
+        a plan of its own does not inherit it.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    paper: ClassVar[str]
+    year: ClassVar[int]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    uses: ClassVar[frozenset[str]] = frozenset()
+    placement: ClassVar[str] = "mid"
+    shape: ClassVar[str] = "constant"
+    once: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    budgeted: ClassVar[str] = ""
+    deterministic: ClassVar[bool] = True
+    exportable: ClassVar[bool | str] = UNKNOWN
+    checked: ClassVar[str] = UNKNOWN
+    restoring: ClassVar[str] = "delta"
+    pooling: ClassVar[str] = "copy"
+    modes: ClassVar[tuple[str, ...]] = ("copy", "freeze", "delta")
+    fast_path: ClassVar[FastPath] = FastPath()
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the method makes something of the tokens that enter the first block."""
+        return type(self).begin is not Reducer.begin
+
+    def fast(self) -> FastPath:
+        """The fast path of the class that has the plan."""
+        owner = next(cls for cls in type(self).__mro__ if "plan" in vars(cls))
+        return vars(owner).get("fast_path", FastPath())
+
+    def least(self, n: int) -> int:
+        """The fewest tokens this method can leave of `n` in one layer."""
+        return 1
+
+    def least_of(self, n: int, grid: tuple[int, ...] | None) -> int:
+        """`least`, of the tokens of an input of this grid."""
+        return self.least(n)
+
+    def rebuilt_after(self) -> tuple[int, ...]:
+        """The layers after which these options have all tokens restored."""
+        return ()
+
+    def required(self) -> frozenset[str]:
+        """What these options need of the model; most methods need the same with all options."""
+        return self.needs
+
+    def begin(self, tokens: Tokens) -> Any:
+        """State for one forward, made of the tokens that enter the first block (features and grid only)."""
+        return None
+
+    def deciding_layers(self, depth: int) -> tuple[int, ...]:
+        """The layers in which an adaptive method without a budget reduces."""
+        return tuple(range(depth))
+
+    def decide(self, tokens: Tokens, state: Any = None) -> int:
+        """How many of `tokens` an adaptive method without a budget keeps here: one count for the batch."""
+        raise NotImplementedError  # every adaptive method overrides it; `register` checks
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        """The map that leaves `keep` of `tokens`; runs without gradient and outside autocast."""
+        raise NotImplementedError  # every registered method overrides it; `register` checks
+
+    def options(self) -> dict[str, Any]:
+        """The options as JSON-able values."""
+        return dataclasses.asdict(self)

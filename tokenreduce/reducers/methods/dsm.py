@@ -1,0 +1,85 @@
+"""DSM: start merging late, first inside windows of the grid, then anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.reducers.checks import check_number, check_option
+from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.parts.bipartite import alternating, alternating_scores, match_bipartite, merge_best
+from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.tokens import Tokens
+
+
+@register
+@dataclass(frozen=True)
+class DSM(Reducer):
+    """ToMe that leaves the first third of the blocks alone, then merges inside windows of the grid, and globally in the
+    last third.
+
+    Heo et al., "Training-Free Acceleration of ViTs with Delayed Spatial Merging", ICML 2024 workshop ES-FoMo, arXiv
+    2303.02331. Metric, bipartition and size-weighted means as in ToMe. The delay is the schedule's: a budget of shape
+    "delayed" touches only the blocks from depth // 3 on (`layers` or `schedule` may say otherwise). In the first half
+    of those blocks tokens merge only if their mean places `(B, N, 2)` lie in the same window.
+
+    Our definitions, since the paper is not confirmed: windows are equal parts of each side of the grid (7 x 7 cells of
+    a 14 x 14 grid), the length of both phases, and what happens where too few sources have a partner in their window:
+    those without one follow after all others, with their best partner anywhere.
+
+    Args:
+        windows: windows along each side of the grid; 1 merges globally in all blocks.
+    """
+
+    windows: int = 2
+
+    name: ClassVar[str] = "dsm"
+    kind: ClassVar[str] = "merging"
+    paper: ClassVar[str] = "arXiv 2303.02331"
+    year: ClassVar[int] = 2024
+    exportable: ClassVar[bool] = True
+    checked: ClassVar[str] = "its specification"
+    needs: ClassVar[frozenset[str]] = frozenset({"mean_keys", "positions", "grid"})
+    shape: ClassVar[str] = "delayed"
+
+    def __post_init__(self) -> None:
+        check_option("windows", self.windows, int)
+        check_number("windows", self.windows, 1)
+
+    def least(self, n: int) -> int:
+        return n - n // 2
+
+    def required(self) -> frozenset[str]:
+        return self.needs if self.windows > 1 else frozenset({"mean_keys"})
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        metric, first, delay = tokens.mean_keys, tokens.prefix % 2, tokens.depth // 3
+        if self.windows == 1 or tokens.layer >= delay + (tokens.depth - delay) // 2:
+            return match_bipartite(metric, keep, first)
+        window = self._window(tokens)
+        scores = alternating_scores(metric, first)
+        apart = window[:, first::2, None] != window[:, None, 1 - first :: 2]
+        near, near_match = scores.masked_fill(apart, -torch.inf).max(-1)
+        far, far_match = scores.max(-1)
+        alone = near.isinf()
+        # A cosine less 3 lies below every cosine: sources without a partner in their window come last.
+        best, match = torch.where(alone, far - 3, near), torch.where(alone, far_match, near_match)
+        return merge_best(best, match, *alternating(metric, first), keep)
+
+    def _window(self, tokens: Tokens) -> Tensor:
+        """The window of each token `(B, N)`, as a whole number."""
+        if tokens.grid is None:
+            raise InvalidValueError(
+                "dsm needs the tokens to come from a grid (H, W), but here is none; patch dropout in training takes it "
+                "away: use windows=1, another method, or eval()"
+            )
+        places = tokens.positions
+        window = torch.zeros_like(places[..., 0])
+        for axis, side in enumerate(tokens.grid):
+            window = window * self.windows + (places[..., axis] * self.windows / side).floor()
+        return window

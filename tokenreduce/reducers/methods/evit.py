@@ -1,0 +1,71 @@
+"""EViT: keep the tokens that the class token attends to most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from tokenreduce.maps.token_map import TokenMap, keep_tokens
+from tokenreduce.ops.order import stable_order
+from tokenreduce.ops.rows import counting
+from tokenreduce.reducers.checks import check_option
+from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.parts.cosine import nearest_kept
+from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.tokens import Tokens
+
+
+@register
+@dataclass(frozen=True)
+class EViT(Reducer):
+    """Keep the tokens with most class attention, fuse the others into one (training-free part of a trained method).
+
+    Liang et al., "Not All Patches Are What You Need: Expediting Vision Transformers via Token Reorganizations", ICLR
+    2022, arXiv 2202.07800. The score `(B, N)` is the class token's attention, mean over heads, computed from its one
+    query row so that fused attention stays on. The paper trains with the reduction; this is its training-free part.
+
+    Departures: the distillation token is protected and its row counts like the class token's; kept tokens stay in
+    raster order; the fused token is normalised by default, since the raw sum of small weights is only right for
+    weights trained with it; it counts as one of the tokens left. For restoring, a dropped token is stood for by the
+    fused one, or without it by the kept token with the most similar key.
+
+    Args:
+        fuse: append the attention-weighted mean of the dropped tokens.
+        normalise: divide the fused token by the sum of its weights.
+    """
+
+    fuse: bool = True
+    normalise: bool = True
+
+    name: ClassVar[str] = "evit"
+    kind: ClassVar[str] = "pruning"
+    paper: ClassVar[str] = "arXiv 2202.07800"
+    year: ClassVar[int] = 2022
+    exportable: ClassVar[bool] = True
+    checked: ClassVar[str] = "its specification"
+    needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "mean_keys"})
+    shape: ClassVar[str] = "stages"
+
+    def __post_init__(self) -> None:
+        check_option("fuse", self.fuse, bool)
+        check_option("normalise", self.normalise, bool)
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        score = tokens.class_attention
+        order = stable_order(score, 1, descending=True)
+        if not self.fuse or keep < 2:
+            kept = order[:, :keep].sort(dim=1).values
+            return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
+        kept, dropped = order[:, : keep - 1].sort(dim=1).values, order[:, keep - 1 :]
+        ranks = counting(keep - 1, score.device).expand(score.shape[0], -1)
+        dest = torch.full_like(order, keep - 1).scatter(1, kept, ranks)
+        # Attention to a token of size s already counts it s times: a share of a / s lets the sizes cancel.
+        share = score if tokens.sizes is None else score / tokens.sizes
+        share = share.clamp_min(1e-12).scatter(1, kept, 1.0)
+        total = score.gather(1, dropped).sum(1, keepdim=True)
+        gain = None if self.normalise else torch.cat([torch.ones_like(kept, dtype=score.dtype), total], 1)
+        rep = torch.cat([kept, dropped[:, :1]], 1)
+        ones = torch.ones_like(share)
+        return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=dropped[:, 1:], gain=gain)

@@ -1,0 +1,99 @@
+"""PiToMe: merge only tokens that have many near-duplicates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.order import stable_order
+from tokenreduce.ops.rows import counting, take
+from tokenreduce.reducers.checks import check_number, check_option
+from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.parts.bipartite import match_bipartite
+from tokenreduce.reducers.parts.energy import FORMS, energy
+from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.tokens import Tokens
+
+
+@register
+@dataclass(frozen=True)
+class PiToMe(Reducer):
+    """Merge only among the tokens with the highest energy, those with many near-duplicates, and protect all others.
+
+    Tran et al., "Accelerating Transformers with Spectrum-Preserving Token Merging", NeurIPS 2024, arXiv 2405.16148.
+    With cosines c_ij of the keys `(B, N, d)`, mean over heads, and a margin m that shrinks with the layer,
+    `m = margin * (1 - layer / depth)`, the energy `(B, N)` is `E_i = mean_j f(c_ij)` with, below the margin,
+    `f(c) = alpha (exp(c - m) - 1)` and above it `f(c) = c` (the paper) or `c - m` (the released code, continuous).
+    To remove k tokens, the 2k of highest energy are split by rank: even ranks merge into their most similar odd rank,
+    all of them. Features are size-weighted means. Output order: protected tokens, then odd ranks, by falling energy.
+
+    The released code protects in some blocks only and elsewhere splits all tokens by rank and merges the k most similar
+    pairs, as ToMe does; there, output order is ours (kept even ranks, then odd ones). It also leaves sizes out of the
+    attention: patch with `prop_attn=False` to follow it. The released DeiT setting is `mode="deit", form="code",
+    margin=0.75`.
+
+    Departures: all protected tokens of the model stay out, not only one; norms are clamped at 1e-6; ties of energy and
+    of similarity go to the lower index, energies being summed in fp64 so that order of summation does not decide.
+
+    Args:
+        form: of the energy: "paper" or "code".
+        margin: similarity above which a token counts as a near-duplicate, in the first block; in [0, 1].
+        alpha: weight of tokens below the margin, at least 0.
+        mode: "protect" for the paper's protection in all blocks; "deit": protection in the second half of the blocks
+            only, "mae": in the first half only (rounded up), as the released patches for these models do.
+        metric: "keys", or "features" for the residual stream (the released CLIP and BLIP patches).
+    """
+
+    form: str = "paper"
+    margin: float = 0.9
+    alpha: float = 1.0
+    mode: str = "protect"
+    metric: str = "keys"
+
+    name: ClassVar[str] = "pitome"
+    kind: ClassVar[str] = "merging"
+    paper: ClassVar[str] = "arXiv 2405.16148"
+    year: ClassVar[int] = 2024
+    exportable: ClassVar[bool] = True
+    checked: ClassVar[str] = "its specification"
+    needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
+    shape: ClassVar[str] = "ratio"
+
+    def __post_init__(self) -> None:
+        check_option("form", self.form, FORMS)
+        check_number("margin", self.margin, 0, 1)
+        check_number("alpha", self.alpha, 0)
+        check_option("mode", self.mode, ("protect", "deit", "mae"))
+        check_option("metric", self.metric, ("keys", "features"))
+
+    def least(self, n: int) -> int:
+        return n - n // 2
+
+    def required(self) -> frozenset[str]:
+        return self.needs if self.metric == "keys" else frozenset()
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        metric = tokens.mean_keys if self.metric == "keys" else tokens.features.float()
+        first_half = tokens.layer < (tokens.depth + 1) // 2
+        protects = self.mode == "protect" or (self.mode == "mae") == first_half
+        protected = 2 * keep - tokens.count if protects else 0
+        order = stable_order(
+            energy(metric, self.margin * (1 - tokens.layer / tokens.depth), self.alpha, self.form), 1, True
+        )
+        return merge_ranked(metric, order, keep, protected)
+
+
+def merge_ranked(metric: Tensor, order: Tensor, keep: int, protected: int) -> TokenMap:
+    """The map that leaves the last `protected` tokens of `order (B, N)` alone and matches even with odd ranks of the
+    others by cosine of `metric (B, N, d)`, the most similar first."""
+    mergeable = order.shape[1] - protected
+    matched = match_bipartite(take(metric, order[:, :mergeable]), keep - protected)
+    assert matched.dest is not None and matched.rep is not None and matched.sources is not None
+    aside = counting(protected, order.device).expand(order.shape[0], -1)
+    dest = torch.zeros_like(order).scatter(1, order, torch.cat([matched.dest + protected, aside], 1))
+    rep = order.gather(1, torch.cat([aside + mergeable, matched.rep], 1))
+    return TokenMap(keep, dest=dest, rep=rep, sources=order.gather(1, matched.sources))

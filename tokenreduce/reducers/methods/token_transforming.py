@@ -1,0 +1,173 @@
+"""Token Transforming: every removed token flows into several kept ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.order import stable_order
+from tokenreduce.ops.rows import take
+from tokenreduce.reducers.checks import check_number, check_option
+from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.parts.cosine import normalised
+from tokenreduce.reducers.parts.energy import energy
+from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.tokens import Tokens
+
+# What a score reads beyond the metric.
+SCORES: dict[str, frozenset[str]] = {
+    "auto": frozenset(),
+    "class_attention": frozenset({"class_attention"}),
+    "received_attention": frozenset({"received_attention"}),
+    "class_attention_value_norm": frozenset({"class_attention", "values"}),
+    "energy": frozenset(),
+}
+LEAST = 1e-6  # of a temperature and of a norm
+MARGIN = 0.9  # of the energy in the first block, PiToMe's default
+
+
+@register
+@dataclass(frozen=True)
+class TokenTransforming(Reducer):
+    """Keep the most informative tokens and spread every other token over those similar to it, many to many.
+
+    Zeng et al., "Token Transforming: A Unified and Training-Free Token Compression Framework for Vision Transformer
+    Acceleration", arXiv 2506.05709. The paper writes any reduction as `Y = W X` and lets `W (B, M, N)` be many-to-many;
+    no code was released, and the rest of the paper was not available to us. So this is our definition in the paper's
+    form: `I` are the `keep` tokens with the highest score, in raster order; with `c_ij` the cosine of metrics,
+
+        G_ij = gamma softmax_i(c_ij / tau)                           for a removed token j, over i in I
+        G_jj = self_share, G_ij = (1 - self_share) softmax_{i != j}  for a kept token j
+        W = diag(1 / G s) G diag(s), new sizes G s                   with sizes s (B, N): rows of W sum to 1
+
+    Pruning (`gamma=0`) and merging into the most similar kept token (`top_t=1`, or `tau` towards 0) are special cases.
+    Restoring uses the transpose of what G is with `gamma=1`, whose rows sum to 1.
+
+    `rescale` multiplies each output so that its norm is the mean, weighted by W, of the norms that entered it (ToFu's
+    MLERP takes the largest member's, but here every removed token may be a member).
+
+    Args:
+        score: "class_attention" (mean over heads); "received_attention" (from all tokens, mean over heads);
+            "class_attention_value_norm" (the first times the norm of the values of all heads); "energy": how few near
+            duplicates a token has, minus its energy in PiToMe; "auto": class attention where
+            there is a class token, else energy, so that the full attention is never needed.
+        feature: the metric, "keys" (mean over heads) or "features" for the residual stream.
+        tau: temperature of the cosine, at least 1e-6.
+        top_t: destinations of a removed token; None: all kept tokens.
+        theta: least cosine of a destination; where none reaches it, the most similar one alone; None: no limit.
+        self_share: what a kept token keeps of itself, from 1e-6 to 1; the rest goes to the other kept tokens.
+        gamma: weight of what removed tokens bring, in [0, 1].
+        rescale: give outputs the norm that averaging takes.
+    """
+
+    score: str = "auto"
+    feature: str = "keys"
+    tau: float = 0.1
+    top_t: int | None = None
+    theta: float | None = None
+    self_share: float = 1.0
+    gamma: float = 1.0
+    rescale: bool = False
+
+    name: ClassVar[str] = "token_transforming"
+    kind: ClassVar[str] = "many-to-many"
+    paper: ClassVar[str] = "arXiv 2506.05709"
+    year: ClassVar[int] = 2025
+    exportable: ClassVar[bool] = True
+    checked: ClassVar[str] = "its specification"
+    pooling: ClassVar[str] = "soft"
+    modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
+    needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
+    uses: ClassVar[frozenset[str]] = frozenset({"class_attention"})
+    shape: ClassVar[str] = "stages"
+
+    def __post_init__(self) -> None:
+        check_option("score", self.score, tuple(SCORES))
+        check_option("feature", self.feature, ("keys", "features"))
+        check_option("rescale", self.rescale, bool)
+        check_number("tau", self.tau, LEAST)
+        check_number("self_share", self.self_share, LEAST, 1)
+        check_number("gamma", self.gamma, 0, 1)
+        if self.theta is not None:
+            check_number("theta", self.theta, -1, 1)
+        if self.top_t is not None:
+            check_option("top_t", self.top_t, int)
+            if self.top_t < 1:
+                raise InvalidValueError(f"option top_t is {self.top_t}; it must be 1 or more, or None for no limit")
+
+    def required(self) -> frozenset[str]:
+        metric = frozenset({"mean_keys"}) if self.feature == "keys" else frozenset()
+        return metric | SCORES[self.score]
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        metric = tokens.mean_keys.float() if self.feature == "keys" else tokens.features.float()
+        unit = normalised(metric)
+        score = self.scores(tokens, metric)
+        kept = stable_order(score, 1, descending=True)[:, :keep].sort(dim=1).values
+        similarity = take(unit, kept) @ unit.transpose(1, 2)
+        logits = similarity / self.tau
+        if self.top_t is not None or self.theta is not None:
+            logits = logits.masked_fill(~self.allowed(similarity, kept), -math.inf)
+        share = share_matrix(kept, logits, self.gamma, self.self_share)
+        # Columns that sum to less than 1, or to 0, are no shares to restore by.
+        undo = None if self.gamma == 1 else share_matrix(kept, logits, 1, self.self_share).transpose(1, 2)
+        gain = restored_norm(share, tokens.features.float(), tokens.sizes) if self.rescale else None
+        return TokenMap(keep, share=share, rep=kept, undo=undo, gain=gain)
+
+    def scores(self, tokens: Tokens, metric: Tensor) -> Tensor:
+        """How informative each token is, `(B, N)`."""
+        score = self.score
+        if score == "auto":
+            score = "class_attention" if tokens.has("class_attention") else "energy"
+        if score == "received_attention":
+            return tokens.received_attention.float().mean(1)
+        if score == "energy":
+            return -energy(metric, MARGIN * (1 - tokens.layer / tokens.depth))
+        if score == "class_attention_value_norm":
+            return tokens.class_attention.float() * tokens.values.float().square().sum((1, 3)).sqrt()
+        return tokens.class_attention.float()
+
+    def allowed(self, similarity: Tensor, kept: Tensor) -> Tensor:
+        """`(B, M, N)`: which of `kept (B, M)` each token may flow to, given the `similarity (B, M, N)`.
+
+        Limits hold for removed tokens only.
+        """
+        order = stable_order(similarity, 1, descending=True)
+        nowhere = torch.zeros_like(similarity, dtype=torch.bool)
+        allowed = nowhere.scatter(1, order[:, : self.top_t], True)
+        if self.theta is not None:
+            allowed = allowed & (similarity >= self.theta).scatter(1, order[:, :1], True)
+        return allowed.scatter(2, kept[:, None, :].expand(-1, kept.shape[1], -1), True)
+
+
+def share_matrix(kept: Tensor, logits: Tensor, gamma: float = 1, self_share: float = 1) -> Tensor:
+    """The share matrix G `(B, M, N)`.
+
+    Args:
+        kept: `(B, M)`, the tokens that represent the outputs.
+        logits: `(B, M, N)`; a token flows to the outputs by the softmax over M, -inf takes an output out.
+        gamma: weight of what removed tokens bring.
+        self_share: what a kept token keeps of itself.
+    """
+    count = kept.shape[1]
+    columns = kept[:, None, :].expand(-1, count, -1)
+    itself = torch.eye(count, device=kept.device)
+    own = itself.expand(kept.shape[0], -1, -1)
+    if self_share < 1 and count > 1:
+        others = logits.gather(2, columns).masked_fill(itself > 0, -math.inf).softmax(1)
+        own = self_share * own + (1 - self_share) * others
+    return (gamma * logits.softmax(1)).scatter(2, columns, own)
+
+
+def restored_norm(share: Tensor, x: Tensor, sizes: Tensor | None) -> Tensor:
+    """The factor `(B, M)` that gives the means of `x (B, N, C)` by `share (B, M, N)` the mean norm of their members."""
+    mass = share if sizes is None else share * sizes[:, None, :]
+    wanted, left = (mass @ x.norm(dim=-1, keepdim=True))[..., 0], (mass @ x).norm(dim=-1)
+    # Opposite tokens may cancel: what is left has no direction to rescale.
+    return torch.where(left > LEAST * mass.sum(-1), wanted / left.clamp_min(1e-12), torch.ones_like(left))

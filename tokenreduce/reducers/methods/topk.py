@@ -1,0 +1,84 @@
+"""Top-k: keep the tokens with the largest score, of a choice of scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tokenreduce.maps.token_map import TokenMap, keep_tokens
+from tokenreduce.ops.order import stable_order
+from tokenreduce.reducers.checks import check_option
+from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.parts.cosine import nearest_kept
+from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.tokens import Tokens
+
+# What each score needs of the model, beyond the keys that restoring needs.
+NEEDED: dict[str, frozenset[str]] = {
+    "class_attention": frozenset({"class_attention"}),
+    "received_attention": frozenset({"received_attention"}),
+    "key_norm": frozenset({"keys"}),
+    "value_norm": frozenset({"values"}),
+    "feature_norm": frozenset(),
+}
+
+
+@register
+@dataclass(frozen=True)
+class TopK(Reducer):
+    """Keep the image tokens with the largest score, by default most class attention, and drop all others.
+
+    The pruning baseline of Haurum et al., "Which Tokens to Use? Investigating Token Reduction in Vision Transformers",
+    ICCV 2023 workshops, arXiv 2308.04657; with class attention it is EViT without the fused token. The score `(B, N)`
+    is one of
+
+        class_attention     mean_h A[h, class, j]
+        received_attention  mean_h sum_i A[h, i, j], all queries i, protected ones included; needs no class token
+        key_norm            L2 norm of the keys of all heads together; value_norm: of the values
+        feature_norm        L2 norm of the residual stream
+
+    Kept tokens stay in raster order; of equal scores the lower index is kept. For restoring (not in the paper), a
+    dropped token is stood for by the kept token with the most similar key. Only "received_attention" computes more
+    than one row of attention; the norms need none and no class token.
+
+    Args:
+        score: which of the scores.
+        largest: False keeps the smallest scores instead. Which end of a norm matters depends on the model: with
+            register-like outliers the largest norms are artefacts.
+    """
+
+    score: str = "class_attention"
+    largest: bool = True
+
+    name: ClassVar[str] = "topk"
+    kind: ClassVar[str] = "pruning"
+    paper: ClassVar[str] = "arXiv 2308.04657"
+    year: ClassVar[int] = 2023
+    exportable: ClassVar[bool] = True
+    checked: ClassVar[str] = "its specification"
+    needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "mean_keys"})
+    shape: ClassVar[str] = "stages"
+
+    def __post_init__(self) -> None:
+        check_option("score", self.score, tuple(NEEDED))
+        check_option("largest", self.largest, bool)
+
+    def required(self) -> frozenset[str]:
+        return NEEDED[self.score] | {"mean_keys"}
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        order = stable_order(self._scores(tokens), 1, descending=self.largest)
+        kept = order[:, :keep].sort(dim=1).values
+        return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
+
+    def _scores(self, tokens: Tokens) -> Tensor:
+        if self.score == "class_attention":
+            return tokens.class_attention
+        if self.score == "received_attention":
+            return tokens.received_attention.mean(1)
+        if self.score == "feature_norm":
+            return tokens.features.float().norm(dim=-1)
+        heads = tokens.keys if self.score == "key_norm" else tokens.values
+        return heads.float().norm(dim=-1).norm(dim=1)

@@ -1,0 +1,114 @@
+"""The registry of methods. A method is one file in `reducers/methods/`, or a class anywhere that is registered."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
+from tokenreduce.reducers.contract import PLACEMENTS, SHAPES, Reducer
+from tokenreduce.reducers.entries import ENTRIES
+
+METHODS = f"{__name__.rpartition('.')[0]}.methods"  # the folder whose files register themselves
+_registry: dict[str, type[Reducer]] = {}
+
+
+def register(cls: type[Reducer]) -> type[Reducer]:
+    """Class decorator that adds a frozen dataclass derived from `Reducer` to the methods, under its `name`.
+
+    Raises: ValueError for a taken name or impossible facts, TypeError for something that is not a Reducer.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Reducer)):
+        raise InvalidTypeError(f"register takes a class derived from tokenreduce.Reducer, not {cls!r}")
+    for fact in ("name", "kind", "paper", "year"):
+        if not hasattr(cls, fact):
+            raise InvalidValueError(f"{cls.__name__} lacks the class attribute {fact!r}; see tokenreduce.Reducer")
+    if "__dataclass_params__" not in vars(cls) or not vars(cls)["__dataclass_params__"].frozen:
+        raise InvalidTypeError(
+            f"{cls.__name__} must be a frozen dataclass: put @dataclass(frozen=True) below @register"
+        )
+    if cls.shape not in SHAPES:
+        raise unknown(f"shape of {cls.__name__}", cls.shape, SHAPES)
+    if cls.plan is Reducer.plan:
+        raise InvalidValueError(f"{cls.__name__} has no plan(tokens, keep, state) method")
+    if cls.placement not in PLACEMENTS or not cls.needs | cls.uses <= ENTRIES.keys():
+        raise InvalidValueError(
+            f"{cls.__name__}: placement {cls.placement!r} must be one of {PLACEMENTS} "
+            f"and needs and uses {sorted(cls.needs | cls.uses)} among {sorted(ENTRIES)}"
+        )
+    if not cls.adaptive == (cls.decide is not Reducer.decide) == bool(cls.budgeted):
+        raise InvalidValueError(f"{cls.__name__}: an adaptive method, and no other, has decide(...) and `budgeted`")
+    if not cls.__module__.startswith(f"{METHODS}."):
+        _load_builtin()
+    taken = _registry.get(cls.name)
+    if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise InvalidValueError(
+            f"method {cls.name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another name"
+        )
+    _registry[cls.name] = cls
+    return cls
+
+
+def methods() -> list[str]:
+    """Names of all registered methods."""
+    _load_builtin()
+    return sorted(_registry)
+
+
+def lookup(name: str) -> type[Reducer]:
+    """The class of the method `name`."""
+    _load_builtin()
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"method must be a name such as 'tome', not {name!r}; valid: {', '.join(methods())}")
+    if name not in _registry:
+        raise unknown("method", name, _registry)
+    return _registry[name]
+
+
+def create(name: str, options: dict[str, Any]) -> Reducer:
+    """The method `name` with `options`; unknown options and wrong values raise."""
+    cls = lookup(name)
+    valid = [f.name for f in dataclasses.fields(cls)]
+    for option in options:
+        if option not in valid:
+            raise unknown(f"option of {name}", option, valid)
+    return cls(**options)
+
+
+def describe(method: str) -> dict[str, Any]:
+    """The facts of a method as a JSON-able dict.
+
+    Keys: name, kind, paper, year, placement, adaptive, summary (the first sentence of its docstring), needs, uses,
+    budget (how it spreads over layers), budgeted (what an adaptive method does with one), deterministic, exportable,
+    checked, restoring, pooling, modes, and options (each with its default).
+    """
+    cls = lookup(method)
+    facts = {fact: getattr(cls, fact) for fact in ("name", "kind", "paper", "year", "placement", "adaptive")}
+    return facts | {
+        "summary": first_sentence(cls.__doc__ or ""),
+        "needs": sorted(cls.needs),
+        "uses": sorted(cls.uses),
+        "budget": SHAPES[cls.shape].summary,
+        "budgeted": cls.budgeted,
+        "deterministic": cls.deterministic,
+        "exportable": cls.exportable,
+        "checked": cls.checked,
+        "restoring": cls.restoring,
+        "pooling": cls.pooling,
+        "modes": list(cls.modes),
+        "options": {f.name: f.default for f in dataclasses.fields(cls)},
+    }
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring, on one line."""
+    return " ".join(text.strip().split("\n\n")[0].split()).split(". ")[0].removesuffix(".") + "."
+
+
+def _load_builtin() -> None:
+    """Import every file of the methods' folder; each registers its class."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent / "methods")]):
+        importlib.import_module(f"{METHODS}.{module.name}")
