@@ -28,7 +28,7 @@ float sum_of(const Floats& lanes) {
 struct Head {
   Targets keys;
   Sources queries;
-  std::vector<float> bias;    // of each key, -inf behind the last
+  std::vector<float> bias;    // of each key, -inf after the last
   std::vector<float> logits;  // kTile rows of as many
   std::vector<float> received;
 

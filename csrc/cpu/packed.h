@@ -40,7 +40,7 @@ struct Release {
 using Lines = std::unique_ptr<float[], Release>;
 inline Lines lines(int64_t count) { return Lines(new (std::align_val_t{64}) float[std::max<int64_t>(count, 1)]); }
 
-// The rows of one side in blocks, with zeros behind the last row and behind the last channel.
+// The rows of one side in blocks, with zeros after the last row and after the last channel.
 struct Packed {
   int64_t count, width, block;  // `width` is a multiple of kLanes
   Lines values;
@@ -135,7 +135,7 @@ void pack(Side& to, int64_t number, float* buffer, const Read& read) {
   pack(to, number, buffer, read, [](float*) {});
 }
 
-// Gives kLanes rows of `channels` floats, `width` floats apart, the length 1. Zeros behind the channels stay zeros, also
+// Gives kLanes rows of `channels` floats, `width` floats apart, the length 1. Zeros after the channels stay zeros, also
 // where a row holds NaN.
 inline void normalise(float* rows, int64_t width, int64_t channels) {
   Floats squares[kLanes], sum{};

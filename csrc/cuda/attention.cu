@@ -12,7 +12,7 @@ namespace tokenreduce::gpu {
 
 namespace {
 
-// Rows that are read as floats, `factor` times what they hold; zeros behind the last row and channel.
+// Rows that are read as floats, `factor` times what they hold; zeros after the last row and channel.
 template <typename T>
 struct Side {
   const T* data;

@@ -19,7 +19,7 @@ struct Measure {
 
 // Tokens of all images as they are compared.
 struct Points {
-  float* rows;               // (B, n, width), `width` a multiple of kDepth, zeros behind the channels
+  float* rows;               // (B, n, width), `width` a multiple of kDepth, zeros after the channels
   float *squares, *inverse;  // (B, n), only for Ward
   int64_t batch, n, width, first;
 
@@ -42,7 +42,7 @@ struct Best {
   }
 };
 
-// Channels from `channel` on of the rows from `begin` on of one side, transposed; zeros behind the last row.
+// Channels from `channel` on of the rows from `begin` on of one side, transposed; zeros after the last row.
 template <bool source, int width>
 __device__ __forceinline__ void load(
     const Points& points, int64_t image, int64_t begin, int64_t channel, float (&tile)[kDepth][width]) {

@@ -121,7 +121,7 @@ __global__ void start_maps(int64_t tokens, int64_t n, int64_t* dest, int64_t* re
   if (i < tokens) dest[i] = rep[i] = i % n;
 }
 
-// A round behind those before, as one map: `rep (B, step.n)` is theirs. One thread a token that entered.
+// A round after those before, as one map: `rep (B, step.n)` is theirs. One thread a token that entered.
 __global__ void follow(int64_t tokens, const int64_t* rep, Maps step, Maps total, int64_t* total_rep) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= tokens) return;

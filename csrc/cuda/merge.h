@@ -9,7 +9,7 @@
 namespace tokenreduce::gpu {
 
 // The sources of every output as a list in their order: `head (B, keep)` is the first, `next (B, n - keep)` the one
-// behind each, -1 none. Entries are places in `sources`.
+// after each, -1 none. Entries are places in `sources`.
 struct Groups {
   DeviceIndex dest, rep, sources;
   const float* sizes;  // (B, n), or none

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from tokenreduce.budget.schedule import Counts
+from tokenreduce.budget.spreading import Counts
 
 
 @dataclass(frozen=True)
@@ -80,5 +80,5 @@ class AuxiliaryHeads(Protocol):
     auxiliary_layers: tuple[int, ...]
 
     def auxiliary_logits(self, layer: int, tokens: Tensor) -> Tensor:
-        """Logits `(B, N, P, K)` of K classes, of P places in each of `tokens (B, N, C)` behind `layer`."""
+        """Logits `(B, N, P, K)` of K classes, of P places in each of `tokens (B, N, C)` after `layer`."""
         ...

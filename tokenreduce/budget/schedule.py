@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
+from tokenreduce.budget.spreading import Counts, Walk, spread_flops, spread_ratio, wanted_by
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
 from tokenreduce.reducers.contract import SHAPES
-
-Counts = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -91,17 +90,17 @@ class Schedule:
         return replace(self, restored=tuple(sorted({*self.restored, *map(_check_layer, layers)})))
 
     def check_layers(self, depth: int, whole: frozenset[int] = frozenset()) -> None:
-        """Raise if an event or a layer lies behind the model's last layer, or is one of those that need all tokens."""
+        """Raise if an event or a layer lies beyond the model's last layer, or is one of those that need all tokens."""
         named = [layer for layer, amount in self.events if amount] + list(self.layers or ())
         late = [layer for layer in named if layer >= depth]
         if late:
             raise InvalidValueError(
                 f"layer {late[0]} does not exist: the model has {depth} layers, numbered 0 to {depth - 1}"
             )
-        behind = [layer for layer in self.restored if layer >= depth - 1]
-        if behind:
+        last = [layer for layer in self.restored if layer >= depth - 1]
+        if last:
             raise InvalidValueError(
-                f"no layer follows layer {behind[0]} of {depth}, after which all tokens should come back; give "
+                f"no layer follows layer {last[0]} of {depth}, after which all tokens should come back; give "
                 "restore=True to have them back at the end"
             )
         fixed = [layer for layer in named if layer in whole]
@@ -126,18 +125,21 @@ class Schedule:
             cost: share of the unpatched MACs for given counts; needed for a `flops` budget.
             whole: layers that need and leave all tokens; what was reduced before them is restored.
         """
-        model = _Model(n, depth, least, whole, whole | {layer + 1 for layer in self.restored})
+        walk = Walk(n, depth, least, whole, whole | {layer + 1 for layer in self.restored})
         if self.rule == "adaptive":
             raise InvalidValueError("an adaptive schedule has no counts of its own: they follow the data of a forward")
         if self.rule == "keep":
             events = dict(self.events)
-            return model.walk(lambda layer, now: _kept(events.get(layer), now, layer, least))
+            return walk.counts(lambda layer, now: wanted_by(events.get(layer), now, layer, least))
         if self.rule == "remove":
             removed = dict(self.events)
             every = removed.get(-1, 0) if self.layers is None else 0
             chosen = dict.fromkeys(self.layers or (), removed.get(-1, 0)) or removed
-            return model.walk(lambda layer, now: now - int(chosen.get(layer, every)))
-        return self._resolve_budget(model, cost)
+            return walk.counts(lambda layer, now: now - int(chosen.get(layer, every)))
+        if self.ratio is not None:
+            return spread_ratio(walk, self.shape, self.layers, self.ratio)
+        assert self.flops is not None and cost is not None
+        return spread_flops(walk, self.shape, self.layers, self.flops, cost)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form; `from_json` reads it back."""
@@ -169,120 +171,6 @@ class Schedule:
         if data["rule"] == "adaptive":
             return cls.adaptive(data["layers"])
         raise unknown("schedule rule", data["rule"], ("keep", "remove", "budget", "adaptive"))
-
-    def _resolve_budget(self, model: _Model, cost: Callable[[Counts], float] | None) -> Counts:
-        n = model.n
-        if self.ratio == 0 or self.flops == 1:
-            return (n,) * model.depth
-        target = max(1, math.floor(n * (1 - self.ratio) + 1e-9)) if self.ratio is not None else 1
-        best = math.inf
-        for layers in self._layer_choices(model):
-            measure: Callable[[Counts], float] = cost if self.flops is not None else min  # type: ignore[assignment]
-            goal = self.flops if self.flops is not None else target
-            best = min(best, measure(self._spread(1.0, model, layers, target)))
-            if best <= goal:
-                return self._bisect(model, layers, target, measure, goal)
-        if self.ratio is not None:
-            raise InvalidValueError(
-                f"ratio={self.ratio} asks for {target} of {n} image tokens; this method and its layers "
-                f"reach {best:.0f} at "
-                f"least (ratio={1 - best / n:.3f}); ask for less, or give layers= or schedule="
-            )
-        raise InvalidValueError(
-            f"flops={self.flops} cannot be reached with {n} image tokens; the reachable minimum is "
-            f"flops={best + 0.0005:.3f}; "
-            "ask for more, or give layers= or schedule="
-        )
-
-    def _layer_choices(self, model: _Model) -> list[tuple[int, ...]]:
-        """The shape's layers, then the same moved to earlier layers one by one; where some layers need all tokens,
-        every other layer, or of those in a row the first if the shape has one layer only."""
-        if self.layers is not None:
-            return [self.layers]
-        depth = model.depth
-        parts, start = SHAPES[self.shape].parts, depth * SHAPES[self.shape].start // 12
-        if model.whole:
-            free = [layer for layer in range(depth) if layer not in model.whole]
-            return [tuple(layer for layer in free if len(parts) != 1 or layer - 1 not in free)]
-        if not parts:
-            return [tuple(range(max(0, start - back), depth)) for back in range(start + 1)]
-        own = [depth * part // 12 for part in parts]
-        return [tuple(sorted({max(0, layer - back) for layer in own})) for back in range(own[-1] + 1)]
-
-    def _bisect(
-        self, model: _Model, layers: tuple[int, ...], target: int, measure: Callable[[Counts], float], goal: float
-    ) -> Counts:
-        if self.ratio is not None and SHAPES[self.shape].by == "count":
-            longest = max(model.order(layers).values())
-            counts = self._spread((model.n - target) / (model.n * longest), model, layers, target)
-            if min(counts) == target:
-                return counts
-        low, high = 0.0, 1.0
-        while high - low > 1e-5:
-            middle = (low + high) / 2
-            if measure(self._spread(middle, model, layers, target)) <= goal:
-                high = middle
-            else:
-                low = middle
-        below, above = (self._spread(amount, model, layers, target) for amount in (high, low))
-        return below if self.ratio is not None or goal - measure(below) <= measure(above) - goal else above
-
-    def _spread(self, amount: float, model: _Model, layers: tuple[int, ...], target: int) -> Counts:
-        """Counts when every layer of `layers` gives `amount` (of n, or of what enters); monotone in `amount`."""
-        n, order = model.n, model.order(layers)
-
-        def kept(layer: int, now: int) -> int:
-            if layer not in order:
-                return now
-            if SHAPES[self.shape].by == "count":
-                return max(target, n - math.floor(order[layer] * amount * n + 1e-9))
-            # Of the exact ratio, rounded: rounding down in every layer would take a token from each at once.
-            return max(target, math.floor(n * (1 - amount) ** order[layer] + 0.5))
-
-        return model.walk(kept)
-
-
-class _Model(NamedTuple):
-    """What a schedule resolves for: image tokens that enter, layers, the fewest tokens one layer can leave, the
-    layers that need all tokens, and those that all tokens enter."""
-
-    n: int
-    depth: int
-    least: Callable[[int], int]
-    whole: frozenset[int]
-    fresh: frozenset[int]
-
-    def walk(self, kept: Callable[[int, int], int]) -> Counts:
-        """Image tokens left after each layer, where `kept(layer, now)` are wanted of the `now` that enter."""
-        counts, now = [], self.n
-        for layer in range(self.depth):
-            now = self.n if layer in self.fresh else now
-            now = now if layer in self.whole else min(now, max(kept(layer, now), self.least(now)))
-            counts.append(now)
-        return tuple(counts)
-
-    def order(self, layers: tuple[int, ...]) -> dict[int, int]:
-        """How many of `layers` have reduced after each of them, since all tokens were there."""
-        order, since = {}, 0
-        for layer in range(self.depth):
-            since = (0 if layer in self.fresh else since) + (layer in layers and layer not in self.whole)
-            if layer in layers and layer not in self.whole:
-                order[layer] = since
-        return order
-
-
-def _kept(event: float | None, now: int, layer: int, least: Callable[[int], int]) -> int:
-    if event is None:
-        return now
-    if isinstance(event, int):  # met as far as possible: the same number may suit another input size
-        return event
-    wanted = max(1, math.floor(now * event + 1e-9))
-    if wanted < least(now) - 1:  # one token is rounding
-        raise InvalidValueError(
-            f"layer {layer} should keep {event} of {now} image tokens, but this method leaves {least(now)} at least "
-            "in one layer; keep more there, or spread it over several layers"
-        )
-    return wanted
 
 
 def _number(name: str, value: object) -> float:

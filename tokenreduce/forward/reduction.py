@@ -11,7 +11,8 @@ import torch
 
 from tokenreduce.budget.geometry import AuxiliaryHeads, Geometry
 from tokenreduce.budget.rehearsal import Rehearsal, Work
-from tokenreduce.budget.schedule import Counts, Schedule
+from tokenreduce.budget.schedule import Schedule
+from tokenreduce.budget.spreading import Counts
 from tokenreduce.maps.restoring import Restoring
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.contract import Reducer

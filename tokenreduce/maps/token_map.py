@@ -29,8 +29,8 @@ class TokenMap:
         size_weight: `(B, N)`, where sizes add differently from features; None: as `weight`.
         rep: `(B, M)`, the member that represents each output (its position, its bias rows).
         sources: `(B, N - M)`, the tokens that represent no output; saves work when `rep` and `sources` are both known.
-        drops: every token that represents no output is dropped with its size; in the integer encoding with its
-            features too, so that applying is a plain gather.
+        drops: every token that is no representative is dropped. Then sizes do not add up, and applying an integer map
+            is a gather of `rep`.
         gain: `(B, M)`, a factor on each output (norm-preserving merges, unnormalised sums).
         divide: False adds shares of features as they are, whatever their sizes (propagation).
         undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G.
@@ -71,7 +71,8 @@ class TokenMap:
     def merge(
         self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`apply` and `sizes` at once, and their `size_bias` where it comes for nothing."""
+        """`apply` and `sizes` at once, and the attention bias of the new sizes if the kernel computed it anyway (else
+        None)."""
         means = self.gain is None and self.divide and not self.drops
         if means and self.rep is not None and self.sources is not None:
             merged = merge_rows(x, self.dest, self.rep, self.sources, self._mass(sizes), prefix, suffix)

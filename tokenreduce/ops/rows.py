@@ -45,7 +45,7 @@ def flat_index(index: Tensor, n: int) -> Tensor:
 
 
 def with_protected(index: Tensor, prefix: int, suffix_start: int, suffix: int) -> Tensor:
-    """Image-token indices `(B, K)` shifted behind the prefix, with the protected tokens' own indices around them."""
+    """Image-token indices `(B, K)` moved past the prefix, with the protected tokens' own indices around them."""
     if not prefix and not suffix:
         return index
     batch = index.shape[0]

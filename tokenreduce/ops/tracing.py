@@ -1,4 +1,5 @@
-"""Export to ONNX, which lacks some operators, and whose graphs would hold a copy of every round of a long loop."""
+"""What code must know of being traced: by `torch.compile`, or by an export to ONNX, which lacks some operators and
+would unroll long loops."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def to_onnx() -> bool:
@@ -30,11 +33,9 @@ def repeat(step: Callable[..., tuple[Tensor, ...]], times: int, *state: Tensor) 
     return torch.while_loop(goes_on, one_round, (start, *state))[1:]
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
 def constant_result(function: Function) -> Function:
-    """Decorator: to `torch.compile` the result is a constant of the arguments."""
+    """Decorator for functions of plain integers, whose result `torch.compile` takes as a constant instead of tracing
+    them."""
     # What torch.compiler.assume_constant_result does, which imports all of Dynamo: more than a second.
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -1,4 +1,4 @@
-"""Compiling `csrc/cuda/` with nvcc, once, into a library to load behind that of `build`, which has the schemas."""
+"""Compiling `csrc/cuda/` with nvcc, once, into a library to load after that of `build`, which has the schemas."""
 
 from __future__ import annotations
 

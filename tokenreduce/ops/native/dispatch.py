@@ -1,6 +1,6 @@
 """Which kernel runs: the compiled one where it can, the PyTorch reference everywhere else.
 
-`choose("merge_apply", x)` is the compiled kernel for the tensor x, or None; the reference stands right behind the call.
+`choose("merge_apply", x)` is the compiled kernel for the tensor x, or None; the reference follows the call.
 """
 
 from __future__ import annotations
