@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
 from cases import Case, cases
 from families import BY_NAME, model_of
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
@@ -32,8 +33,12 @@ def reference(case: Case, keep: int, rounds: int, width: int) -> list[list[int]]
         best = {}
         for i in a:
             cost = [(points[i] - points[j]).square().sum() / (1 / sizes[i] + 1 / sizes[j]) for j in b]
+            if case.kind in ("random", "zeros"):
+                assume(not nearly_equal([float(c) for c in cost]))
             j = min(range(len(b)), key=lambda j: (float(cost[j]), j))
             best[i] = (float(cost[j]), b[j])
+        if case.kind in ("random", "zeros"):
+            assume(not nearly_equal([float(cost) for cost, _ in best.values()]))
         sources = sorted(a, key=lambda i: (best[i][0], i))[: n - left]
         order = [i for i in a if i not in sources] + b
         merged = {i: list(groups[i]) for i in order}
@@ -47,6 +52,12 @@ def reference(case: Case, keep: int, rounds: int, width: int) -> list[list[int]]
         groups = [merged[i] for i in order]
         points, sizes = [mean[i] / mass[i] for i in order], [mass[i] for i in order]
     return groups
+
+
+def nearly_equal(costs: list[float]) -> bool:
+    """Whether rounding decides between two of the costs: all directions are equally far from a zero vector."""
+    ordered = sorted(cost for cost in costs if cost > 0)
+    return any(b - a <= 1e-5 * b for a, b in pairwise(ordered))
 
 
 @settings(max_examples=80, deadline=None)
