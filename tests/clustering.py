@@ -10,6 +10,8 @@ from cases import Case
 from torch import Tensor
 
 import tokenreduce
+from tokenreduce import stable_order
+from tokenreduce.reducers.parts.clusters import rank_of, representatives
 
 Points = list[list[float]]
 
@@ -125,3 +127,8 @@ def blobs(count: int, members: int, spread: float = 0.01) -> tuple[Tensor, Tenso
     label = torch.arange(count).repeat_interleave(members)[torch.randperm(count * members, generator=g)]
     centres = torch.randn(count, 8, generator=g) * 10
     return (centres[label] + spread * torch.randn(count * members, 8, generator=g))[None], label[None]
+
+
+def canonical(labels: Tensor, count: int) -> Tensor:
+    """`labels (B, N)` in [0, count) renamed so that clusters are ordered by their smallest member index."""
+    return rank_of(stable_order(representatives(labels, count), 1)).gather(1, labels)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from backbones import BY_NAME, fresh_model
 from cases import cases
-from clustering import blobs, cheapest
+from clustering import blobs, canonical, cheapest
 from families import model_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 import tokenreduce
 from tokenreduce import Schedule, patch, report
 from tokenreduce.reducers.methods.centerclip import shares
-from tokenreduce.reducers.parts.clusters import canonical
 from tokenreduce.reducers.registry import create
 
 VIDEOS = ("hf_videomae", "hf_vivit")

@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 from cases import cases
-from clustering import blobs, check_map, check_partition, density_peaks, inputs, squared
+from clustering import blobs, canonical, check_map, check_partition, density_peaks, inputs, squared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.reducers.parts.clusters import canonical
 from tokenreduce.reducers.registry import create
 
 

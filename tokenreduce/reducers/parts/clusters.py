@@ -17,11 +17,6 @@ ROUNDING = 2e-6  # squared distances below this part of the norms are what round
 EQUAL = 1 + 1e-5  # costs within this factor tie: the two members of a pair are equally far from their mean
 
 
-def canonical(labels: Tensor, count: int) -> Tensor:
-    """`labels (B, N)` in [0, count) renamed so that clusters are ordered by their smallest member index."""
-    return rank_of(stable_order(representatives(labels, count), 1)).gather(1, labels)
-
-
 def representatives(labels: Tensor, count: int) -> Tensor:
     """`(B, count)`: the first member of each cluster, N for an empty one."""
     return _first_member(labels, torch.ones_like(labels, dtype=torch.bool), count)
