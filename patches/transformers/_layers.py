@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.output_capturing import _active_collector
 
 from tokenreduce.budget.geometry import Geometry
 from tokenreduce.errors import InvalidValueError
@@ -15,6 +14,7 @@ from tokenreduce.forward.reduction import Reduction
 
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs
 from ..shared.masks import valid_keys
+from ._collector import collected_layers
 
 # What transformers calls models that read a place for each of the input's patches.
 DENSE_HEADS = (
@@ -32,18 +32,7 @@ class PretrainedLayer(ReducedLayer):
     """`ReducedLayer` of transformers: hidden states that are collected come back whole, masks may hide padding."""
 
     def collected(self, reduction: Reduction) -> frozenset[int]:
-        """Output i + 1 of `hidden_states` is that of layer i; feature maps of backbones are made of them too."""
-        collector = _active_collector.get() or {}
-        if "attentions" in collector:
-            raise InvalidValueError(
-                "output_attentions=True does not fit a reduced model: its attention is over fewer tokens in every "
-                "layer; leave it out, or call tokenreduce.unpatch(model)"
-            )
-        if "hidden_states" not in collector:
-            return frozenset()
-        chosen = collector.get("_hidden_states_layers")
-        every = range(reduction.geometry.depth)
-        return frozenset(every) if chosen is None else frozenset(i for i in every if i + 1 in chosen)
+        return collected_layers(reduction.geometry.depth)
 
     def valid(
         self, reduction: Reduction, x: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any

@@ -14,13 +14,13 @@ from transformers.models.vitdet.modeling_vitdet import (
     get_rel_pos,
 )
 
-from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.marks import Mark, mark, unmark
 from tokenreduce.forward.noted import collect_layers
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
 from ..shared.windows import Grid, MapAdapter, MapAttention, MapLayer
+from ._collector import refuse_attentions
 from ._layers import HuggingFaceAdapter
 
 
@@ -54,10 +54,7 @@ class ReducedVitDetLayer(MapLayer, VitDetLayer):
         self, reduction: Reduction, x: Tensor, output_attentions: bool = False, *args: Any, **kwargs: Any
     ) -> None:
         if output_attentions:
-            raise InvalidValueError(
-                "output_attentions=True does not fit a reduced model: its attention is over fewer tokens in some "
-                "layers; leave it out, or call tokenreduce.unpatch(model)"
-            )
+            refuse_attentions()
 
     def attention_line(self, run: Run, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x + self.drop_path(self.attention(self.norm1(x), run=run))
