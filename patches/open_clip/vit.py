@@ -21,6 +21,7 @@ from tokenreduce.forward.marks import mark, unmark
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
+from ..shared.adapter import Reads
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, matrix_size
 from ..shared.multihead import reduce_attention, refuse_attention, unreduce_attention
@@ -122,11 +123,11 @@ class OpenClipViT(LayeredAdapter):
             costs=model_costs(model, layers, width),
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
         pools = model.attn_pool is not None or model.pool_type == "avg"
         shows_tokens = model.output_tokens or model.pool_type == "none"
         own = type(model).forward is not VisionTransformer.forward
-        return pools or own or (shows_tokens and bool(outer))
+        return "tokens" if pools or own or (shows_tokens and outer) else "protected"
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)

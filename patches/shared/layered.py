@@ -139,7 +139,7 @@ class LayeredAdapter(Adapter):
     @contextmanager
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> Iterator[nn.Module]:
         geometry, layers = self.geometry(model), self.layers(model)
-        if geometry.whole:
+        if geometry.needs_all:
             raise InvalidValueError("there is no free-slicing limit where some layers need all tokens")
         if any(type(layer) not in self.reduced for layer in layers):
             raise InvalidValueError("the free-slicing limit is measured on the unpatched model; unpatch it first")

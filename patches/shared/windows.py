@@ -1,6 +1,6 @@
 """Layers that work on maps, most of them in windows, with decomposed relative positions: what SAM and ViTDet share.
 
-Windows need all tokens, so that these layers are `whole`. The others reduce. Reduced tokens pass between them as
+Windows need all tokens, as their `needs_all` says. The others reduce. Reduced tokens pass between them as
 `(B, M, C)`, which no other code sees: what has all tokens is a map again.
 """
 
@@ -21,6 +21,7 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import join, leave
 
+from .adapter import Reads
 from .layered import LayeredAdapter, ReducedLayer, matrix_size
 
 Grid = tuple[int, ...]
@@ -43,7 +44,7 @@ class MapLayer(ReducedLayer):
             return original(x, *args, **kwargs)
         handed_out = run.taps.tokens_of(x)
         tokens = run.enter(layer, tokens if handed_out is None else handed_out)
-        if layer in reduction.geometry.whole:
+        if layer in reduction.geometry.needs_all:
             x = original(as_map(tokens, run.grid, self.channels_first), *args, **kwargs)
             tokens = as_tokens(first(x), self.channels_first)
         else:
@@ -150,13 +151,12 @@ class MapAdapter(LayeredAdapter):
     attentions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
     attention: ClassVar[str] = "attn"
     on_tokens: ClassVar[tuple[str, ...]]
-    needs_maps = True
 
     def grid(self, model: Any) -> Grid:
         """The grid of an image of the configured size."""
         raise NotImplementedError  # every family has its own
 
-    def whole(self, model: Any) -> frozenset[int]:
+    def needs_all(self, model: Any) -> frozenset[int]:
         """The layers that need all tokens."""
         return frozenset(i for i, layer in enumerate(self.layers(model)) if layer.window_size > 0)
 
@@ -181,7 +181,7 @@ class MapAdapter(LayeredAdapter):
             reasons.append(
                 f"its attention is {', '.join(odd)} (known: {', '.join(c.__name__ for c in self.attentions)})"
             )
-        if len(self.whole(model)) == len(layers):
+        if len(self.needs_all(model)) == len(layers):
             reasons.append("all its layers have windows or convolutions, which need all tokens")
         return reasons
 
@@ -202,7 +202,7 @@ class MapAdapter(LayeredAdapter):
             heads=heads,
             head_dim=width // heads,
             costs=self.costs(model, grid, width),
-            whole=self.whole(model),
+            needs_all=self.needs_all(model),
             follows_origin=any(knows_places(attention) for attention in attentions),
         )
 
@@ -231,13 +231,13 @@ class MapAdapter(LayeredAdapter):
             mlp=tuple(mlp),
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return True
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "all"
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)
         for index, layer in enumerate(self.layers(model)):
-            if index not in reduction.geometry.whole:
+            if index not in reduction.geometry.needs_all:
                 attention = self.attention_of(layer)
                 attention.__class__ = self.attentions[type(attention)]
 

@@ -17,6 +17,7 @@ from tokenreduce.budget.geometry import Geometry
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
+from ..shared.adapter import Reads
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.hooks import show_heads
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs
@@ -107,8 +108,8 @@ class TimmBeit(LayeredAdapter):
             follows_origin=True,
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return model.global_pool not in ("token", "") or bool(outer)
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "tokens" if model.global_pool not in ("token", "") or outer else "protected"
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)

@@ -20,6 +20,7 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import capturing
 
+from ..shared.adapter import Reads
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.hooks import captured_by_hooks
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, matrix_size
@@ -199,8 +200,9 @@ class TimmEva(LayeredAdapter):
             follows_origin=model.rope is not None,
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return model.attn_pool is not None or model.global_pool not in ("token", "") or bool(outer)
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        pools = model.attn_pool is not None or model.global_pool not in ("token", "")
+        return "tokens" if pools or outer else "protected"
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)

@@ -21,6 +21,7 @@ from tokenreduce.forward.noted import collected
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
+from ..shared.adapter import Reads
 from .eva import ReducedEvaBlock, TimmEva
 from .vit import ReducedBlock
 
@@ -77,7 +78,6 @@ class TimmNaFlexVit(TimmEva):
     reduced: ClassVar = {Block: ReducedNaFlexBlock, EvaBlock: ReducedNaFlexEvaBlock}
     kind = NaFlexVit
     attentions = (Attention, *TimmEva.attentions)
-    needs_maps = True
 
     def embedding(self, model: Any) -> Any:
         return model.embeds
@@ -97,8 +97,8 @@ class TimmNaFlexVit(TimmEva):
         grids = dict.fromkeys(("grid", "positions"), "images of a batch may have grids of their own")
         return super().lacks(model) | grids
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return True
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "all"
 
 
 ADAPTER = TimmNaFlexVit()

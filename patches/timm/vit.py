@@ -19,6 +19,7 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import close, finish, open_run
 
+from ..shared.adapter import Reads
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.layered import LayeredAdapter, ReducedLayer, matrix_size, stem_macs
 from ..shared.masks import refuse_masks
@@ -142,8 +143,9 @@ class TimmViT(LayeredAdapter):
             costs=model_costs(model),
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return model.attn_pool is not None or model.global_pool not in ("token", "") or bool(outer)
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        pools = model.attn_pool is not None or model.global_pool not in ("token", "")
+        return "tokens" if pools or outer else "protected"
 
     def prop_attn(self, model: Any) -> bool:
         # Weights from masked auto-encoding were measured to lose accuracy with the bias (ToMe, table on MAE models).

@@ -12,6 +12,7 @@ from tokenreduce.budget.geometry import Geometry
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.reduction import Reduction
 
+from ..shared.adapter import Reads
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs
 from ..shared.masks import valid_keys
 from ._collector import collected_layers
@@ -58,12 +59,13 @@ def check_implementation(name: str) -> None:
 class HuggingFaceAdapter(LayeredAdapter):
     """An adapter for one model type of transformers; subclasses say where its parts are.
 
-    `models`: the classes that hold embeddings and layers; `stack`: the layers in them; `attention` and `projections`:
-    the attention and its projections in a layer; `reads_class_token`: classes of heads that read protected tokens only.
+    `models`: the classes that hold embeddings and layers; `layers_at`: the path to the layers in them; `attention` and
+    `projections`: the paths to the attention in a layer, and to its projections; `reads_class_token`: the classes of
+    heads that read protected tokens only.
     """
 
     models: ClassVar[tuple[type[nn.Module], ...]]
-    stack: ClassVar[str] = "layers"
+    layers_at: ClassVar[str] = "layers"
     attention: ClassVar[str] = "attention"
     projections: ClassVar[dict[str, str]] = {"queries": "q_proj", "keys": "k_proj", "values": "v_proj"}
     reads_class_token: ClassVar[tuple[type[nn.Module], ...]] = ()
@@ -78,7 +80,7 @@ class HuggingFaceAdapter(LayeredAdapter):
         return isinstance(module, self.models)
 
     def layers(self, model: Any) -> Sequence[Any]:
-        return model.get_submodule(self.stack)
+        return model.get_submodule(self.layers_at)
 
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         attention = layer.get_submodule(self.attention)
@@ -149,12 +151,12 @@ class HuggingFaceAdapter(LayeredAdapter):
         """Whether the model itself pools image tokens."""
         return False
 
-    def needs_all(self, model: Any, outer: Sequence[nn.Module]) -> bool:
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
         names = [type(module).__name__ for module in outer if isinstance(module, PreTrainedModel)]
-        return super().needs_all(model, outer) or any(head in name for head in DENSE_HEADS for name in names)
-
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return self.pools(model) or any(not isinstance(module, self.reads_class_token) for module in outer)
+        if any(head in name for head in DENSE_HEADS for name in names):
+            return "all"
+        pools = self.pools(model) or any(not isinstance(module, self.reads_class_token) for module in outer)
+        return "tokens" if pools else "protected"
 
 
 def pair(value: Any) -> tuple[int, int]:

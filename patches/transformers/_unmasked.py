@@ -75,7 +75,7 @@ class UnmaskedLayer(PretrainedLayer):
 class UnmaskedAdapter(HuggingFaceAdapter):
     """`self_attention`: the classes of the self-attention and those that take their place."""
 
-    stack = "encoder.layer"
+    layers_at = "encoder.layer"
     projections: ClassVar = {
         "queries": "attention.query",
         "keys": "attention.key",

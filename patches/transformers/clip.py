@@ -31,7 +31,7 @@ class TransformersCLIP(HuggingFaceAdapter):
 
     name = "transformers_clip"
     models = (CLIPVisionModel,)
-    stack = "encoder.layers"
+    layers_at = "encoder.layers"
     attention = "self_attn"
     reduced: ClassVar = {CLIPEncoderLayer: ReducedCLIPEncoderLayer}
     reads_class_token = (CLIPModel, CLIPVisionModelWithProjection)

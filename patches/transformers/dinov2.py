@@ -26,7 +26,7 @@ class TransformersDinov2(HuggingFaceAdapter):
 
     name = "transformers_dinov2"
     models = (Dinov2Model, Dinov2Backbone)
-    stack = "encoder.layer"
+    layers_at = "encoder.layer"
     reduced: ClassVar = {Dinov2Layer: ReducedDinov2Layer}
 
 

@@ -30,7 +30,7 @@ class TransformersDinov2WithRegisters(HuggingFaceAdapter):
 
     name = "transformers_dinov2_with_registers"
     models = (Dinov2WithRegistersModel, Dinov2WithRegistersBackbone)
-    stack = "encoder.layer"
+    layers_at = "encoder.layer"
     reduced: ClassVar = {Dinov2WithRegistersLayer: ReducedDinov2WithRegistersLayer}
 
     def prefix(self, model: Any) -> int:

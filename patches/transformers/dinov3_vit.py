@@ -44,7 +44,7 @@ class TransformersDINOv3(HuggingFaceAdapter):
 
     name = "transformers_dinov3_vit"
     models = (DINOv3ViTModel, DINOv3ViTBackbone)
-    stack = "model.layer"
+    layers_at = "model.layer"
     reduced: ClassVar = {DINOv3ViTLayer: ReducedDINOv3ViTLayer}
     follows_origin = True
 

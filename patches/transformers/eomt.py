@@ -17,6 +17,7 @@ from tokenreduce.budget.geometry import Geometry
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.run import Run
 
+from ..shared.adapter import Reads
 from ..shared.layered import matrix_size
 from ._layers import HuggingFaceAdapter, PretrainedLayer
 
@@ -34,7 +35,6 @@ class TransformersEomt(HuggingFaceAdapter):
     name = "transformers_eomt"
     models = (EomtForUniversalSegmentation,)
     reduced: ClassVar = {EomtLayer: ReducedEomtLayer}
-    needs_maps = True
 
     def layers(self, model: Any) -> Sequence[Any]:
         return model.layers[: len(model.layers) - model.config.num_blocks]
@@ -55,8 +55,8 @@ class TransformersEomt(HuggingFaceAdapter):
             geometry, costs=dataclasses.replace(geometry.costs, fixed=macs_behind(model, geometry))
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return True
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "all"
 
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> NoReturn:
         raise InvalidValueError("there is no free-slicing limit where masks are predicted from all tokens")

@@ -21,6 +21,7 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import join, leave
 
+from ..shared.adapter import Reads
 from ..shared.layered import ReducedLayer
 from ._layers import HuggingFaceAdapter, PretrainedLayer, check_implementation, implementation
 
@@ -92,10 +93,9 @@ def as_windows(tokens: Tensor, grid: Grid, side: int) -> Tensor:
 class TransformersLwDetr(HuggingFaceAdapter):
     name = "transformers_lw_detr"
     models = (LwDetrViTBackbone,)
-    stack = "encoder.layer"
+    layers_at = "encoder.layer"
     reduced: ClassVar = {LwDetrViTLayer: ReducedLwDetrViTLayer}
     class_tokens = 0
-    needs_maps = True
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)
@@ -112,12 +112,12 @@ class TransformersLwDetr(HuggingFaceAdapter):
         ]
         return dataclasses.replace(
             geometry,
-            whole=frozenset(index for index, window in enumerate(windowed) if window),
+            needs_all=frozenset(index for index, window in enumerate(windowed) if window),
             costs=dataclasses.replace(geometry.costs, pairs=tuple(pairs)),
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return True
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "all"
 
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> NoReturn:
         raise InvalidValueError("there is no free-slicing limit where tokens come as windows")

@@ -28,7 +28,7 @@ class TransformersSiglip(HuggingFaceAdapter):
 
     name = "transformers_siglip"
     models = (SiglipVisionModel,)
-    stack = "encoder.layers"
+    layers_at = "encoder.layers"
     attention = "self_attn"
     class_tokens = 0
     reduced: ClassVar = {SiglipEncoderLayer: ReducedSiglipEncoderLayer}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2EncoderLayer, Si
 
 from tokenreduce.forward.run import Run
 
+from ..shared.adapter import Reads
 from ._layers import PretrainedLayer
 from .siglip import TransformersSiglip
 
@@ -28,7 +30,6 @@ class TransformersSiglip2(TransformersSiglip):
     name = "transformers_siglip2"
     models = (Siglip2VisionModel,)  # type: ignore[assignment]
     reduced: ClassVar = {Siglip2EncoderLayer: ReducedSiglip2EncoderLayer}
-    needs_maps = True
 
     def embedding(self, model: Any) -> nn.Module:
         return model.embeddings.patch_embedding
@@ -43,8 +44,8 @@ class TransformersSiglip2(TransformersSiglip):
         grids = dict.fromkeys(("grid", "positions"), "every image of a batch has its own grid")
         return {"class_attention": "the model has no class token"} | grids
 
-    def restores(self, model: Any, outer: Any) -> bool:
-        return True
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "all"
 
 
 ADAPTER = TransformersSiglip2()

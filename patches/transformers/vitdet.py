@@ -73,7 +73,7 @@ class TransformersVitDet(MapAdapter, HuggingFaceAdapter):
 
     name = "transformers_vitdet"
     models = (VitDetModel, VitDetBackbone)
-    stack = "encoder.layer"
+    layers_at = "encoder.layer"
     attention = "attention"
     reduced: ClassVar = {VitDetLayer: ReducedVitDetLayer}
     attentions: ClassVar = {VitDetAttention: ReducedVitDetAttention}
@@ -82,9 +82,9 @@ class TransformersVitDet(MapAdapter, HuggingFaceAdapter):
     def grid(self, model: Any) -> Grid:
         return HuggingFaceAdapter.grid(self, model)
 
-    def whole(self, model: Any) -> frozenset[int]:
+    def needs_all(self, model: Any) -> frozenset[int]:
         convolved = (i for i, layer in enumerate(self.layers(model)) if layer.use_residual_block)
-        return super().whole(model) | frozenset(convolved)
+        return super().needs_all(model) | frozenset(convolved)
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)

@@ -11,11 +11,11 @@ import pytest
 import tomllib
 import torch
 import transformers
+from tokenreduce.patches.transformers import _collector
 from transformers import ViTConfig, ViTModel
 from transformers.utils import output_capturing
 
 from tokenreduce import patch, unpatch
-from tokenreduce.patches.transformers import _collector
 
 ROOT = Path(__file__).parents[2]
 X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

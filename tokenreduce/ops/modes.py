@@ -15,7 +15,7 @@ def asking_torch(path: str) -> Callable[[], Any]:
     """The function `path` of PyTorch's private API, which no public one replaces; it says yes where it is missing, so
     that every kernel leaves the work to PyTorch's own operators, which are always right."""
     try:
-        return reduce(getattr, path.split("."), torch)  # type: ignore[arg-type, return-value]
+        return reduce(getattr, path.split("."), torch)  # type: ignore[return-value]
     except AttributeError:
         log = logging.getLogger("tokenreduce")
         log.warning("PyTorch %s has no torch.%s: no compiled kernel is used", torch.__version__, path)

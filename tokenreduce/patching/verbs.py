@@ -17,7 +17,7 @@ from tokenreduce.forward.records import last_record
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.patching.finding import around, candidates, find_backbone, need_module, reduction_of
-from tokenreduce.patching.fitting import HEADS, auxiliary_heads, check_layers, misfit
+from tokenreduce.patching.fitting import auxiliary_heads, check_layers, misfit, reads_heads
 from tokenreduce.patching.outputs import check_restore, decide_restoring
 from tokenreduce.patching.reporting import Report
 from tokenreduce.reducers.contract import Reducer
@@ -68,7 +68,7 @@ def patch(
     check_restore(reducer, restore)
     check_mode("prop_attn", prop_attn)
     outer = around(model, name)
-    heads = auxiliary_heads(outer) if HEADS in reducer.required() else None
+    heads = auxiliary_heads(outer) if reads_heads(reducer) else None
     if heads is not None and layers is None and schedule is None and (r is None or isinstance(r, int)):
         layers = heads.auxiliary_layers
     made = _make_schedule(reducer, ratio, r, flops, schedule, layers).restore_after(*reducer.rebuilt_after())
@@ -204,8 +204,8 @@ def _prepare(
             f"{reducer.name} cannot run on this {type(backbone).__name__}: {reason}; methods that fit: {fitting}"
         )
     geometry = adapter.geometry(backbone)
-    schedule.check_layers(geometry.depth, geometry.whole)
-    within = bool(geometry.whole or schedule.restored)
+    schedule.check_layers(geometry.depth, geometry.needs_all)
+    within = bool(geometry.needs_all or schedule.restored)
     reduction = Reduction(
         reducer,
         schedule,
