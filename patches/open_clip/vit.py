@@ -16,7 +16,6 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from tokenreduce.budget.geometry import Costs, Geometry
-from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.marks import mark, unmark
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
@@ -24,6 +23,7 @@ from tokenreduce.forward.run import Run
 from ..shared.adapter import Reads
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, matrix_size
+from ..shared.masks import refuse_masks
 from ..shared.multihead import reduce_attention, refuse_attention, unreduce_attention
 
 
@@ -38,7 +38,7 @@ class ReducedResidualAttentionBlock(ReducedLayer, ResidualAttentionBlock):
         v_x: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        refuse_masks(k_x, v_x, attn_mask)
+        refuse_masks(attn_mask=attn_mask, k_x=k_x, v_x=v_x)
         return x + self.ls_1(self.attention(self.ln_1(x), attn_mask=run.attention_bias(x)))
 
     def mlp_line(self, x: Tensor) -> Tensor:
@@ -49,19 +49,11 @@ class ReducedCustomBlock(ReducedLayer, CustomResidualAttentionBlock):
     """A block with OpenCLIP's own attention, which adds a mask of any shape to its logits."""
 
     def attention_line(self, run: Run, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        refuse_masks(attn_mask)
+        refuse_masks(attn_mask=attn_mask)
         return x + self.ls_1(self.ln_attn(self.attn(self.ln_1(x), attn_mask=run.attention_bias(x))))
 
     def mlp_line(self, x: Tensor) -> Tensor:
         return x + self.ls_2(self.mlp(self.ln_2(x)))
-
-
-def refuse_masks(*others: Tensor | None) -> None:
-    if any(other is not None for other in others):
-        raise InvalidValueError(
-            "attn_mask, k_x and v_x do not fit a reduced model: its tokens are no longer those they were made for; "
-            "call without them, or call tokenreduce.unpatch(model)"
-        )
 
 
 class OpenClipViT(LayeredAdapter):

@@ -6,7 +6,7 @@ Windows need all tokens, as their `needs_all` says. The others reduce. Reduced t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar, NoReturn
 
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from tokenreduce.budget.geometry import Costs, Geometry
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.noted import note_grid
-from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import join, leave
 
@@ -58,8 +57,8 @@ class MapLayer(ReducedLayer):
 
 
 class MapAttention:
-    """The attention of a layer that reduces; goes in front of the library's class. While the tokens are a map the
-    library's forward runs, afterwards the same is computed of tokens at any places."""
+    """The attention of these layers; goes in front of the library's class. Of a map the library's forward runs;
+    afterwards the same is computed of tokens at any places."""
 
     qkv: Any
     proj: Any
@@ -69,7 +68,7 @@ class MapAttention:
         if run is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         x: Tensor = args[0]
-        run.show_attention(lambda queries, keys: self.attended(run, queries.float(), keys.float()))
+        run.show_attention(lambda queries, keys: self.attend(run, queries.float(), keys.float()))
         if run.maps:
             return self.restated(run, x)
         return first(super().forward(as_map(x, run.grid, False))).flatten(1, 2)  # type: ignore[misc]
@@ -78,7 +77,7 @@ class MapAttention:
         """The library's forward for tokens `(B, N, C)`."""
         shape = x.shape[0], x.shape[1], 3, heads_of(self), -1
         queries, keys, values = self.qkv(x).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
-        queries, keys, bias = self.attended(run, *self.normed(queries, keys))
+        queries, keys, bias = self.attend(run, *self.normed(queries, keys))
         bias = None if bias is None else bias.to(queries.dtype)
         out = F.scaled_dot_product_attention(queries, keys, values, bias, self.dropped())
         return self.projected(out.transpose(1, 2).flatten(2))
@@ -87,7 +86,7 @@ class MapAttention:
         """`(B, H, N, d)` as relative positions and hooks see them."""
         return queries, keys
 
-    def attended(self, run: Run, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def attend(self, run: Run, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries, keys and additive logits as attention uses them."""
         bias = run.attention_bias(queries)
         if not hasattr(self, "rel_pos_h"):
@@ -144,11 +143,9 @@ def first(output: Any) -> Tensor:
 class MapAdapter(LayeredAdapter):
     """An adapter for models whose layers work on maps; subclasses say where their parts are.
 
-    `attentions`: the classes of attention and what stands for them in layers that reduce; `attention`: its name in a
-    layer; `on_tokens`: what works on every token outside of the layers.
+    `attention`: its name in a layer; `on_tokens`: what works on every token outside of the layers.
     """
 
-    attentions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
     attention: ClassVar[str] = "attn"
     on_tokens: ClassVar[tuple[str, ...]]
 
@@ -163,6 +160,9 @@ class MapAdapter(LayeredAdapter):
     def attention_of(self, layer: nn.Module) -> Any:
         return layer.get_submodule(self.attention)
 
+    def restated(self, model: Any) -> Sequence[nn.Module]:
+        return [self.attention_of(layer) for layer in self.layers(model)]
+
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         qkv = self.attention_of(layer).qkv
         return {name: (qkv, f"fused_{name}") for name in ("queries", "keys", "values", "mean_keys")}
@@ -172,16 +172,7 @@ class MapAdapter(LayeredAdapter):
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)
-        if reasons:
-            return reasons
-        layers = self.layers(model)
-        known = (*self.attentions, *self.attentions.values())
-        odd = sorted({type(self.attention_of(layer)).__name__ for layer in layers} - {c.__name__ for c in known})
-        if odd:
-            reasons.append(
-                f"its attention is {', '.join(odd)} (known: {', '.join(c.__name__ for c in self.attentions)})"
-            )
-        if len(self.needs_all(model)) == len(layers):
+        if len(self.needs_all(model)) == len(self.layers(model)):
             reasons.append("all its layers have windows or convolutions, which need all tokens")
         return reasons
 
@@ -233,20 +224,6 @@ class MapAdapter(LayeredAdapter):
 
     def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
         return "all"
-
-    def install(self, model: Any, reduction: Reduction) -> None:
-        super().install(model, reduction)
-        for index, layer in enumerate(self.layers(model)):
-            if index not in reduction.geometry.needs_all:
-                attention = self.attention_of(layer)
-                attention.__class__ = self.attentions[type(attention)]
-
-    def remove(self, model: Any) -> None:
-        originals = {reduced: original for original, reduced in self.attentions.items()}
-        for layer in self.layers(model):
-            attention = self.attention_of(layer)
-            attention.__class__ = originals.get(type(attention), type(attention))
-        super().remove(model)
 
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> NoReturn:
         raise InvalidValueError("there is no free-slicing limit where layers work on maps")

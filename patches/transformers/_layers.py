@@ -30,7 +30,7 @@ TAKES_A_BIAS = ("sdpa", "eager")  # attention implementations to which additive 
 
 
 class PretrainedLayer(ReducedLayer):
-    """`ReducedLayer` of transformers: hidden states that are collected come back whole, masks may hide padding."""
+    """`ReducedLayer` of transformers: hidden states that are collected have all tokens, masks may hide padding."""
 
     def collected(self, reduction: Reduction) -> frozenset[int]:
         return collected_layers(reduction.geometry.depth)
@@ -118,11 +118,11 @@ class HuggingFaceAdapter(LayeredAdapter):
         return missing
 
     def prefix(self, model: Any) -> int:
-        """Protected tokens in front of the image tokens."""
+        """Protected tokens before the image tokens."""
         return self.class_tokens
 
     def suffix(self, model: Any) -> int:
-        """Protected tokens behind the image tokens."""
+        """Protected tokens after the image tokens."""
         return 0
 
     def grid(self, model: Any) -> tuple[int, ...]:

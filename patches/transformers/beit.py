@@ -14,7 +14,7 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
 from ..shared.masks import valid_keys
-from ..shared.position_bias import attend_with
+from ..shared.position_bias import pair_logits
 from ._layers import HuggingFaceAdapter, PretrainedLayer, check_implementation, implementation
 
 
@@ -58,7 +58,7 @@ class ReducedBeitLayer(PretrainedLayer, BeitLayer):
             window = (resolution[0] // side, resolution[1] // side)
             own = self.relative_position_bias(window, interpolate_pos_encoding, dim_size=window[0] * window[1] + 1)
             table = own if table is None else own + table
-        y = self.attention(self.layernorm_before(x), attention_mask=attend_with(run, table, x), **kwargs)[0]
+        y = self.attention(self.layernorm_before(x), attention_mask=pair_logits(run, table, x), **kwargs)[0]
         return self.drop_path(self.lambda_1 * self.dropout(y)) + x
 
     def mlp_line(self, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from tokenreduce.forward.stack import join, leave
 
 from ..shared.adapter import Reads
 from ..shared.layered import ReducedLayer
+from ..shared.masks import refuse_masks
 from ._layers import HuggingFaceAdapter, PretrainedLayer, check_implementation, implementation
 
 Grid = tuple[int, ...]
@@ -65,15 +66,11 @@ class ReducedLwDetrViTLayer(PretrainedLayer, LwDetrViTLayer):
 
     def valid(self, reduction: Reduction, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
         check_implementation(implementation(self))
-        if attention_mask is not None:
-            raise InvalidValueError(
-                "attention_mask does not fit a reduced model: its tokens are no longer those the mask was made for; "
-                "call without it, or call tokenreduce.unpatch(model)"
-            )
+        refuse_masks(attention_mask=attention_mask)
 
     def attention_line(self, run: Run, x: Tensor, **kwargs: Any) -> Tensor:
-        attended = self.attention(self.layernorm_before(x), attention_mask=run.attention_bias(x), **kwargs)[0]
-        return x + attended * self.gamma_1
+        y = self.attention(self.layernorm_before(x), attention_mask=run.attention_bias(x), **kwargs)[0]
+        return x + y * self.gamma_1
 
     def mlp_line(self, x: Tensor) -> Tensor:
         return x + self.intermediate(self.layernorm_after(x)) * self.gamma_2

@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.siglip2.modeling_siglip2 import Siglip2EncoderLayer, Siglip2VisionModel
 
-from tokenreduce.forward.run import Run
-
 from ..shared.adapter import Reads
-from ._layers import PretrainedLayer
+from ._towers import TowerLayer
 from .siglip import TransformersSiglip
 
 
-class ReducedSiglip2EncoderLayer(PretrainedLayer, Siglip2EncoderLayer):
-    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        bias = run.attention_bias(x)
-        return x + self.self_attn(hidden_states=self.layer_norm1(x), attention_mask=bias, **kwargs)[0]
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.layer_norm2(x))
+class ReducedSiglip2EncoderLayer(TowerLayer, Siglip2EncoderLayer):
+    """`Siglip2EncoderLayer`, reduced."""
 
 
 class TransformersSiglip2(TransformersSiglip):

@@ -31,7 +31,7 @@ class TransformersVideoMAE(UnmaskedAdapter):
     class_tokens = 0
     videos = True
     reduced: ClassVar = {VideoMAELayer: ReducedVideoMAELayer}
-    self_attention: ClassVar = {VideoMAESelfAttention: BiasedVideoMAESelfAttention}
+    attentions: ClassVar = {VideoMAESelfAttention: BiasedVideoMAESelfAttention}
 
     def grid(self, model: Any) -> tuple[int, ...]:
         return (model.config.num_frames // model.config.tubelet_size, *super().grid(model))
