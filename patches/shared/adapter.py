@@ -22,8 +22,8 @@ Reads = Literal["protected", "tokens", "all"]
 class Adapter:
     """One backbone family. An adapter has no state; a file in `patches/` names its instance `ADAPTER`.
 
-    Only classes of layers are swapped, for classes at module level: a model of any class, its user's subclass too,
-    stays what it is and can be pickled.
+    Classes are swapped of modules inside the model only, for classes at module level: a model of any class, its user's
+    subclass too, stays what it is and can be pickled.
     """
 
     name: str

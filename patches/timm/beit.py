@@ -1,7 +1,7 @@
 """timm `Beit`: BEiT and BEiTv2, with relative position bias, one table a block or one for all.
 
-Attention is restated while tokens are reduced: the library's makes the bias of all tokens inside and calls no module
-whose output were keys.
+Attention is restated while tokens are reduced: the library's makes the bias of all tokens inside, and no module in it
+returns keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs
 from ..shared.position_bias import pair_logits
 from ._biased_qkv import attention, project
 from ._blocks import refuse_forward
-from ._gamma import GammaLines
+from ._lines import GammaLines
 
 
 class ReducedAttention(Attention):

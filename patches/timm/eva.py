@@ -28,7 +28,7 @@ from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, matrix
 from ..shared.masks import refuse_masks
 from ._biased_qkv import attention, is_hidden, project
 from ._blocks import refuse_forward
-from ._gamma import GammaLines
+from ._lines import GammaLines, PostNormLines
 
 
 class RotaryLayer(ReducedLayer):
@@ -60,14 +60,8 @@ class ReducedEvaBlock(GammaLines, RotaryLayer, EvaBlock):
     """`EvaBlock`: norms before attention and MLP, LayerScale on both, one or neither."""
 
 
-class ReducedEvaBlockPostNorm(RotaryLayer, EvaBlockPostNorm):
+class ReducedEvaBlockPostNorm(PostNormLines, RotaryLayer, EvaBlockPostNorm):
     """`EvaBlockPostNorm`: norms after attention and MLP."""
-
-    def biased_line(self, x: Tensor, **arguments: Any) -> Tensor:
-        return x + self.drop_path1(self.norm1(self.attn(x, **arguments)))
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return x + self.drop_path2(self.norm2(self.mlp(x)))
 
 
 class ReducedEvaAttention(EvaAttention):

@@ -70,7 +70,7 @@ def valid_tokens(mask: Tensor, x: Tensor) -> Tensor:
 
 
 class TimmNaFlexVit(TimmEva):
-    """Tokens are always restored, since what pools them reads the mask of the input."""
+    """Tokens are always restored: what pools them uses the mask of the input."""
 
     name = "timm_naflexvit"
     family = "timm NaFlexVit"

@@ -71,7 +71,7 @@ class ReducedSAMAttention(MapAttention, Attention):
 
 
 class TimmSAM(MapAdapter):
-    """The neck is made of convolutions, so that all tokens are always restored for it."""
+    """The neck is made of convolutions: all tokens are always restored for it."""
 
     name = "timm_sam"
     family = "timm VisionTransformerSAM (the image encoder of Segment Anything)"

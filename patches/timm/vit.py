@@ -24,6 +24,7 @@ from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.layered import LayeredAdapter, ReducedLayer, matrix_size, stem_macs
 from ..shared.masks import refuse_masks
 from ._blocks import ReducedBlocks, refuse_blocks, refuse_forward
+from ._lines import PostNormLines
 
 
 class MaskableLayer(ReducedLayer):
@@ -52,14 +53,8 @@ class ReducedBlock(MaskableLayer, Block):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-class ReducedResPostBlock(MaskableLayer, ResPostBlock):
+class ReducedResPostBlock(PostNormLines, MaskableLayer, ResPostBlock):
     """`ResPostBlock`: norms after attention and MLP."""
-
-    def biased_line(self, x: Tensor, **arguments: Any) -> Tensor:
-        return x + self.drop_path1(self.norm1(self.attn(x, **arguments)))
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return x + self.drop_path2(self.norm2(self.mlp(x)))
 
 
 class TimmViT(LayeredAdapter):

@@ -22,8 +22,8 @@ class ReducedBeitLayer(PretrainedLayer, BeitLayer):
     def valid(
         self, reduction: Reduction, x: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor | None:
-        """The model hands its shared bias to the layers in the place of a mask, in which padding cannot be told from
-        it. While it is traced the library makes a mask even where nothing is padded."""
+        """The model passes its shared bias to the layers as the mask, where padding cannot be told from bias. While it
+        is traced the library makes a mask even where nothing is padded."""
         check_implementation(implementation(self))
         tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if attention_mask is None or (tracing and self.shares_bias):

@@ -15,7 +15,7 @@ class ReducedDinov2Layer(LayerScaleLayer, Dinov2Layer):
 
 
 class TransformersDinov2(HuggingFaceAdapter):
-    """Its classifier averages image tokens, so that tokens are restored for it."""
+    """Its classifier averages image tokens: all are restored for it."""
 
     name = "transformers_dinov2"
     models = (Dinov2Model, Dinov2Backbone)

@@ -19,7 +19,7 @@ class ReducedDinov2WithRegistersLayer(LayerScaleLayer, Dinov2WithRegistersLayer)
 
 
 class TransformersDinov2WithRegisters(HuggingFaceAdapter):
-    """Its classifier averages image tokens, so that tokens are restored for it."""
+    """Its classifier averages image tokens: all are restored for it."""
 
     name = "transformers_dinov2_with_registers"
     models = (Dinov2WithRegistersModel, Dinov2WithRegistersBackbone)

@@ -37,8 +37,8 @@ class ReducedDINOv3ViTLayer(LayerScaleLayer, DINOv3ViTLayer):
 
 
 class TransformersDINOv3(HuggingFaceAdapter):
-    """The library infers the number of protected tokens from the length of the rotary table, so that it must always
-    have as many rows as there are image tokens."""
+    """The library infers the number of protected tokens from the length of the rotary table: it must always have as
+    many rows as there are image tokens."""
 
     name = "transformers_dinov3_vit"
     models = (DINOv3ViTModel, DINOv3ViTBackbone)

@@ -18,7 +18,7 @@ class ReducedSiglip2EncoderLayer(TowerLayer, Siglip2EncoderLayer):
 
 
 class TransformersSiglip2(TransformersSiglip):
-    """What reads its tokens does so with the mask of the input, so that they are always restored."""
+    """What reads its tokens uses the mask of the input: they are always restored."""
 
     name = "transformers_siglip2"
     models = (Siglip2VisionModel,)  # type: ignore[assignment]

@@ -23,8 +23,8 @@ class ReducedVideoMAELayer(UnmaskedLayer, VideoMAELayer):
 
 
 class TransformersVideoMAE(UnmaskedAdapter):
-    """The classifier averages tokens or reads the first, the decoder needs all visible ones in order, so that tokens
-    are restored for both."""
+    """The classifier averages tokens or reads the first, the decoder needs all visible ones in order: tokens are
+    restored for both."""
 
     name = "transformers_videomae"
     models = (VideoMAEModel,)

@@ -25,7 +25,7 @@ from ._layers import HuggingFaceAdapter
 
 
 class ReducedVitDetEncoder(VitDetEncoder):
-    """Collects the maps of its layers itself, so that it must tell them."""
+    """It collects the maps of its layers itself, and must tell them."""
 
     _tokenreduce: Mark
 

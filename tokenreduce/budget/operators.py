@@ -25,7 +25,7 @@ _active = _Active()
 
 
 class MacCounter(FlopCounterMode):
-    """Keeps FLOPs by phase (not by module) and the operators that nothing is known about."""
+    """Keeps FLOPs by phase (not by module) and the operators with no known cost."""
 
     def __init__(self) -> None:
         super().__init__(display=False)

@@ -47,7 +47,7 @@ def patch(
         method: a name from `methods()`.
         ratio: fraction of the image tokens that is gone after the last reducing layer, in [0, 1).
         r: image tokens removed in every block, an int or a list with one int a block.
-        flops: fraction of the unpatched multiply-adds that is left, the reducer's own work included, in (0, 1].
+        flops: the share of the unpatched multiply-adds to keep, the reducer's own work included, in (0, 1].
         schedule: a `Schedule`, which overrides the method's own shape. Give exactly one of ratio, r, flops and
             schedule. Only adaptive methods may go without: their threshold then decides how many tokens each forward
             keeps.
@@ -85,7 +85,7 @@ def change_patch(model: Model, **changes: Any) -> Model:
 
 
 def _install(backbone: nn.Module, adapter: Adapter, reduction: Reduction) -> None:
-    """Put a patch in the place of the one that is there, if any."""
+    """Install a patch, after removing the present one, if any."""
     if patch_of(backbone) is not None:
         adapter.remove(backbone)
     adapter.install(backbone, reduction)

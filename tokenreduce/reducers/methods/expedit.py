@@ -53,8 +53,8 @@ class Expedit(Reducer):
         window: side of the neighbourhood of cells, odd.
         iterations: at least 1.
         neighbours: how many centres a token is restored from.
-        rebuild: the block (0-based) after which all tokens are rebuilt, so that the blocks behind it run on all of
-            them; None: at the end only, where the model's output needs them.
+        rebuild: the block (0-based) after which all tokens are rebuilt: the blocks that follow run on all of them;
+            None: at the end only, where the model's output needs them.
     """
 
     inverse_temperature: float | None = None
@@ -123,7 +123,7 @@ class Expedit(Reducer):
     def _keep_alone(
         self, alone: Tensor, share: Tensor, rep: Tensor, z: Tensor, sizes: Tensor | None, near: Tensor, scale: Tensor
     ) -> TokenMap:
-        """The map in which the tokens `alone (B, K)` leave the clusters of `share` and are outputs behind them."""
+        """The map in which the tokens `alone (B, K)` leave the clusters of `share` and are outputs after them."""
         own = (alone[..., None] == counting(z.shape[1], z.device)).float()
         leaves = own.sum(1, keepdim=True) > 0
         share = torch.where(leaves, LEAST_SHARE * near.float(), share)

@@ -124,7 +124,7 @@ class Propagation(TokenMap):
     Its matrices are made when asked for: applying needs no more than `given (B, M, P)`.
 
     Args:
-        nodes: `(B, N)`, the cell of the grid behind each of `order`.
+        nodes: `(B, N)`, the cell of the grid of each of `order`.
         links: `(B, P, M)`, the weight of those that go for those that stay.
         grid: that of the nodes, or None for a sequence.
         alpha: the part of a token that is given.
