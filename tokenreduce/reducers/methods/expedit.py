@@ -15,7 +15,7 @@ from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import counting
 from tokenreduce.ops.tracing import constant_result
-from tokenreduce.reducers.checks import check_option
+from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.tokens import Tokens
@@ -83,9 +83,7 @@ class Expedit(Reducer):
         if given is not None and not (given >= 0 and math.isfinite(given)):
             raise InvalidValueError(f"option inverse_temperature is {given}; it must be finite and at least 0")
         for name in ("window", "iterations", "neighbours"):
-            check_option(name, getattr(self, name), int)
-            if getattr(self, name) < 1:
-                raise InvalidValueError(f"option {name} is {getattr(self, name)}; it must be 1 or more")
+            check_count(name, getattr(self, name))
         if self.rebuild is not None:
             check_option("rebuild", self.rebuild, int)
         if self.window % 2 == 0:
