@@ -1,1 +1,1 @@
-"""Adapters: one backbone family a file, named `LIBRARY_family.py` and imported only when LIBRARY already is."""
+"""Adapters: a folder for each library, in it one backbone family a file, imported only when the library already is."""

@@ -92,7 +92,7 @@ def reducing_layers(model: nn.Module) -> list[int]:
     """The layers that may reduce."""
     _, backbone, adapter = tokenreduce.patching.finding.find_backbone(model)
     geometry = adapter.geometry(backbone)
-    return [layer for layer in range(geometry.depth) if layer not in geometry.whole]
+    return [layer for layer in range(geometry.depth) if layer not in geometry.needs_all]
 
 
 def check_compile(backbone: Backbone, method: str) -> None:
@@ -135,7 +135,7 @@ def check_restore(backbone: Backbone, method: str) -> None:
         maps = backbone.collect(model, inputs)
         composed, plain = report(model).map, all(is_plain(m) for _, m in report(model).maps)
         unreduced = backbone.collect(unpatch(copy.deepcopy(model)), inputs)
-    if plain and not reduction_of(model).geometry.whole:
+    if plain and not reduction_of(model).geometry.needs_all:
         expected = composed.restore(composed.apply(unreduced[-1]))
         assert close([maps[-1]], [expected], 1e-4)
     patch(model, method, ratio=0.5, restore="delta")  # nothing has changed since: every place holds its own token again

@@ -16,13 +16,14 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from tokenreduce.budget.geometry import Costs, Geometry
-from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.marks import mark, unmark
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
+from ..shared.adapter import Reads
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, matrix_size
+from ..shared.masks import refuse_masks
 from ..shared.multihead import reduce_attention, refuse_attention, unreduce_attention
 
 
@@ -37,7 +38,7 @@ class ReducedResidualAttentionBlock(ReducedLayer, ResidualAttentionBlock):
         v_x: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        refuse_masks(k_x, v_x, attn_mask)
+        refuse_masks(attn_mask=attn_mask, k_x=k_x, v_x=v_x)
         return x + self.ls_1(self.attention(self.ln_1(x), attn_mask=run.attention_bias(x)))
 
     def mlp_line(self, x: Tensor) -> Tensor:
@@ -48,19 +49,11 @@ class ReducedCustomBlock(ReducedLayer, CustomResidualAttentionBlock):
     """A block with OpenCLIP's own attention, which adds a mask of any shape to its logits."""
 
     def attention_line(self, run: Run, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        refuse_masks(attn_mask)
+        refuse_masks(attn_mask=attn_mask)
         return x + self.ls_1(self.ln_attn(self.attn(self.ln_1(x), attn_mask=run.attention_bias(x))))
 
     def mlp_line(self, x: Tensor) -> Tensor:
         return x + self.ls_2(self.mlp(self.ln_2(x)))
-
-
-def refuse_masks(*others: Tensor | None) -> None:
-    if any(other is not None for other in others):
-        raise InvalidValueError(
-            "attn_mask, k_x and v_x do not fit a reduced model: its tokens are no longer those they were made for; "
-            "call without them, or call tokenreduce.unpatch(model)"
-        )
 
 
 class OpenClipViT(LayeredAdapter):
@@ -122,11 +115,11 @@ class OpenClipViT(LayeredAdapter):
             costs=model_costs(model, layers, width),
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
         pools = model.attn_pool is not None or model.pool_type == "avg"
         shows_tokens = model.output_tokens or model.pool_type == "none"
         own = type(model).forward is not VisionTransformer.forward
-        return pools or own or (shows_tokens and bool(outer))
+        return "tokens" if pools or own or (shows_tokens and outer) else "protected"
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Literal
 
 from torch import nn
 
@@ -11,19 +12,23 @@ from tokenreduce.budget.geometry import Geometry
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.reducers.entries import VIDEO
 
+# What code reads of the last layer's output:
+# "protected": protected tokens only, or nothing; image tokens stay reduced, and outputs of tokens hold those.
+# "tokens": image tokens, however many there are, as pooling does; they come back unless the user says otherwise.
+# "all": a place for each of the input's tokens, as for a map; they always come back.
+Reads = Literal["protected", "tokens", "all"]
+
 
 class Adapter:
     """One backbone family. An adapter has no state; a file in `patches/` names its instance `ADAPTER`.
 
-    Only classes of layers are swapped, for classes at module level: a model of any class, its user's subclass too,
-    stays what it is and can be pickled.
+    Classes are swapped of modules inside the model only, for classes at module level: a model of any class, its user's
+    subclass too, stays what it is and can be pickled.
     """
 
     name: str
     family: str
     videos: bool = False  # tokens are tubelets, in a grid of time, height and width
-    # True if the part after the layers needs the full grid; tokens are then always restored.
-    needs_maps: bool = False
 
     def matches(self, module: nn.Module) -> bool:
         """Whether `module` is a backbone of this family, patched or not."""
@@ -46,14 +51,9 @@ class Adapter:
         """Layers, protected tokens, grid, widths and costs."""
         raise NotImplementedError
 
-    def restores(self, model: nn.Module, outer: Sequence[nn.Module]) -> bool:
-        """Whether what follows the layers needs all tokens: a head that pools image tokens or reads a map, in the model
-        or in the modules that hold it, `outer`, outermost first."""
+    def reads(self, model: nn.Module, outer: Sequence[nn.Module]) -> Reads:
+        """What follows the layers reads, in the model and in `outer`, the modules that hold it, outermost first."""
         raise NotImplementedError
-
-    def needs_all(self, model: nn.Module, outer: Sequence[nn.Module]) -> bool:
-        """Whether what follows the layers, in the model or in `outer`, cannot run without all tokens."""
-        return self.needs_maps
 
     def prop_attn(self, model: nn.Module) -> bool:
         """Whether the log-size bias helps these weights."""

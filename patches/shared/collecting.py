@@ -1,5 +1,5 @@
 """Families whose `forward_intermediates` calls the layers one by one: the layers cannot see which of their outputs it
-hands on as maps, or whether it is `forward_features` that calls them, so that they have to be told."""
+returns as maps, nor whether `forward_features` calls them. So they have to be told."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ METHOD = "forward_intermediates"
 
 
 def tell_layers(model: Any) -> None:
-    """Let `model.forward_intermediates` say to the layers whose outputs are collected."""
+    """Let `model.forward_intermediates` tell the layers whose outputs it collects.
+
+    This is the one attribute besides `Mark` that a patch adds, and the only one on a model. Only the method itself
+    knows its arguments, no hook sees the call, and the class must not be swapped (see `Adapter`) nor changed (it is the
+    user's or the library's). The attribute holds the model, as a bound method does, and for the same reason: who keeps
+    the method alone keeps the model. So the model refers to itself, and until it is unpatched only the garbage
+    collector frees it. A `partial` of a function at module level survives copies and pickles, and the compiler traces
+    it; a bound method would be pickled by its name and come back as the library's own.
+    """
     names = tuple(inspect.signature(type(model).forward_intermediates).parameters)[1:]
     vars(model)[METHOD] = partial(forward_intermediates, model, names)
 
 
 def stop_telling(model: Any) -> None:
+    """Undo `tell_layers`."""
     vars(model).pop(METHOD, None)
 
 

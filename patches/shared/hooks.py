@@ -1,5 +1,8 @@
-"""Forward hooks that show a reducer what a layer computes. They are functions at module level, so that patched models
-can be copied and pickled, and do nothing in layers that do not reduce."""
+"""Forward hooks that show a reducer what a layer computes. They do nothing in layers that do not reduce.
+
+Each is a function of its own at module level: only those are the same objects in copies and pickles of a model, by
+which `remove_hooks` knows them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def _capture(module: Any, name: str, output: Tensor) -> None:
 
 
 def _capture_part(module: Any, name: str, output: Tensor) -> None:
-    """Of a fused projection of queries, keys and values, of tokens or of a map."""
+    """Keep a part of what a fused projection gives: queries, keys and values, of tokens or of a map."""
     part = ("queries", "keys", "values").index(name)
     _capture(module, name, output.flatten(1, -2).chunk(3, -1)[part])
 
@@ -89,7 +92,7 @@ def capture_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
 
 
 def capture_video(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    """What the convolution of a patch embedding makes tubelets of."""
+    """The video from which the convolution of a patch embedding makes tubelets."""
     note_video(module._tokenreduce.reduction, args[0], module.kernel_size)
 
 

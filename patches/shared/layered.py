@@ -8,7 +8,7 @@ own modules.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from tokenreduce.forward.slicing import Slicing
 from tokenreduce.forward.stack import join, leave
 
 from .adapter import Adapter
+from .classes import Classes, refuse_classes, swap, swap_back
 from .hooks import add_hook, captured_by_hooks, remove_hooks
 
 
@@ -71,13 +72,22 @@ class ReducedLayer:
 
 
 class LayeredAdapter(Adapter):
-    """An adapter for models that are a list of layers."""
+    """An adapter for models that are a list of layers.
 
-    reduced: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
+    `reduced`: what stands for each class of layers; `attentions`: what stands for each class of the attentions whose
+    forward is restated, `restated`.
+    """
+
+    reduced: ClassVar[Classes]
+    attentions: ClassVar[Classes] = {}
 
     def layers(self, model: Any) -> Sequence[Any]:
         """The layers, first to last."""
         raise NotImplementedError  # every family has its own
+
+    def restated(self, model: Any) -> Sequence[nn.Module]:
+        """The attentions in the layers whose class is swapped, too."""
+        return ()
 
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         """The modules of a layer that show keys, queries and values: the module and the hook, by entry of `Tokens`."""
@@ -91,20 +101,12 @@ class LayeredAdapter(Adapter):
         """The module that shows a video whose tubelets are the tokens, and the hook."""
         raise NotImplementedError  # only models of videos have one
 
-    def originals(self) -> dict[type[nn.Module], type[nn.Module]]:
-        return {reduced: original for original, reduced in self.reduced.items()}
-
     def refusals(self, model: Any) -> list[str]:
         layers = self.layers(model)
-        known = (*self.reduced, *self.originals())
-        odd = sorted({type(layer).__name__ for layer in layers if type(layer) not in known})
-        reasons = ["it has no layers"] if len(layers) == 0 else []
-        if odd:
-            names = ", ".join(c.__name__ for c in self.reduced)
-            reasons.append(
-                f"its blocks are of class {', '.join(odd)} (known: {names}), or another tool has changed them: "
-                "apply tokenreduce first"
-            )
+        if len(layers) == 0:
+            return ["it has no layers"]
+        reasons = refuse_classes("blocks are of class", layers, self.reduced)
+        reasons = reasons or refuse_classes("attention is", self.restated(model), self.attentions)
         if any("forward" in vars(module) for layer in layers for module in layer.modules()):
             reasons.append("a forward method was replaced on its blocks by another tool; undo that first")
         return reasons
@@ -119,10 +121,11 @@ class LayeredAdapter(Adapter):
             add_hook(module, reduction, hook)
         for index, layer in enumerate(self.layers(model)):
             mark(layer, reduction, index)
-            layer.__class__ = self.reduced[type(layer)]
             for entry, (module, hook) in self.captures(model, layer).items():
                 if entry in wanted:
                     add_hook(module, reduction, hook)
+        swap(self.layers(model), self.reduced)
+        swap(self.restated(model), self.attentions)
 
     def remove(self, model: Any) -> None:
         grid = self.grid_capture(model)
@@ -130,16 +133,16 @@ class LayeredAdapter(Adapter):
             remove_hooks(grid[0])
         if self.videos:
             remove_hooks(self.video_capture(model)[0])
-        originals = self.originals()
+        swap_back(self.restated(model), self.attentions)
+        swap_back(self.layers(model), self.reduced)
         for layer in self.layers(model):
-            layer.__class__ = originals[type(layer)]
             for module in layer.modules():
                 remove_hooks(module)
 
     @contextmanager
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> Iterator[nn.Module]:
         geometry, layers = self.geometry(model), self.layers(model)
-        if geometry.whole:
+        if geometry.needs_all:
             raise InvalidValueError("there is no free-slicing limit where some layers need all tokens")
         if any(type(layer) not in self.reduced for layer in layers):
             raise InvalidValueError("the free-slicing limit is measured on the unpatched model; unpatch it first")
@@ -147,12 +150,13 @@ class LayeredAdapter(Adapter):
         try:
             for index, layer in enumerate(layers):
                 mark(layer, slicing, index)
-                layer.__class__ = self.reduced[type(layer)]
+            swap(layers, self.reduced)
+            swap(self.restated(model), self.attentions)
             yield model
         finally:
-            originals = self.originals()
+            swap_back(self.restated(model), self.attentions)
+            swap_back(layers, self.reduced)
             for layer in layers:
-                layer.__class__ = originals.get(type(layer), type(layer))
                 unmark(layer)
 
 

@@ -8,11 +8,14 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 
 
-def refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
-    if attn_mask is not None or is_causal:
+def refuse_masks(**arguments: object) -> None:
+    """Raise if any of these arguments of a layer, by name, is given."""
+    if any(value is not None and value is not False for value in arguments.values()):
+        *names, last = arguments
+        listed = f"{', '.join(names)} and {last} do" if names else f"{last} does"
         raise InvalidValueError(
-            "attn_mask and is_causal do not fit a reduced model: its tokens are no longer those the mask was made for; "
-            "call without a mask, or call tokenreduce.unpatch(model)"
+            f"{listed} not fit a reduced model: its tokens are no longer those that a mask was made for; call without "
+            "a mask, or call tokenreduce.unpatch(model)"
         )
 
 
@@ -22,15 +25,27 @@ def valid_keys(mask: Tensor, x: Tensor) -> Tensor:
     Raises: ValueError for a mask that is not the same for all queries or adds anything else, which only an eager
     forward can see.
     """
-    visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    pads = mask.ndim == 4 and mask.shape[1] == 1
-    if pads and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-        pads = bool((visible == visible[:, :, :1]).all()) and (
-            mask.dtype == torch.bool or bool((mask[visible] == 0).all())
-        )
-    if not pads:
-        raise InvalidValueError(
-            "this attention_mask does not fit a reduced model: only masks that hide padding, the same for all "
-            "queries, can follow the tokens; call without it, or call tokenreduce.unpatch(model)"
-        )
-    return visible[:, 0, 0].expand(x.shape[0], -1)
+    if mask.ndim == 4 and mask.shape[1] == 1:
+        visible = visible_of(mask)
+        keys = visible[:, 0]
+        if is_traced() or (bool((visible == keys[:, None]).all()) and adds_nothing(mask, visible)):
+            return keys.expand(x.shape[0], -1)
+    raise InvalidValueError(
+        "this attention_mask does not fit a reduced model: only masks that hide padding, the same for all queries, can "
+        "follow the tokens; call without it, or call tokenreduce.unpatch(model)"
+    )
+
+
+def visible_of(mask: Tensor) -> Tensor:
+    """`(B, 1 or N, N)`: which tokens a mask, boolean or additive, lets each query see."""
+    return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)[:, 0]
+
+
+def adds_nothing(mask: Tensor, visible: Tensor) -> bool:
+    """Whether a mask leaves the logits of `visible` tokens as they are."""
+    return mask.dtype == torch.bool or bool((mask[:, 0][visible] == 0).all())
+
+
+def is_traced() -> bool:
+    """Whether no value of a tensor can be looked at now."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -37,8 +37,8 @@ class ReducedMultiheadAttention(nn.MultiheadAttention):
         if run is not None:
             show_heads(run, q, k, v)
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
 def reduce_attention(attention: Any, reduction: Reduction) -> None:

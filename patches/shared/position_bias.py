@@ -8,7 +8,7 @@ from torch import Tensor
 from tokenreduce.forward.run import Run
 
 
-def attend_with(run: Run, table: Tensor | None, x: Tensor) -> Tensor | None:
+def pair_logits(run: Run, table: Tensor | None, x: Tensor) -> Tensor | None:
     """The additive logits of the tokens of `x (B, N, C)`, sizes and position bias, to be handed to attention; `table`
     is that of all the input's tokens. Tells the run of them, too."""
     pairs = None if table is None else run.pairs(table, x)

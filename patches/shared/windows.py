@@ -1,12 +1,12 @@
 """Layers that work on maps, most of them in windows, with decomposed relative positions: what SAM and ViTDet share.
 
-Windows need all tokens, so that these layers are `whole`. The others reduce. Reduced tokens pass between them as
+Windows need all tokens, as their `needs_all` says. The others reduce. Reduced tokens pass between them as
 `(B, M, C)`, which no other code sees: what has all tokens is a map again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar, NoReturn
 
@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from tokenreduce.budget.geometry import Costs, Geometry
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.noted import note_grid
-from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import join, leave
 
+from .adapter import Reads
 from .layered import LayeredAdapter, ReducedLayer, matrix_size
 
 Grid = tuple[int, ...]
@@ -43,7 +43,7 @@ class MapLayer(ReducedLayer):
             return original(x, *args, **kwargs)
         handed_out = run.taps.tokens_of(x)
         tokens = run.enter(layer, tokens if handed_out is None else handed_out)
-        if layer in reduction.geometry.whole:
+        if layer in reduction.geometry.needs_all:
             x = original(as_map(tokens, run.grid, self.channels_first), *args, **kwargs)
             tokens = as_tokens(first(x), self.channels_first)
         else:
@@ -57,8 +57,8 @@ class MapLayer(ReducedLayer):
 
 
 class MapAttention:
-    """The attention of a layer that reduces; goes in front of the library's class. While the tokens are a map the
-    library's forward runs, afterwards the same is computed of tokens at any places."""
+    """The attention of these layers; goes in front of the library's class. Of a map the library's forward runs;
+    afterwards the same is computed of tokens at any places."""
 
     qkv: Any
     proj: Any
@@ -68,7 +68,7 @@ class MapAttention:
         if run is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         x: Tensor = args[0]
-        run.show_attention(lambda queries, keys: self.attended(run, queries.float(), keys.float()))
+        run.show_attention(lambda queries, keys: self.attend(run, queries.float(), keys.float()))
         if run.maps:
             return self.restated(run, x)
         return first(super().forward(as_map(x, run.grid, False))).flatten(1, 2)  # type: ignore[misc]
@@ -77,7 +77,7 @@ class MapAttention:
         """The library's forward for tokens `(B, N, C)`."""
         shape = x.shape[0], x.shape[1], 3, heads_of(self), -1
         queries, keys, values = self.qkv(x).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
-        queries, keys, bias = self.attended(run, *self.normed(queries, keys))
+        queries, keys, bias = self.attend(run, *self.normed(queries, keys))
         bias = None if bias is None else bias.to(queries.dtype)
         out = F.scaled_dot_product_attention(queries, keys, values, bias, self.dropped())
         return self.projected(out.transpose(1, 2).flatten(2))
@@ -86,7 +86,7 @@ class MapAttention:
         """`(B, H, N, d)` as relative positions and hooks see them."""
         return queries, keys
 
-    def attended(self, run: Run, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def attend(self, run: Run, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries, keys and additive logits as attention uses them."""
         bias = run.attention_bias(queries)
         if not hasattr(self, "rel_pos_h"):
@@ -143,25 +143,25 @@ def first(output: Any) -> Tensor:
 class MapAdapter(LayeredAdapter):
     """An adapter for models whose layers work on maps; subclasses say where their parts are.
 
-    `attentions`: the classes of attention and what stands for them in layers that reduce; `attention`: its name in a
-    layer; `on_tokens`: what works on every token outside of the layers.
+    `attention`: its name in a layer; `on_tokens`: what works on every token outside of the layers.
     """
 
-    attentions: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
     attention: ClassVar[str] = "attn"
     on_tokens: ClassVar[tuple[str, ...]]
-    needs_maps = True
 
     def grid(self, model: Any) -> Grid:
         """The grid of an image of the configured size."""
         raise NotImplementedError  # every family has its own
 
-    def whole(self, model: Any) -> frozenset[int]:
+    def needs_all(self, model: Any) -> frozenset[int]:
         """The layers that need all tokens."""
         return frozenset(i for i, layer in enumerate(self.layers(model)) if layer.window_size > 0)
 
     def attention_of(self, layer: nn.Module) -> Any:
         return layer.get_submodule(self.attention)
+
+    def restated(self, model: Any) -> Sequence[nn.Module]:
+        return [self.attention_of(layer) for layer in self.layers(model)]
 
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         qkv = self.attention_of(layer).qkv
@@ -172,16 +172,7 @@ class MapAdapter(LayeredAdapter):
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)
-        if reasons:
-            return reasons
-        layers = self.layers(model)
-        known = (*self.attentions, *self.attentions.values())
-        odd = sorted({type(self.attention_of(layer)).__name__ for layer in layers} - {c.__name__ for c in known})
-        if odd:
-            reasons.append(
-                f"its attention is {', '.join(odd)} (known: {', '.join(c.__name__ for c in self.attentions)})"
-            )
-        if len(self.whole(model)) == len(layers):
+        if len(self.needs_all(model)) == len(self.layers(model)):
             reasons.append("all its layers have windows or convolutions, which need all tokens")
         return reasons
 
@@ -202,7 +193,7 @@ class MapAdapter(LayeredAdapter):
             heads=heads,
             head_dim=width // heads,
             costs=self.costs(model, grid, width),
-            whole=self.whole(model),
+            needs_all=self.needs_all(model),
             follows_origin=any(knows_places(attention) for attention in attentions),
         )
 
@@ -231,22 +222,8 @@ class MapAdapter(LayeredAdapter):
             mlp=tuple(mlp),
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return True
-
-    def install(self, model: Any, reduction: Reduction) -> None:
-        super().install(model, reduction)
-        for index, layer in enumerate(self.layers(model)):
-            if index not in reduction.geometry.whole:
-                attention = self.attention_of(layer)
-                attention.__class__ = self.attentions[type(attention)]
-
-    def remove(self, model: Any) -> None:
-        originals = {reduced: original for original, reduced in self.attentions.items()}
-        for layer in self.layers(model):
-            attention = self.attention_of(layer)
-            attention.__class__ = originals.get(type(attention), type(attention))
-        super().remove(model)
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "all"
 
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> NoReturn:
         raise InvalidValueError("there is no free-slicing limit where layers work on maps")

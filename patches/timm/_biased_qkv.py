@@ -1,5 +1,5 @@
-"""Attention of timm's EVA and BEiT: where its fused projection has biases, no module is called whose output were the
-queries, keys and values, so that what methods read of them is taken here."""
+"""Attention of timm's EVA and BEiT. Where its fused projection has biases, no module returns queries, keys and values:
+what methods read of them is computed here."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
 """timm `Beit`: BEiT and BEiTv2, with relative position bias, one table a block or one for all.
 
-Attention is restated while tokens are reduced: the library's makes the bias of all tokens inside and calls no module
-whose output were keys.
+Attention is restated while tokens are reduced: the library's makes the bias of all tokens inside, and no module in it
+returns keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from timm.models.beit import Attention, Beit, Block
@@ -17,11 +16,14 @@ from tokenreduce.budget.geometry import Geometry
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
+from ..shared.adapter import Reads
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.hooks import show_heads
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs
-from ..shared.position_bias import attend_with
+from ..shared.position_bias import pair_logits
 from ._biased_qkv import attention, project
+from ._blocks import refuse_forward
+from ._lines import GammaLines
 
 
 class ReducedAttention(Attention):
@@ -33,7 +35,7 @@ class ReducedAttention(Attention):
         q, k, v = project(self, x)
         if isinstance(run, Run) and run.may_reduce(run.next_layer):
             show_heads(run, q, k, v)
-        bias = attend_with(run, self.table(shared_rel_pos_bias), x)
+        bias = pair_logits(run, self.table(shared_rel_pos_bias), x)
         return self.proj_drop(self.proj(attention(self, q, k, v, None if bias is None else bias.to(q.dtype))))
 
     def table(self, shared: Tensor | None) -> Tensor | None:
@@ -46,14 +48,9 @@ class ReducedAttention(Attention):
         return own if shared is None else own + shared
 
 
-class ReducedBlock(ReducedLayer, Block):
+class ReducedBlock(GammaLines, ReducedLayer, Block):
     def attention_line(self, run: Run, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        y = self.attn(self.norm1(x), shared_rel_pos_bias=shared_rel_pos_bias, run=run)
-        return x + self.drop_path1(y if self.gamma_1 is None else self.gamma_1 * y)
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        y = self.mlp(self.norm2(x))
-        return x + self.drop_path2(y if self.gamma_2 is None else self.gamma_2 * y)
+        return self.biased_line(x, shared_rel_pos_bias=shared_rel_pos_bias, run=run)
 
 
 class TimmBeit(LayeredAdapter):
@@ -62,12 +59,16 @@ class TimmBeit(LayeredAdapter):
     name = "timm_beit"
     family = "timm Beit (BEiT, BEiTv2)"
     reduced: ClassVar = {Block: ReducedBlock}
+    attentions: ClassVar = {Attention: ReducedAttention}
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, Beit)
 
     def layers(self, model: Any) -> Sequence[Any]:
         return model.blocks
+
+    def restated(self, model: Any) -> Sequence[nn.Module]:
+        return [block.attn for block in model.blocks]
 
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         return {}  # its attention shows them
@@ -77,16 +78,7 @@ class TimmBeit(LayeredAdapter):
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)
-        odd = [b for b in model.blocks if hasattr(b, "attn") and type(b.attn) not in (Attention, ReducedAttention)]
-        if odd and not reasons:
-            reasons.append(f"its attention is {type(odd[0].attn).__name__}, only timm's beit.Attention is known")
-        if type(model).forward_features is not Beit.forward_features:
-            reasons.append(
-                f"{type(model).__name__} has a forward_features of its own, which may treat tokens by position"
-            )
-        if model.grad_checkpointing:
-            reasons.append("gradient checkpointing is on; call model.set_grad_checkpointing(False) first")
-        return reasons + told_by_others(model)
+        return reasons + refuse_forward(model, Beit) + told_by_others(model)
 
     def lacks(self, model: Any) -> dict[str, str]:
         return {}
@@ -107,32 +99,16 @@ class TimmBeit(LayeredAdapter):
             follows_origin=True,
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return model.global_pool not in ("token", "") or bool(outer)
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "tokens" if model.global_pool not in ("token", "") or outer else "protected"
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)
         tell_layers(model)
-        swap_attention(model, ReducedAttention)
 
     def remove(self, model: Any) -> None:
-        swap_attention(model, Attention)
         stop_telling(model)
         super().remove(model)
-
-    @contextmanager
-    def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> Iterator[nn.Module]:
-        with super().sliced(model, counts, placement):
-            swap_attention(model, ReducedAttention)
-            try:
-                yield model
-            finally:
-                swap_attention(model, Attention)
-
-
-def swap_attention(model: Any, kind: type[nn.Module]) -> None:
-    for block in model.blocks:
-        block.attn.__class__ = kind
 
 
 ADAPTER = TimmBeit()

@@ -6,7 +6,7 @@ Rotary tables, axial `(N, D)` or one `(H, N, D)` a layer, follow the token that 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,65 +20,48 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import capturing
 
+from ..shared.adapter import Reads
+from ..shared.classes import Classes, refuse_classes, swap, swap_back
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.hooks import captured_by_hooks
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, matrix_size
 from ..shared.masks import refuse_masks
 from ._biased_qkv import attention, is_hidden, project
+from ._blocks import refuse_forward
+from ._lines import GammaLines, PostNormLines
 
 
 class RotaryLayer(ReducedLayer):
     """What both blocks share: attention over the rows of the rotary table that belong to the tokens."""
 
     attn: Any
+    biased_line: Callable[..., Tensor]  # attention, called with the arguments given, and its residual
 
-    def attended(self, run: Run, x: Tensor, rope: Tensor | None, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-        refuse_masks(attn_mask, is_causal)
-        attn = self.attn
+    def attention_line(
+        self,
+        run: Run,
+        x: Tensor,
+        rope: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        refuse_masks(attn_mask=attn_mask, is_causal=is_causal)
         rows = None if rope is None else run.rows(rope, x)
 
-        def shown(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-            q, k = rotated(attn, q, rows), rotated(attn, k, rows)
+        def attend(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            q, k = rotated(self.attn, q, rows), rotated(self.attn, k, rows)
             return q, k.repeat_interleave(q.shape[1] // k.shape[1], 1), run.attention_bias(q, torch.float32)
 
-        run.show_attention(shown)
-        return attn(x, rope=rows, attn_mask=run.attention_bias(x))
+        run.show_attention(attend)
+        return self.biased_line(x, rope=rows, attn_mask=run.attention_bias(x))
 
 
-class ReducedEvaBlock(RotaryLayer, EvaBlock):
-    """`EvaBlock`: norms in front of attention and MLP, LayerScale on both, one or neither."""
-
-    def attention_line(
-        self,
-        run: Run,
-        x: Tensor,
-        rope: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Tensor:
-        y = self.attended(run, self.norm1(x), rope, attn_mask, is_causal)
-        return x + self.drop_path1(y if self.gamma_1 is None else self.gamma_1 * y)
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        y = self.mlp(self.norm2(x))
-        return x + self.drop_path2(y if self.gamma_2 is None else self.gamma_2 * y)
+class ReducedEvaBlock(GammaLines, RotaryLayer, EvaBlock):
+    """`EvaBlock`: norms before attention and MLP, LayerScale on both, one or neither."""
 
 
-class ReducedEvaBlockPostNorm(RotaryLayer, EvaBlockPostNorm):
-    """`EvaBlockPostNorm`: norms behind attention and MLP."""
-
-    def attention_line(
-        self,
-        run: Run,
-        x: Tensor,
-        rope: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Tensor:
-        return x + self.drop_path1(self.norm1(self.attended(run, x, rope, attn_mask, is_causal)))
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return x + self.drop_path2(self.norm2(self.mlp(x)))
+class ReducedEvaBlockPostNorm(PostNormLines, RotaryLayer, EvaBlockPostNorm):
+    """`EvaBlockPostNorm`: norms after attention and MLP."""
 
 
 class ReducedEvaAttention(EvaAttention):
@@ -111,13 +94,16 @@ def rotated(attn: Any, heads: Tensor, rope: Tensor | None) -> Tensor:
 
 
 class TimmEva(LayeredAdapter):
-    """Adapter for `timm.models.eva.Eva`, and for `kind` in subclasses, whose attention is one of `attentions`."""
+    """Adapter for `timm.models.eva.Eva`, and for `kind` in subclasses.
+
+    `known_attention`: what stands for each class of attention where a method reads its values.
+    """
 
     name = "timm_eva"
     family = "timm Eva (EVA, EVA-02, DINOv3, Perception Encoder, ViTs with rotary embedding)"
     reduced: ClassVar = {EvaBlock: ReducedEvaBlock, EvaBlockPostNorm: ReducedEvaBlockPostNorm}
     kind: ClassVar[Any] = Eva
-    attentions: ClassVar[tuple[type[nn.Module], ...]] = (EvaAttention, ReducedEvaAttention, AttentionRope)
+    known_attention: ClassVar[Classes] = {EvaAttention: ReducedEvaAttention, AttentionRope: AttentionRope}
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, self.kind)
@@ -154,24 +140,14 @@ class TimmEva(LayeredAdapter):
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)
-        odd = [b for b in model.blocks if hasattr(b, "attn") and type(b.attn) not in self.attentions]
-        if odd and not reasons:
-            names = ", ".join(c.__name__ for c in self.attentions if c is not ReducedEvaAttention)
-            reasons.append(f"its attention is {type(odd[0].attn).__name__} (known: {names})")
-        rotary = [
-            b.attn for b in model.blocks if hasattr(b, "attn") and isinstance(b.attn, (EvaAttention, AttentionRope))
-        ]
+        attentions = [block.attn for block in model.blocks if hasattr(block, "attn")]
+        reasons = reasons or refuse_classes("attention is", attentions, self.known_attention)
+        rotary = [attn for attn in attentions if isinstance(attn, (EvaAttention, AttentionRope))]
         if any(not hasattr(attn, "gate") for attn in rotary):
             reasons.append("its rotary attention is that of timm before 1.0.28; upgrade timm")
-        if type(model).forward_features is not self.kind.forward_features:
-            reasons.append(
-                f"{type(model).__name__} has a forward_features of its own, which may treat tokens by position"
-            )
         if self.grid(model) is None:
             reasons.append("its patch embedding does not tell how many tokens an image has")
-        if model.grad_checkpointing:
-            reasons.append("gradient checkpointing is on; call model.set_grad_checkpointing(False) first")
-        return reasons + told_by_others(model)
+        return reasons + refuse_forward(model, self.kind) + told_by_others(model)
 
     def lacks(self, model: Any) -> dict[str, str]:
         missing = {}
@@ -199,21 +175,21 @@ class TimmEva(LayeredAdapter):
             follows_origin=model.rope is not None,
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return model.attn_pool is not None or model.global_pool not in ("token", "") or bool(outer)
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        pools = model.attn_pool is not None or model.global_pool not in ("token", "")
+        return "tokens" if pools or outer else "protected"
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)
         tell_layers(model)
         if "values" in captured_by_hooks(reduction, self.lacks(model)):
-            for attn in (block.attn for block in model.blocks if hides_values(block.attn)):
+            hiding = [block.attn for block in model.blocks if hides_values(block.attn)]
+            for attn in hiding:
                 mark(attn, reduction)
-                attn.__class__ = ReducedEvaAttention
+            swap(hiding, self.known_attention)
 
     def remove(self, model: Any) -> None:
-        for block in model.blocks:
-            if type(block.attn) is ReducedEvaAttention:
-                block.attn.__class__ = EvaAttention  # type: ignore[assignment]
+        swap_back((block.attn for block in model.blocks), self.known_attention)
         stop_telling(model)
         super().remove(model)
 

@@ -21,6 +21,9 @@ from tokenreduce.forward.noted import collected
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
+from ..shared.adapter import Reads
+from ..shared.classes import Classes
+from ..shared.masks import adds_nothing, is_traced, visible_of
 from .eva import ReducedEvaBlock, TimmEva
 from .vit import ReducedBlock
 
@@ -52,32 +55,28 @@ def valid_tokens(mask: Tensor, x: Tensor) -> Tensor:
 
     Raises: ValueError for any other mask, which only an eager forward can see.
     """
-    fits = mask.is_floating_point() and mask.ndim == 4 and mask.shape[1] == 1
-    if fits:
-        visible = mask[:, 0] > torch.finfo(mask.dtype).min / 2
+    # timm adds a boolean mask to its logits, where that hides nothing.
+    if mask.is_floating_point() and mask.ndim == 4 and mask.shape[1] == 1:
+        visible = visible_of(mask)
         keys = visible[:, 0] if visible.shape[1] == 1 else visible.diagonal(dim1=1, dim2=2)
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            queries = keys if visible.shape[1] > 1 else torch.ones_like(keys[:, :1])
-            seen = queries[..., None] & keys[:, None]
-            to_all = keys[:, None].expand_as(visible)
-            fits = bool(((visible == seen).all() | (visible == to_all).all()) & (mask[:, 0][visible] == 0).all())
-    if not fits:
-        raise InvalidValueError(
-            "this attn_mask does not fit a reduced model: only masks that hide padding can follow the tokens; "
-            "call with patch_valid instead, or call tokenreduce.unpatch(model)"
-        )
-    return keys.expand(x.shape[0], -1)
+        to_all = keys[:, None].expand_as(visible)
+        to_visible = to_all if visible.shape[1] == 1 else to_all & keys[:, :, None]
+        if is_traced() or (adds_nothing(mask, visible) and any(torch.equal(visible, v) for v in (to_all, to_visible))):
+            return keys.expand(x.shape[0], -1)
+    raise InvalidValueError(
+        "this attn_mask does not fit a reduced model: only masks that hide padding can follow the tokens; "
+        "call with patch_valid instead, or call tokenreduce.unpatch(model)"
+    )
 
 
 class TimmNaFlexVit(TimmEva):
-    """Tokens are always restored, since what pools them reads the mask of the input."""
+    """Tokens are always restored: what pools them uses the mask of the input."""
 
     name = "timm_naflexvit"
     family = "timm NaFlexVit"
     reduced: ClassVar = {Block: ReducedNaFlexBlock, EvaBlock: ReducedNaFlexEvaBlock}
     kind = NaFlexVit
-    attentions = (Attention, *TimmEva.attentions)
-    needs_maps = True
+    known_attention: ClassVar[Classes] = {Attention: Attention, **TimmEva.known_attention}
 
     def embedding(self, model: Any) -> Any:
         return model.embeds
@@ -97,8 +96,8 @@ class TimmNaFlexVit(TimmEva):
         grids = dict.fromkeys(("grid", "positions"), "images of a batch may have grids of their own")
         return super().lacks(model) | grids
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return True
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "all"
 
 
 ADAPTER = TimmNaFlexVit()

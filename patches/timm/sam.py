@@ -13,29 +13,22 @@ from torch import Tensor, nn
 from tokenreduce.forward.noted import note_grid
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
-from tokenreduce.forward.stack import close, finish, open_run
+from tokenreduce.forward.stack import finish
 
 from ..shared.windows import Grid, MapAdapter, MapAttention, MapLayer, as_map, as_tokens, grid_of
+from ._blocks import ReducedBlocks, refuse_blocks, refuse_forward
 
 
-class ReducedSAMBlocks(nn.Sequential):
-    """The blocks called as a whole (`forward_features`): tokens stay reduced between them."""
+class ReducedSAMBlocks(ReducedBlocks):
+    """`ReducedBlocks` of blocks that take and give maps."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        head: Any = self[0]
-        reduction, layer = head._tokenreduce
-        if layer > 0:  # model.blocks[6:](x): the blocks find out whether they may run apart from those before
-            return super().forward(x)
+    def tokens(self, reduction: Reduction, x: Tensor) -> Tensor:
         note_grid(reduction, grid_of(x, False))
-        run = open_run(reduction, as_tokens(x, False), surrounded=True)
-        if run is None:
-            return super().forward(x)
-        try:
-            x = super().forward(x)
-            tokens = finish(run, x, restore=x.ndim == 3)
-            return tokens if x.ndim == 4 else as_map(tokens, run.grid, False)
-        finally:
-            close(run)
+        return as_tokens(x, False)
+
+    def finished(self, run: Run, x: Tensor) -> Tensor:
+        tokens = finish(run, x, restore=x.ndim == 3)
+        return tokens if x.ndim == 4 else as_map(tokens, run.grid, False)
 
 
 class ReducedSAMBlock(MapLayer, Block):
@@ -60,12 +53,12 @@ class ReducedSAMAttention(MapAttention, Attention):
         queries, keys = self.q_norm(queries.flatten(0, 1)), self.k_norm(keys.flatten(0, 1))
         return queries.unflatten(0, shape), keys.unflatten(0, shape)
 
-    def attended(self, run: Run, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def attend(self, run: Run, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         rope: Any = self.rope
         if rope is not None:
             rows = run.rows(rope.get_embed(), queries)
             queries, keys = (apply_rot_embed_cat(part, rows).type_as(part) for part in (queries, keys))
-        return super().attended(run, queries, keys)
+        return super().attend(run, queries, keys)
 
     def tables(self, grid: Grid) -> tuple[Tensor, Tensor]:
         return get_rel_pos(grid[0], grid[0], self.rel_pos_h), get_rel_pos(grid[1], grid[1], self.rel_pos_w)
@@ -78,7 +71,7 @@ class ReducedSAMAttention(MapAttention, Attention):
 
 
 class TimmSAM(MapAdapter):
-    """The neck is made of convolutions, so that all tokens are always restored for it."""
+    """The neck is made of convolutions: all tokens are always restored for it."""
 
     name = "timm_sam"
     family = "timm VisionTransformerSAM (the image encoder of Segment Anything)"
@@ -104,19 +97,13 @@ class TimmSAM(MapAdapter):
         }
 
     def refusals(self, model: Any) -> list[str]:
-        if type(model.blocks) not in (nn.Sequential, ReducedSAMBlocks):
-            return [f"its blocks are a {type(model.blocks).__name__}, not an nn.Sequential of blocks"]
-        reasons = super().refusals(model)
-        if type(model).forward_features is not VisionTransformerSAM.forward_features:
-            reasons.append(
-                f"{type(model).__name__} has a forward_features of its own, which may treat tokens by position"
-            )
+        if reasons := refuse_blocks(model, ReducedSAMBlocks):
+            return reasons
+        reasons = super().refusals(model) + refuse_forward(model, VisionTransformerSAM)
         if type(model.patch_embed) is not PatchEmbed:
             reasons.append(
                 f"its patch embedding is {type(model.patch_embed).__name__}, only timm's PatchEmbed is known"
             )
-        if model.grad_checkpointing:
-            reasons.append("gradient checkpointing is on; call model.set_grad_checkpointing(False) first")
         return reasons
 
     def install(self, model: Any, reduction: Reduction) -> None:

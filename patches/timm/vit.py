@@ -17,35 +17,21 @@ from tokenreduce.budget.geometry import Costs, Geometry
 from tokenreduce.forward.noted import collected
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
-from tokenreduce.forward.stack import close, finish, open_run
 
+from ..shared.adapter import Reads
+from ..shared.classes import refuse_classes
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.layered import LayeredAdapter, ReducedLayer, matrix_size, stem_macs
 from ..shared.masks import refuse_masks
-
-
-class ReducedBlocks(nn.Sequential):
-    """The blocks called as a whole (`forward_features`): tokens stay reduced between them."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        first: Any = self[0]
-        reduction, layer = first._tokenreduce
-        if layer > 0:  # model.blocks[6:](x): the blocks find out whether they may run apart from those before
-            return super().forward(x)
-        run = open_run(reduction, x, surrounded=True)
-        if run is None:
-            return super().forward(x)
-        try:
-            return finish(run, super().forward(x), restore=reduction.restoring.ends)
-        finally:
-            close(run)
+from ._blocks import ReducedBlocks, refuse_blocks, refuse_forward
+from ._lines import PostNormLines
 
 
 class MaskableLayer(ReducedLayer):
     """`ReducedLayer` of timm: blocks called one by one by other code than `forward_intermediates` may all have their
     outputs collected."""
 
-    attend: Callable[[Tensor, Tensor | None], Tensor]
+    biased_line: Callable[..., Tensor]  # attention, called with the arguments given, and its residual
 
     def collected(self, reduction: Reduction) -> frozenset[int]:
         return collected(reduction, otherwise=frozenset(range(reduction.geometry.depth)))
@@ -53,28 +39,22 @@ class MaskableLayer(ReducedLayer):
     def attention_line(
         self, run: Run, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **kwargs: Any
     ) -> Tensor:
-        refuse_masks(attn_mask, is_causal)
-        return self.attend(x, run.attention_bias(x))
+        refuse_masks(attn_mask=attn_mask, is_causal=is_causal)
+        return self.biased_line(x, attn_mask=run.attention_bias(x))
 
 
 class ReducedBlock(MaskableLayer, Block):
-    """`Block`: norms in front of attention and MLP, LayerScale."""
+    """`Block`: norms before attention and MLP, LayerScale."""
 
-    def attend(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=bias)))
+    def biased_line(self, x: Tensor, **arguments: Any) -> Tensor:
+        return x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **arguments)))
 
     def mlp_line(self, x: Tensor) -> Tensor:
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-class ReducedResPostBlock(MaskableLayer, ResPostBlock):
-    """`ResPostBlock`: norms behind attention and MLP."""
-
-    def attend(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return x + self.drop_path1(self.norm1(self.attn(x, attn_mask=bias)))
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return x + self.drop_path2(self.norm2(self.mlp(x)))
+class ReducedResPostBlock(PostNormLines, MaskableLayer, ResPostBlock):
+    """`ResPostBlock`: norms after attention and MLP."""
 
 
 class TimmViT(LayeredAdapter):
@@ -104,22 +84,16 @@ class TimmViT(LayeredAdapter):
         return model.patch_embed, "dynamic_grid"
 
     def refusals(self, model: Any) -> list[str]:
-        if type(model.blocks) not in (nn.Sequential, ReducedBlocks):
-            return [f"its blocks are a {type(model.blocks).__name__}, not an nn.Sequential of blocks"]
+        if reasons := refuse_blocks(model):
+            return reasons
         reasons = super().refusals(model)
-        odd = [block for block in model.blocks if hasattr(block, "attn") and type(block.attn) is not Attention]
-        if odd and not reasons:
-            reasons.append(f"its attention is {type(odd[0].attn).__name__}, only timm's Attention is known")
-        if type(model).forward_features is not VisionTransformer.forward_features:
-            reasons.append(
-                f"{type(model).__name__} has a forward_features of its own, which may treat tokens by position"
-            )
+        attentions = [block.attn for block in model.blocks if hasattr(block, "attn")]
+        reasons = reasons or refuse_classes("attention is", attentions, {Attention: Attention})
+        reasons += refuse_forward(model, VisionTransformer)
         if not hasattr(model.patch_embed, "grid_size") or not hasattr(model.patch_embed, "dynamic_feat_size"):
             reasons.append(
                 f"its patch embedding {type(model.patch_embed).__name__} does not tell the grid of its tokens"
             )
-        if getattr(model, "grad_checkpointing", False):
-            reasons.append("gradient checkpointing is on; call model.set_grad_checkpointing(False) first")
         return reasons + told_by_others(model)
 
     def lacks(self, model: Any) -> dict[str, str]:
@@ -142,8 +116,9 @@ class TimmViT(LayeredAdapter):
             costs=model_costs(model),
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return model.attn_pool is not None or model.global_pool not in ("token", "") or bool(outer)
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        pools = model.attn_pool is not None or model.global_pool not in ("token", "")
+        return "tokens" if pools or outer else "protected"
 
     def prop_attn(self, model: Any) -> bool:
         # Weights from masked auto-encoding were measured to lose accuracy with the bias (ToMe, table on MAE models).

@@ -14,6 +14,7 @@ from tokenreduce.budget.geometry import Geometry
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
+from ..shared.adapter import Reads
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, stem_macs
 from ..shared.multihead import reduce_attention, refuse_attention, unreduce_attention
 
@@ -68,8 +69,8 @@ class TorchvisionViT(LayeredAdapter):
             costs=dataclasses.replace(costs, per_token=stem // side**2),
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return bool(outer) or type(model).forward is not VisionTransformer.forward
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "tokens" if outer or type(model).forward is not VisionTransformer.forward else "protected"
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)

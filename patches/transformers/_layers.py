@@ -7,14 +7,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.output_capturing import _active_collector
 
 from tokenreduce.budget.geometry import Geometry
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.reduction import Reduction
 
+from ..shared.adapter import Reads
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs
 from ..shared.masks import valid_keys
+from ._collector import collected_layers
 
 # What transformers calls models that read a place for each of the input's patches.
 DENSE_HEADS = (
@@ -29,21 +30,10 @@ TAKES_A_BIAS = ("sdpa", "eager")  # attention implementations to which additive 
 
 
 class PretrainedLayer(ReducedLayer):
-    """`ReducedLayer` of transformers: hidden states that are collected come back whole, masks may hide padding."""
+    """`ReducedLayer` of transformers: hidden states that are collected have all tokens, masks may hide padding."""
 
     def collected(self, reduction: Reduction) -> frozenset[int]:
-        """Output i + 1 of `hidden_states` is that of layer i; feature maps of backbones are made of them too."""
-        collector = _active_collector.get() or {}
-        if "attentions" in collector:
-            raise InvalidValueError(
-                "output_attentions=True does not fit a reduced model: its attention is over fewer tokens in every "
-                "layer; leave it out, or call tokenreduce.unpatch(model)"
-            )
-        if "hidden_states" not in collector:
-            return frozenset()
-        chosen = collector.get("_hidden_states_layers")
-        every = range(reduction.geometry.depth)
-        return frozenset(every) if chosen is None else frozenset(i for i in every if i + 1 in chosen)
+        return collected_layers(reduction.geometry.depth)
 
     def valid(
         self, reduction: Reduction, x: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
@@ -69,12 +59,13 @@ def check_implementation(name: str) -> None:
 class HuggingFaceAdapter(LayeredAdapter):
     """An adapter for one model type of transformers; subclasses say where its parts are.
 
-    `models`: the classes that hold embeddings and layers; `stack`: the layers in them; `attention` and `projections`:
-    the attention and its projections in a layer; `reads_class_token`: classes of heads that read protected tokens only.
+    `models`: the classes that hold embeddings and layers; `layers_at`: the path to the layers in them; `attention` and
+    `projections`: the paths to the attention in a layer, and to its projections; `reads_class_token`: the classes of
+    heads that read protected tokens only.
     """
 
     models: ClassVar[tuple[type[nn.Module], ...]]
-    stack: ClassVar[str] = "layers"
+    layers_at: ClassVar[str] = "layers"
     attention: ClassVar[str] = "attention"
     projections: ClassVar[dict[str, str]] = {"queries": "q_proj", "keys": "k_proj", "values": "v_proj"}
     reads_class_token: ClassVar[tuple[type[nn.Module], ...]] = ()
@@ -89,7 +80,7 @@ class HuggingFaceAdapter(LayeredAdapter):
         return isinstance(module, self.models)
 
     def layers(self, model: Any) -> Sequence[Any]:
-        return model.get_submodule(self.stack)
+        return model.get_submodule(self.layers_at)
 
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         attention = layer.get_submodule(self.attention)
@@ -127,11 +118,11 @@ class HuggingFaceAdapter(LayeredAdapter):
         return missing
 
     def prefix(self, model: Any) -> int:
-        """Protected tokens in front of the image tokens."""
+        """Protected tokens before the image tokens."""
         return self.class_tokens
 
     def suffix(self, model: Any) -> int:
-        """Protected tokens behind the image tokens."""
+        """Protected tokens after the image tokens."""
         return 0
 
     def grid(self, model: Any) -> tuple[int, ...]:
@@ -160,12 +151,12 @@ class HuggingFaceAdapter(LayeredAdapter):
         """Whether the model itself pools image tokens."""
         return False
 
-    def needs_all(self, model: Any, outer: Sequence[nn.Module]) -> bool:
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
         names = [type(module).__name__ for module in outer if isinstance(module, PreTrainedModel)]
-        return super().needs_all(model, outer) or any(head in name for head in DENSE_HEADS for name in names)
-
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return self.pools(model) or any(not isinstance(module, self.reads_class_token) for module in outer)
+        if any(head in name for head in DENSE_HEADS for name in names):
+            return "all"
+        pools = self.pools(model) or any(not isinstance(module, self.reads_class_token) for module in outer)
+        return "tokens" if pools else "protected"
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -3,13 +3,12 @@ which go through the layer's attention as an argument of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
 from ._layers import HuggingFaceAdapter, PretrainedLayer
@@ -39,8 +38,8 @@ class BiasedSelfAttention:
         keys = self.key(hidden_states).view(heads).transpose(1, 2)
         values = self.value(hidden_states).view(heads).transpose(1, 2)
         queries = self.query(hidden_states).view(heads).transpose(1, 2)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, self.eager)
-        context, attention = attend(
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, self.eager)
+        context, attention = function(
             self,
             queries,
             keys,
@@ -73,41 +72,14 @@ class UnmaskedLayer(PretrainedLayer):
 
 
 class UnmaskedAdapter(HuggingFaceAdapter):
-    """`self_attention`: the classes of the self-attention and those that take their place."""
+    """An adapter for models of such layers."""
 
-    stack = "encoder.layer"
+    layers_at = "encoder.layer"
     projections: ClassVar = {
         "queries": "attention.query",
         "keys": "attention.key",
         "values": "attention.value",
     }
-    self_attention: ClassVar[Mapping[type[nn.Module], type[nn.Module]]]
 
-    def inner(self, model: Any) -> Iterator[Any]:
-        """The self-attentions of the layers."""
-        return (layer.attention.attention for layer in self.layers(model))
-
-    def refusals(self, model: Any) -> list[str]:
-        reasons = super().refusals(model)
-        known = (*self.self_attention, *self.self_attention.values())
-        odd = (
-            []
-            if reasons
-            else sorted({type(inner).__name__ for inner in self.inner(model)} - {c.__name__ for c in known})
-        )
-        if odd:
-            reasons.append(
-                f"its self-attention is {', '.join(odd)}: another tool has changed it; apply tokenreduce first"
-            )
-        return reasons
-
-    def install(self, model: Any, reduction: Reduction) -> None:
-        super().install(model, reduction)
-        for inner in self.inner(model):
-            inner.__class__ = self.self_attention[type(inner)]
-
-    def remove(self, model: Any) -> None:
-        originals = {reduced: original for original, reduced in self.self_attention.items()}
-        for inner in self.inner(model):
-            inner.__class__ = originals[type(inner)]
-        super().remove(model)
+    def restated(self, model: Any) -> Sequence[nn.Module]:
+        return [layer.attention.attention for layer in self.layers(model)]

@@ -14,7 +14,7 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
 from ..shared.masks import valid_keys
-from ..shared.position_bias import attend_with
+from ..shared.position_bias import pair_logits
 from ._layers import HuggingFaceAdapter, PretrainedLayer, check_implementation, implementation
 
 
@@ -22,8 +22,8 @@ class ReducedBeitLayer(PretrainedLayer, BeitLayer):
     def valid(
         self, reduction: Reduction, x: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor | None:
-        """The model hands its shared bias to the layers in the place of a mask, in which padding cannot be told from
-        it. While it is traced the library makes a mask even where nothing is padded."""
+        """The model passes its shared bias to the layers as the mask, where padding cannot be told from bias. While it
+        is traced the library makes a mask even where nothing is padded."""
         check_implementation(implementation(self))
         tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if attention_mask is None or (tracing and self.shares_bias):
@@ -58,7 +58,7 @@ class ReducedBeitLayer(PretrainedLayer, BeitLayer):
             window = (resolution[0] // side, resolution[1] // side)
             own = self.relative_position_bias(window, interpolate_pos_encoding, dim_size=window[0] * window[1] + 1)
             table = own if table is None else own + table
-        y = self.attention(self.layernorm_before(x), attention_mask=attend_with(run, table, x), **kwargs)[0]
+        y = self.attention(self.layernorm_before(x), attention_mask=pair_logits(run, table, x), **kwargs)[0]
         return self.drop_path(self.lambda_1 * self.dropout(y)) + x
 
     def mlp_line(self, x: Tensor) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor
 from transformers.models.clip.modeling_clip import (
     CLIPEncoderLayer,
     CLIPModel,
@@ -12,18 +11,12 @@ from transformers.models.clip.modeling_clip import (
     CLIPVisionModelWithProjection,
 )
 
-from tokenreduce.forward.run import Run
+from ._layers import HuggingFaceAdapter
+from ._towers import TowerLayer
 
-from ._layers import HuggingFaceAdapter, PretrainedLayer
 
-
-class ReducedCLIPEncoderLayer(PretrainedLayer, CLIPEncoderLayer):
-    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        bias = run.attention_bias(x)
-        return x + self.self_attn(hidden_states=self.layer_norm1(x), attention_mask=bias, **kwargs)[0]
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.layer_norm2(x))
+class ReducedCLIPEncoderLayer(TowerLayer, CLIPEncoderLayer):
+    """`CLIPEncoderLayer`, reduced."""
 
 
 class TransformersCLIP(HuggingFaceAdapter):
@@ -31,7 +24,7 @@ class TransformersCLIP(HuggingFaceAdapter):
 
     name = "transformers_clip"
     models = (CLIPVisionModel,)
-    stack = "encoder.layers"
+    layers_at = "encoder.layers"
     attention = "self_attn"
     reduced: ClassVar = {CLIPEncoderLayer: ReducedCLIPEncoderLayer}
     reads_class_token = (CLIPModel, CLIPVisionModelWithProjection)

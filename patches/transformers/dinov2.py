@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Backbone, Dinov2Layer, Dinov2Model
 
-from tokenreduce.forward.run import Run
+from ._layers import HuggingFaceAdapter
+from ._layerscale import LayerScaleLayer
 
-from ._layers import HuggingFaceAdapter, PretrainedLayer
 
-
-class ReducedDinov2Layer(PretrainedLayer, Dinov2Layer):
-    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        attended = self.attention(self.norm1(x), attention_mask=run.attention_bias(x), **kwargs)[0]
-        return self.drop_path(self.layer_scale1(attended)) + x
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return self.drop_path(self.layer_scale2(self.mlp(self.norm2(x)))) + x
+class ReducedDinov2Layer(LayerScaleLayer, Dinov2Layer):
+    """`Dinov2Layer`, reduced."""
 
 
 class TransformersDinov2(HuggingFaceAdapter):
-    """Its classifier averages image tokens, so that tokens are restored for it."""
+    """Its classifier averages image tokens: all are restored for it."""
 
     name = "transformers_dinov2"
     models = (Dinov2Model, Dinov2Backbone)
-    stack = "encoder.layer"
+    layers_at = "encoder.layer"
     reduced: ClassVar = {Dinov2Layer: ReducedDinov2Layer}
 
 

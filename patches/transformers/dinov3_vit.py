@@ -15,10 +15,11 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import (
 
 from tokenreduce.forward.run import Run
 
-from ._layers import HuggingFaceAdapter, PretrainedLayer
+from ._layers import HuggingFaceAdapter
+from ._layerscale import LayerScaleLayer
 
 
-class ReducedDINOv3ViTLayer(PretrainedLayer, DINOv3ViTLayer):
+class ReducedDINOv3ViTLayer(LayerScaleLayer, DINOv3ViTLayer):
     def attention_line(
         self,
         run: Run,
@@ -31,20 +32,17 @@ class ReducedDINOv3ViTLayer(PretrainedLayer, DINOv3ViTLayer):
         cos, sin = (run.rows(table, x) for table in position_embeddings)
         bias = run.attention_bias(x)
         run.show_attention(lambda q, k: (*apply_rotary_pos_emb(q, k, cos, sin), run.attention_bias(q, torch.float32)))
-        attended = self.attention(self.norm1(x), attention_mask=bias, position_embeddings=(cos, sin), **kwargs)[0]
-        return self.drop_path(self.layer_scale1(attended)) + x
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return self.drop_path(self.layer_scale2(self.mlp(self.norm2(x)))) + x
+        y = self.attention(self.norm1(x), attention_mask=bias, position_embeddings=(cos, sin), **kwargs)[0]
+        return self.drop_path(self.layer_scale1(y)) + x
 
 
 class TransformersDINOv3(HuggingFaceAdapter):
-    """The library infers the number of protected tokens from the length of the rotary table, so that it must always
-    have as many rows as there are image tokens."""
+    """The library infers the number of protected tokens from the length of the rotary table: it must always have as
+    many rows as there are image tokens."""
 
     name = "transformers_dinov3_vit"
     models = (DINOv3ViTModel, DINOv3ViTBackbone)
-    stack = "model.layer"
+    layers_at = "model.layer"
     reduced: ClassVar = {DINOv3ViTLayer: ReducedDINOv3ViTLayer}
     follows_origin = True
 

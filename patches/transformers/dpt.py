@@ -38,7 +38,7 @@ class TransformersDPT(UnmaskedAdapter):
     name = "transformers_dpt"
     models = (DPTModel,)
     reduced: ClassVar = {DPTViTLayer: ReducedDPTViTLayer}
-    self_attention: ClassVar = {DPTSelfAttention: BiasedDPTSelfAttention}
+    attentions: ClassVar = {DPTSelfAttention: BiasedDPTSelfAttention}
 
     def embedding(self, model: Any) -> nn.Module:
         embeddings = model.embeddings

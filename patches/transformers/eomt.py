@@ -10,31 +10,26 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, ClassVar, NoReturn
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.eomt.modeling_eomt import EomtForUniversalSegmentation, EomtLayer
 
 from tokenreduce.budget.geometry import Geometry
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.forward.run import Run
 
+from ..shared.adapter import Reads
 from ..shared.layered import matrix_size
-from ._layers import HuggingFaceAdapter, PretrainedLayer
+from ._layers import HuggingFaceAdapter
+from ._layerscale import LayerScaleLayer
 
 
-class ReducedEomtLayer(PretrainedLayer, EomtLayer):
-    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        attended = self.attention(self.norm1(x), attention_mask=run.attention_bias(x), **kwargs)[0]
-        return self.drop_path(self.layer_scale1(attended)) + x
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return self.drop_path(self.layer_scale2(self.mlp(self.norm2(x)))) + x
+class ReducedEomtLayer(LayerScaleLayer, EomtLayer):
+    """`EomtLayer`, reduced."""
 
 
 class TransformersEomt(HuggingFaceAdapter):
     name = "transformers_eomt"
     models = (EomtForUniversalSegmentation,)
     reduced: ClassVar = {EomtLayer: ReducedEomtLayer}
-    needs_maps = True
 
     def layers(self, model: Any) -> Sequence[Any]:
         return model.layers[: len(model.layers) - model.config.num_blocks]
@@ -52,17 +47,17 @@ class TransformersEomt(HuggingFaceAdapter):
     def geometry(self, model: Any) -> Geometry:
         geometry = super().geometry(model)
         return dataclasses.replace(
-            geometry, costs=dataclasses.replace(geometry.costs, fixed=macs_behind(model, geometry))
+            geometry, costs=dataclasses.replace(geometry.costs, fixed=macs_after(model, geometry))
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return True
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "all"
 
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> NoReturn:
         raise InvalidValueError("there is no free-slicing limit where masks are predicted from all tokens")
 
 
-def macs_behind(model: Any, geometry: Geometry) -> int:
+def macs_after(model: Any, geometry: Geometry) -> int:
     """MACs of what follows the reducing layers: layers with queries, and a prediction at the end and in front of each
     of these layers whose attention is masked."""
     image, queries = prod(geometry.grid), model.config.num_queries

@@ -21,7 +21,9 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import join, leave
 
+from ..shared.adapter import Reads
 from ..shared.layered import ReducedLayer
+from ..shared.masks import refuse_masks
 from ._layers import HuggingFaceAdapter, PretrainedLayer, check_implementation, implementation
 
 Grid = tuple[int, ...]
@@ -64,15 +66,11 @@ class ReducedLwDetrViTLayer(PretrainedLayer, LwDetrViTLayer):
 
     def valid(self, reduction: Reduction, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
         check_implementation(implementation(self))
-        if attention_mask is not None:
-            raise InvalidValueError(
-                "attention_mask does not fit a reduced model: its tokens are no longer those the mask was made for; "
-                "call without it, or call tokenreduce.unpatch(model)"
-            )
+        refuse_masks(attention_mask=attention_mask)
 
     def attention_line(self, run: Run, x: Tensor, **kwargs: Any) -> Tensor:
-        attended = self.attention(self.layernorm_before(x), attention_mask=run.attention_bias(x), **kwargs)[0]
-        return x + attended * self.gamma_1
+        y = self.attention(self.layernorm_before(x), attention_mask=run.attention_bias(x), **kwargs)[0]
+        return x + y * self.gamma_1
 
     def mlp_line(self, x: Tensor) -> Tensor:
         return x + self.intermediate(self.layernorm_after(x)) * self.gamma_2
@@ -92,10 +90,9 @@ def as_windows(tokens: Tensor, grid: Grid, side: int) -> Tensor:
 class TransformersLwDetr(HuggingFaceAdapter):
     name = "transformers_lw_detr"
     models = (LwDetrViTBackbone,)
-    stack = "encoder.layer"
+    layers_at = "encoder.layer"
     reduced: ClassVar = {LwDetrViTLayer: ReducedLwDetrViTLayer}
     class_tokens = 0
-    needs_maps = True
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)
@@ -112,12 +109,12 @@ class TransformersLwDetr(HuggingFaceAdapter):
         ]
         return dataclasses.replace(
             geometry,
-            whole=frozenset(index for index, window in enumerate(windowed) if window),
+            needs_all=frozenset(index for index, window in enumerate(windowed) if window),
             costs=dataclasses.replace(geometry.costs, pairs=tuple(pairs)),
         )
 
-    def restores(self, model: Any, outer: Sequence[nn.Module]) -> bool:
-        return True
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "all"
 
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> NoReturn:
         raise InvalidValueError("there is no free-slicing limit where tokens come as windows")

@@ -43,7 +43,7 @@ class ReducedSamVisionSdpaAttention(Restated, SamVisionSdpaAttention):
 
 
 class TransformersSam(MapAdapter, HuggingFaceAdapter):
-    """The neck is made of convolutions, so that all tokens are always restored for it."""
+    """The neck is made of convolutions: all tokens are always restored for it."""
 
     name = "transformers_sam"
     models = (SamVisionEncoder,)

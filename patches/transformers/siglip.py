@@ -5,22 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from torch import Tensor
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionModel
 
 from tokenreduce.budget.geometry import Geometry
-from tokenreduce.forward.run import Run
 
-from ._layers import HuggingFaceAdapter, PretrainedLayer
+from ._layers import HuggingFaceAdapter
+from ._towers import TowerLayer
 
 
-class ReducedSiglipEncoderLayer(PretrainedLayer, SiglipEncoderLayer):
-    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        bias = run.attention_bias(x)
-        return x + self.self_attn(hidden_states=self.layer_norm1(x), attention_mask=bias, **kwargs)[0]
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.layer_norm2(x))
+class ReducedSiglipEncoderLayer(TowerLayer, SiglipEncoderLayer):
+    """`SiglipEncoderLayer`, reduced."""
 
 
 class TransformersSiglip(HuggingFaceAdapter):
@@ -28,7 +22,7 @@ class TransformersSiglip(HuggingFaceAdapter):
 
     name = "transformers_siglip"
     models = (SiglipVisionModel,)
-    stack = "encoder.layers"
+    layers_at = "encoder.layers"
     attention = "self_attn"
     class_tokens = 0
     reduced: ClassVar = {SiglipEncoderLayer: ReducedSiglipEncoderLayer}

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.siglip2.modeling_siglip2 import Siglip2EncoderLayer, Siglip2VisionModel
 
-from tokenreduce.forward.run import Run
-
-from ._layers import PretrainedLayer
+from ..shared.adapter import Reads
+from ._towers import TowerLayer
 from .siglip import TransformersSiglip
 
 
-class ReducedSiglip2EncoderLayer(PretrainedLayer, Siglip2EncoderLayer):
-    def attention_line(self, run: Run, x: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        bias = run.attention_bias(x)
-        return x + self.self_attn(hidden_states=self.layer_norm1(x), attention_mask=bias, **kwargs)[0]
-
-    def mlp_line(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.layer_norm2(x))
+class ReducedSiglip2EncoderLayer(TowerLayer, Siglip2EncoderLayer):
+    """`Siglip2EncoderLayer`, reduced."""
 
 
 class TransformersSiglip2(TransformersSiglip):
-    """What reads its tokens does so with the mask of the input, so that they are always restored."""
+    """What reads its tokens uses the mask of the input: they are always restored."""
 
     name = "transformers_siglip2"
     models = (Siglip2VisionModel,)  # type: ignore[assignment]
     reduced: ClassVar = {Siglip2EncoderLayer: ReducedSiglip2EncoderLayer}
-    needs_maps = True
 
     def embedding(self, model: Any) -> nn.Module:
         return model.embeddings.patch_embedding
@@ -43,8 +37,8 @@ class TransformersSiglip2(TransformersSiglip):
         grids = dict.fromkeys(("grid", "positions"), "every image of a batch has its own grid")
         return {"class_attention": "the model has no class token"} | grids
 
-    def restores(self, model: Any, outer: Any) -> bool:
-        return True
+    def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
+        return "all"
 
 
 ADAPTER = TransformersSiglip2()

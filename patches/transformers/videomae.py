@@ -23,15 +23,15 @@ class ReducedVideoMAELayer(UnmaskedLayer, VideoMAELayer):
 
 
 class TransformersVideoMAE(UnmaskedAdapter):
-    """The classifier averages tokens or reads the first, the decoder needs all visible ones in order, so that tokens
-    are restored for both."""
+    """The classifier averages tokens or reads the first, the decoder needs all visible ones in order: tokens are
+    restored for both."""
 
     name = "transformers_videomae"
     models = (VideoMAEModel,)
     class_tokens = 0
     videos = True
     reduced: ClassVar = {VideoMAELayer: ReducedVideoMAELayer}
-    self_attention: ClassVar = {VideoMAESelfAttention: BiasedVideoMAESelfAttention}
+    attentions: ClassVar = {VideoMAESelfAttention: BiasedVideoMAESelfAttention}
 
     def grid(self, model: Any) -> tuple[int, ...]:
         return (model.config.num_frames // model.config.tubelet_size, *super().grid(model))

@@ -14,18 +14,18 @@ from transformers.models.vitdet.modeling_vitdet import (
     get_rel_pos,
 )
 
-from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.marks import Mark, mark, unmark
 from tokenreduce.forward.noted import collect_layers
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
 from ..shared.windows import Grid, MapAdapter, MapAttention, MapLayer
+from ._collector import refuse_attentions
 from ._layers import HuggingFaceAdapter
 
 
 class ReducedVitDetEncoder(VitDetEncoder):
-    """Collects the maps of its layers itself, so that it must tell them."""
+    """It collects the maps of its layers itself, and must tell them."""
 
     _tokenreduce: Mark
 
@@ -54,10 +54,7 @@ class ReducedVitDetLayer(MapLayer, VitDetLayer):
         self, reduction: Reduction, x: Tensor, output_attentions: bool = False, *args: Any, **kwargs: Any
     ) -> None:
         if output_attentions:
-            raise InvalidValueError(
-                "output_attentions=True does not fit a reduced model: its attention is over fewer tokens in some "
-                "layers; leave it out, or call tokenreduce.unpatch(model)"
-            )
+            refuse_attentions()
 
     def attention_line(self, run: Run, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x + self.drop_path(self.attention(self.norm1(x), run=run))
@@ -76,7 +73,7 @@ class TransformersVitDet(MapAdapter, HuggingFaceAdapter):
 
     name = "transformers_vitdet"
     models = (VitDetModel, VitDetBackbone)
-    stack = "encoder.layer"
+    layers_at = "encoder.layer"
     attention = "attention"
     reduced: ClassVar = {VitDetLayer: ReducedVitDetLayer}
     attentions: ClassVar = {VitDetAttention: ReducedVitDetAttention}
@@ -85,9 +82,9 @@ class TransformersVitDet(MapAdapter, HuggingFaceAdapter):
     def grid(self, model: Any) -> Grid:
         return HuggingFaceAdapter.grid(self, model)
 
-    def whole(self, model: Any) -> frozenset[int]:
+    def needs_all(self, model: Any) -> frozenset[int]:
         convolved = (i for i, layer in enumerate(self.layers(model)) if layer.use_residual_block)
-        return super().whole(model) | frozenset(convolved)
+        return super().needs_all(model) | frozenset(convolved)
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)

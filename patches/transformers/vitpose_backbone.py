@@ -48,7 +48,7 @@ class TransformersVitPose(UnmaskedAdapter):
     models = (VitPoseBackbone,)
     class_tokens = 0
     reduced: ClassVar = {VitPoseBackboneLayer: ReducedVitPoseLayer}
-    self_attention: ClassVar = {VitPoseBackboneSelfAttention: BiasedVitPoseSelfAttention}
+    attentions: ClassVar = {VitPoseBackboneSelfAttention: BiasedVitPoseSelfAttention}
 
 
 ADAPTER = TransformersVitPose()

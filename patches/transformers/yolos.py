@@ -1,4 +1,4 @@
-"""transformers `YolosModel`: detection tokens behind the image tokens, positions added between the layers."""
+"""transformers `YolosModel`: detection tokens after the image tokens, positions added between the layers."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def followed(run: Run, table: Tensor, x: Tensor) -> Tensor:
     shape = run.reduction.geometry
     end = table.shape[1] - shape.suffix
     image = run.rows(table[0, shape.prefix : end], x)[:, 0]
-    front, behind = (part.expand(x.shape[0], -1, -1) for part in (table[:, : shape.prefix], table[:, end:]))
-    return torch.cat([front, image, behind], 1)
+    before, after = (part.expand(x.shape[0], -1, -1) for part in (table[:, : shape.prefix], table[:, end:]))
+    return torch.cat([before, image, after], 1)
 
 
 class TransformersYolos(UnmaskedAdapter):
     name = "transformers_yolos"
     models = (YolosModel,)
     reduced: ClassVar = {YolosLayer: ReducedYolosLayer}
-    self_attention: ClassVar = {YolosSelfAttention: BiasedYolosSelfAttention}
+    attentions: ClassVar = {YolosSelfAttention: BiasedYolosSelfAttention}
     follows_origin = True
 
     def suffix(self, model: Any) -> int:

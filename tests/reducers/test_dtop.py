@@ -147,7 +147,7 @@ def test_without_heads_it_is_refused(segmenter) -> None:
     assert "auxiliary heads" in tokenreduce.compatible(segmenter.backbone).refused["dtop"]
     with pytest.raises(InvalidValueError, match="auxiliary heads"):
         patch(segmenter.backbone, "dtop", ratio=0.5)
-    with pytest.raises(InvalidValueError, match=r"behind layers \[2, 3\]"):
+    with pytest.raises(InvalidValueError, match=r"after layers \[2, 3\]"):
         patch(segmenter, "dtop", flops=0.9, layers=[1])
     with pytest.raises(InvalidValueError, match="auxiliary heads"):
         patch(LinearSegmenter(segmenter.backbone, CLASSES), "dtop", ratio=0.5)

@@ -38,7 +38,8 @@ class Costs:
 class Geometry:
     """What a reduction must know of a model: layers, protected tokens, the input's grid, widths and costs.
 
-    `whole`: layers that need all tokens in raster order, such as those with windows; tokens are restored before them.
+    `needs_all`: layers that need all tokens in raster order, such as those with windows; tokens are restored before
+    them.
     `follows_origin`: a reduced token must know which input token represents it (rotary embedding, position tables).
     """
 
@@ -51,7 +52,7 @@ class Geometry:
     heads: int
     head_dim: int
     costs: Costs
-    whole: frozenset[int] = frozenset()
+    needs_all: frozenset[int] = frozenset()
     follows_origin: bool = False
 
     @property
@@ -65,7 +66,7 @@ class Geometry:
     @property
     def in_a_row(self) -> bool:
         """Whether what a layer leaves can enter another layer without having to be all tokens again."""
-        free = set(range(self.depth)) - self.whole
+        free = set(range(self.depth)) - self.needs_all
         return any(layer + 1 in free for layer in free)
 
     @property

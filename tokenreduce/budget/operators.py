@@ -60,7 +60,7 @@ def _is_dense(value: Any) -> bool:
     """False for sparse and nested tensors, whose work does not follow from their shape."""
     if not isinstance(value, torch.Tensor):
         return True
-    return not value.is_nested and value.layout in (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
+    return not value.is_nested and (value.layout == torch.strided or value.is_mkldnn)
 
 
 def _plain_name(packet: Any) -> str:

@@ -40,7 +40,7 @@ class Reduction:
     _work: Work = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        full = self.geometry.whole | {layer + 1 for layer in self.schedule.restored}
+        full = self.geometry.needs_all | {layer + 1 for layer in self.schedule.restored}
         object.__setattr__(self, "full_layers", full)
 
     @property
@@ -52,7 +52,7 @@ class Reduction:
     def deciding_layers(self) -> tuple[int, ...]:
         """The layers in which an adaptive method without a budget reduces."""
         layers = self.schedule.layers or self.reducer.deciding_layers(self.geometry.depth)
-        return tuple(layer for layer in layers if layer not in self.geometry.whole)
+        return tuple(layer for layer in layers if layer not in self.geometry.needs_all)
 
     def counts(self, n: int) -> Counts:
         """Image tokens left after each layer when `n` enter the first."""
@@ -106,5 +106,5 @@ def _resolve(reduction: Reduction, n: int) -> Counts:
         cost = (lambda counts: reduction.share(n, counts, rehearsal)) if searches else None
         shape = reduction.geometry
         least = partial(reduction.reducer.least_of, grid=shape.grid)
-        reduction._counts[n] = reduction.schedule.resolve(n, shape.depth, least, cost, shape.whole)
+        reduction._counts[n] = reduction.schedule.resolve(n, shape.depth, least, cost, shape.needs_all)
     return reduction._counts[n]

@@ -37,11 +37,11 @@ class LinearSegmenter(nn.Module):
 
     @property
     def auxiliary_layers(self) -> tuple[int, ...]:
-        """The layers behind which there are auxiliary heads."""
+        """The layers that have an auxiliary head after them."""
         return tuple(int(layer) for layer in self.auxiliary_heads)
 
     def auxiliary_logits(self, layer: int, tokens: Tensor) -> Tensor:
-        """Logits `(B, N, P, K)` of `tokens (B, N, D)` behind `layer`, of the P = detail x detail places of each."""
+        """Logits `(B, N, P, K)` of `tokens (B, N, D)` after `layer`, of the P = detail x detail places of each."""
         out = self.auxiliary_heads[str(layer)](self.backbone.norm(tokens))
         return out.unflatten(2, (self.classes, -1)).transpose(2, 3)
 
@@ -59,7 +59,7 @@ class MaskSegmenter(nn.Module):
 
     A vector for each class joins the tokens, a few layers of attention mix them, and the logit of a class at a token
     is the cosine of the two. Departures: a layer norm over the classes makes logits of the cosines, where the paper
-    applies it behind a softmax; class vectors have length 1 as those of tokens have.
+    applies it after a softmax; class vectors have length 1 as those of tokens have.
 
     Args:
         backbone: a timm model with `forward_intermediates`.

@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tokenreduce.errors import InvalidValueError, unknown
-from tokenreduce.ops.native.dispatch import _dispatch_modes, _function_transforms, _is_tracing
+from tokenreduce.ops.modes import dispatch_modes, function_transform, is_tracing
 
 CHOICES = {
     "auto": "channels on CUDA in half precision, the mask elsewhere",
@@ -75,7 +75,7 @@ def why_not(x: Tensor) -> str:
         return "a tensor subclass or a fake tensor cannot carry sizes besides the mask"
     if _chosen == "channels":
         return ""
-    if is_compiling() or _dispatch_modes() or _is_tracing() or _function_transforms() is not None:
+    if is_compiling() or dispatch_modes() or is_tracing() or function_transform() is not None:
         return "what is compiled, exported, traced, transformed or counted takes the mask"
     return "" if attended_type(x) in HALF else "flash attention is for half precision"
 

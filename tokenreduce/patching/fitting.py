@@ -14,12 +14,18 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.reducers.contract import Reducer
 
-HEADS = "auxiliary_logits"  # the one entry that comes from around the backbone
+LOGITS = "auxiliary_logits"  # the one entry of `Tokens` that comes from around the backbone
+
+
+def reads_heads(reducer: Reducer) -> bool:
+    """Whether a method reads the logits of auxiliary heads."""
+    return LOGITS in reducer.required()
 
 
 def auxiliary_heads(outer: Sequence[nn.Module]) -> AuxiliaryHeads | None:
-    """The module around the backbone that has heads for inner layers, or None."""
-    found: Any = [module for module in outer if hasattr(module, HEADS) and hasattr(module, "auxiliary_layers")]
+    """The innermost module around the backbone that has heads for inner layers, or None."""
+    parts = ("auxiliary_layers", "auxiliary_logits")
+    found: Any = [module for module in outer if all(hasattr(module, part) for part in parts)]
     return found[-1] if found and found[-1].auxiliary_layers else None
 
 
@@ -27,7 +33,7 @@ def misfit(reducer: Reducer, backbone: nn.Module, adapter: Adapter, outer: Seque
     """Why a method cannot run on a backbone; empty if it can."""
     reasons, missing = adapter.refusals(backbone), adapter.missing(backbone)
     if auxiliary_heads(outer) is None:
-        missing[HEADS] = "no module around the backbone has auxiliary heads (auxiliary_layers and auxiliary_logits)"
+        missing[LOGITS] = "no module around the backbone has auxiliary heads (auxiliary_layers and auxiliary_logits)"
     reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(reducer.required()) if need in missing]
     if not reasons and reducer.placement == "post" and not adapter.geometry(backbone).in_a_row:
         reasons.append(
@@ -49,7 +55,7 @@ def check_layers(reduction: Reduction) -> None:
             f"give flops= or ratio= alone, or one layer, such as layers=[{reducing[0]}]"
         )
     if reduction.adaptive and not reducing:
-        able = [layer for layer in range(geometry.depth) if layer not in geometry.whole]
+        able = [layer for layer in range(geometry.depth) if layer not in geometry.needs_all]
         raise InvalidValueError(
             f"without a budget {reducer.name} decides in layers {list(reducer.deciding_layers(geometry.depth))}, which "
             f"need all tokens here; give layers= of {able}, or a budget, for example flops=0.8"
@@ -67,7 +73,7 @@ def check_layers(reduction: Reduction) -> None:
         )
     if reduction.heads is not None and not set(reducing) <= set(reduction.heads.auxiliary_layers):
         raise InvalidValueError(
-            f"{reducer.name} reads auxiliary heads, which this model has behind layers "
+            f"{reducer.name} reads auxiliary heads, which this model has after layers "
             f"{list(reduction.heads.auxiliary_layers)}, but should reduce in layers {reducing}; name those layers"
         )
 

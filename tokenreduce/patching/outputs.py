@@ -36,7 +36,8 @@ def decide_restoring(
 
     Raises: ValueError for False where what follows the layers cannot do without all tokens.
     """
-    if asked is False and adapter.needs_all(backbone, outer):
+    reads = adapter.reads(backbone, outer)
+    if asked is False and reads == "all":
         raise InvalidValueError(
             f"restore=False leaves no map, and what follows the layers of this {type(backbone).__name__} takes all "
             'tokens; leave it out, or give restore="auto" or True'
@@ -44,6 +45,6 @@ def decide_restoring(
     named = None if asked == "auto" or isinstance(asked, bool) else asked
     between = named or reducer.restoring
     # Copies, weighed by how many there are, are what pooling reduced tokens by their sizes gives.
-    at_end = between if named or outer or adapter.needs_maps else reducer.pooling
-    restores = asked if isinstance(asked, bool) else adapter.restores(backbone, outer)
+    at_end = between if named or outer or reads == "all" else reducer.pooling
+    restores = asked if isinstance(asked, bool) else reads != "protected"
     return Restoring(at_end, between, ends=restores, taps=asked is not False, charged=restores or within)

@@ -85,8 +85,8 @@ class Report:
 
     def _chain(self, layer: int) -> list[TokenMap]:
         """The maps between the input, or the last layer that all tokens entered, and `layer`."""
-        fresh = max((at for at in self._reduction.full_layers if at <= layer), default=0)
-        return [token_map for at, token_map in self.maps if fresh <= at <= layer]
+        start = max((at for at in self._reduction.full_layers if at <= layer), default=0)
+        return [token_map for at, token_map in self.maps if start <= at <= layer]
 
     def to_json(self) -> dict[str, Any]:
         """Method, options, schedule, counts and share of MACs as JSON-able values."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -12,10 +11,6 @@ from tokenreduce.budget.schedule import Schedule
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.patching.finding import reduction_of
 from tokenreduce.patching.verbs import Model, patch
-
-if TYPE_CHECKING:
-    pass
-
 
 FORMAT = 1
 

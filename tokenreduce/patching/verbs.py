@@ -17,7 +17,7 @@ from tokenreduce.forward.records import last_record
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.patching.finding import around, candidates, find_backbone, need_module, reduction_of
-from tokenreduce.patching.fitting import HEADS, auxiliary_heads, check_layers, misfit
+from tokenreduce.patching.fitting import auxiliary_heads, check_layers, misfit, reads_heads
 from tokenreduce.patching.outputs import check_restore, decide_restoring
 from tokenreduce.patching.reporting import Report
 from tokenreduce.reducers.contract import Reducer
@@ -47,7 +47,7 @@ def patch(
         method: a name from `methods()`.
         ratio: fraction of the image tokens that is gone after the last reducing layer, in [0, 1).
         r: image tokens removed in every block, an int or a list with one int a block.
-        flops: fraction of the unpatched multiply-adds that is left, the reducer's own work included, in (0, 1].
+        flops: the share of the unpatched multiply-adds to keep, the reducer's own work included, in (0, 1].
         schedule: a `Schedule`, which overrides the method's own shape. Give exactly one of ratio, r, flops and
             schedule. Only adaptive methods may go without: their threshold then decides how many tokens each forward
             keeps.
@@ -68,7 +68,7 @@ def patch(
     check_restore(reducer, restore)
     check_mode("prop_attn", prop_attn)
     outer = around(model, name)
-    heads = auxiliary_heads(outer) if HEADS in reducer.required() else None
+    heads = auxiliary_heads(outer) if reads_heads(reducer) else None
     if heads is not None and layers is None and schedule is None and (r is None or isinstance(r, int)):
         layers = heads.auxiliary_layers
     made = _make_schedule(reducer, ratio, r, flops, schedule, layers).restore_after(*reducer.rebuilt_after())
@@ -85,7 +85,7 @@ def change_patch(model: Model, **changes: Any) -> Model:
 
 
 def _install(backbone: nn.Module, adapter: Adapter, reduction: Reduction) -> None:
-    """Put a patch in the place of the one that is there, if any."""
+    """Install a patch, after removing the present one, if any."""
     if patch_of(backbone) is not None:
         adapter.remove(backbone)
     adapter.install(backbone, reduction)
@@ -204,8 +204,8 @@ def _prepare(
             f"{reducer.name} cannot run on this {type(backbone).__name__}: {reason}; methods that fit: {fitting}"
         )
     geometry = adapter.geometry(backbone)
-    schedule.check_layers(geometry.depth, geometry.whole)
-    within = bool(geometry.whole or schedule.restored)
+    schedule.check_layers(geometry.depth, geometry.needs_all)
+    within = bool(geometry.needs_all or schedule.restored)
     reduction = Reduction(
         reducer,
         schedule,

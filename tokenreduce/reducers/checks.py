@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 
@@ -14,6 +15,15 @@ def check_option(name: str, value: object, valid: tuple[object, ...] | type) -> 
             raise InvalidValueError(f"option {name} is {value!r}; valid: {', '.join(map(repr, valid))}")
     elif not isinstance(value, valid) or (valid is int and isinstance(value, bool)):
         raise InvalidTypeError(f"option {name} is {value!r}; it must be of type {valid.__name__}")
+
+
+def check_count(name: str, value: Any, optional: bool = False) -> None:
+    """Raise unless the option `name` has a whole number of 1 or more as its `value`, or None if that is valid."""
+    if optional and value is None:
+        return
+    check_option(name, value, int)
+    if value < 1:
+        raise InvalidValueError(f"option {name} is {value}; it must be 1 or more{', or None' if optional else ''}")
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> None:

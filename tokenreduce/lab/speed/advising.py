@@ -121,7 +121,7 @@ def _unmeasured(input: Tensor, geometry: Geometry, curves: list[Curve]) -> str:
         return f"only the CPU was measured, and the input is on {input.device}"
     if input.dtype != torch.float32:
         return f"only float32 was measured, and the input is {str(input.dtype).removeprefix('torch.')}"
-    if geometry.whole:
+    if geometry.needs_all:
         return "only models whose layers all take reduced tokens were measured, and some layers of this one need all"
     return "" if curves else f"no backbone of about width {geometry.width} was measured"
 

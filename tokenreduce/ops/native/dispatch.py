@@ -19,6 +19,7 @@ from torch.compiler import is_compiling, is_exporting
 from torch.nn import Parameter
 
 from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.ops.modes import dispatch_modes, function_transform, is_tracing
 from tokenreduce.ops.native import build, build_cuda, fakes
 from tokenreduce.ops.native.fakes import NAMESPACE
 from tokenreduce.ops.tracing import constant_result
@@ -45,11 +46,7 @@ TRACED = "traces and function transforms see PyTorch's own operators only"
 EXPORTED = "exported programs take the reference, which runs without this library"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# Looked up once: between two matrix products every look into another module costs a wait for slow memory.
-_kernels = getattr(torch.ops, NAMESPACE)
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_transforms = torch._C._functorch.peek_interpreter_stack
-_is_tracing = torch._C._is_tracing
+_kernels = getattr(torch.ops, NAMESPACE)  # looked up once, as the questions of `ops.modes` are
 
 _chosen = os.environ.get("TOKENREDUCE_KERNELS", "auto")
 if _chosen not in CHOICES:
@@ -82,9 +79,9 @@ def why_not(name: str, x: Tensor) -> str:
         return "those for CUDA have run on no GPU yet and are taken only when forced"
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not supported"
-    if type(x) not in (Tensor, Parameter) or _dispatch_modes():
+    if type(x) not in (Tensor, Parameter) or dispatch_modes():
         return WATCHED
-    if _is_tracing() or _function_transforms() is not None:
+    if is_tracing() or function_transform() is not None:
         return TRACED
     if x.requires_grad and torch.is_grad_enabled() and name != "merge_apply":
         return "it has no backward"

@@ -120,7 +120,7 @@ def merge_windows(tokens: Tokens, keep: int) -> TokenMap:
     rank = stable_order(similar, -1, descending=True).argsort(dim=-1)
     moves = counting(1, device).expand(batch, n)
     moves = moves.scatter(1, table[:, 1:].reshape(1, -1).expand(batch, -1), (rank < taken[..., None]).long().flatten(1))
-    # Places in the output: merged windows by score, other tokens in raster order, and behind them those that moved.
+    # Places in the output: merged windows by score, other tokens in raster order, then those that moved.
     own = counting(n, device)
     windows = order.shape[1]
     by_score = torch.zeros_like(order).scatter(1, order, counting(windows, device).expand(batch, -1))

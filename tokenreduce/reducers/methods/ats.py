@@ -34,11 +34,11 @@ class ATS(Reducer):
     together, normalised to sum 1. In ascending order `F_i = S_(1) + ... + S_(i)` and `F~ = (F - F_1) / (F_N - F_1)`.
     Each of R heights in (0, 1] picks the token with the nearest `F~`; the tokens picked at least once stay.
 
-    Without a budget, R is the reference count less one and the count is that of the image of the batch with most
-    picks (8 at least); images with fewer fill up with their next best scores, where the original pads with zeros. With
-    a budget (our definition; the original's control is its reference count), each image takes the largest of 16 even
-    steps of R, from the reference down to the number of tokens to keep, that picks no more than these, and fills up
-    the same way; so without a budget every image keeps exactly its picks and the fill.
+    Without a budget, R is the reference count less one, and all images of a batch keep as many tokens as the one with
+    the most picks (8 at least); the others fill up with their next best scores, where the original pads with zeros.
+    With a budget (our definition; the original's control is its reference count), R falls in 16 even steps from the
+    reference to the number of tokens to keep. Each image takes the largest R that picks no more than these, and fills
+    up the same way.
 
     Departures: the reduction follows the attention of the whole layer instead of selecting its rows, which is the same
     and leaves fused attention on; the reference count follows the input's size by default; with fewer heights than

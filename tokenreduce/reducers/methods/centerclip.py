@@ -12,9 +12,9 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.tracing import constant_result
-from tokenreduce.reducers.checks import check_option
+from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
-from tokenreduce.reducers.parts.clustering import by_representative, check_at_least_one
+from tokenreduce.reducers.parts.clustering import by_representative
 from tokenreduce.reducers.parts.clusters import choose_seeds, k_medoids, squared_distances
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.tokens import Tokens
@@ -68,8 +68,7 @@ class CenterCLIP(Reducer):
         check_option("metric", self.metric, ("euclidean", "normalised", "cosine"))
         check_option("aggregate", self.aggregate, bool)
         for name in ("segments", "iterations"):
-            check_option(name, getattr(self, name), int)
-            check_at_least_one(name, getattr(self, name))
+            check_count(name, getattr(self, name))
 
     def least_of(self, n: int, grid: tuple[int, ...] | None) -> int:
         """A token of each segment."""

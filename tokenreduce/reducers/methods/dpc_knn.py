@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.order import stable_order
-from tokenreduce.reducers.checks import check_option
-from tokenreduce.reducers.parts.clustering import Clustering, check_at_least_one
+from tokenreduce.reducers.checks import check_count
+from tokenreduce.reducers.parts.clustering import Clustering
 from tokenreduce.reducers.parts.clusters import NEIGHBOURS, density_peaks, join_nearest, squared_distances
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.tokens import Tokens
@@ -44,8 +44,7 @@ class DPCKNN(Clustering):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_option("neighbours", self.neighbours, int)
-        check_at_least_one("neighbours", self.neighbours)
+        check_count("neighbours", self.neighbours)
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         points = self.points(tokens)

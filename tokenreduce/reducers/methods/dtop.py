@@ -27,8 +27,8 @@ class Dtop(Reducer):
     class the `context` most confident easy tokens stay all the same. Where a head predicts several places of a token,
     the token is as confident as the least of them, and of the class of their mean probability.
 
-    It reduces behind the layers that have auxiliary heads. Without a budget the count is that of the image of the batch
-    with most tokens left; the others keep their least confident easy tokens too. With a budget the most confident
+    It reduces after the layers that have auxiliary heads. Without a budget all images of a batch keep as many tokens as
+    the one that keeps most; the others fill up with their least confident easy tokens. With a budget the most confident
     tokens leave first, whatever the threshold, and the context of each class last.
 
     Departures: predictions of tokens that left are not frozen on a canvas of the auxiliary heads' logits, since only

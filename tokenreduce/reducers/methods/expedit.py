@@ -15,7 +15,7 @@ from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import counting
 from tokenreduce.ops.tracing import constant_result
-from tokenreduce.reducers.checks import check_option
+from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.tokens import Tokens
@@ -53,8 +53,8 @@ class Expedit(Reducer):
         window: side of the neighbourhood of cells, odd.
         iterations: at least 1.
         neighbours: how many centres a token is restored from.
-        rebuild: the block (0-based) after which all tokens are rebuilt, so that the blocks behind it run on all of
-            them; None: at the end only, where the model's output needs them.
+        rebuild: the block (0-based) after which all tokens are rebuilt: the blocks that follow run on all of them;
+            None: at the end only, where the model's output needs them.
     """
 
     inverse_temperature: float | None = None
@@ -83,9 +83,7 @@ class Expedit(Reducer):
         if given is not None and not (given >= 0 and math.isfinite(given)):
             raise InvalidValueError(f"option inverse_temperature is {given}; it must be finite and at least 0")
         for name in ("window", "iterations", "neighbours"):
-            check_option(name, getattr(self, name), int)
-            if getattr(self, name) < 1:
-                raise InvalidValueError(f"option {name} is {getattr(self, name)}; it must be 1 or more")
+            check_count(name, getattr(self, name))
         if self.rebuild is not None:
             check_option("rebuild", self.rebuild, int)
         if self.window % 2 == 0:
@@ -123,7 +121,7 @@ class Expedit(Reducer):
     def _keep_alone(
         self, alone: Tensor, share: Tensor, rep: Tensor, z: Tensor, sizes: Tensor | None, near: Tensor, scale: Tensor
     ) -> TokenMap:
-        """The map in which the tokens `alone (B, K)` leave the clusters of `share` and are outputs behind them."""
+        """The map in which the tokens `alone (B, K)` leave the clusters of `share` and are outputs after them."""
         own = (alone[..., None] == counting(z.shape[1], z.device)).float()
         leaves = own.sum(1, keepdim=True) > 0
         share = torch.where(leaves, LEAST_SHARE * near.float(), share)

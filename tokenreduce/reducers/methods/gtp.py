@@ -13,7 +13,7 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import counting, summing, take, with_protected
-from tokenreduce.reducers.checks import check_option
+from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
@@ -73,13 +73,11 @@ class GTP(Reducer):
 
     def __post_init__(self) -> None:
         check_option("graph", self.graph, ("mixed", "spatial", "semantic"))
-        check_option("neighbours", self.neighbours, int)
+        check_count("neighbours", self.neighbours)
         check_option("alpha", float(self.alpha) if type(self.alpha) is int else self.alpha, float)
         check_option("scales", self.scales, bool)
         check_option("selection", self.selection, tuple(STATISTICS))
         check_option("heads", self.heads, ("max", "mean"))
-        if self.neighbours < 1:
-            raise InvalidValueError(f"option neighbours is {self.neighbours}; it must be 1 or more")
         if not 0 <= self.alpha < math.inf:
             raise InvalidValueError(f"option alpha is {self.alpha}; it must be 0 or more and finite")
 
@@ -124,7 +122,7 @@ class Propagation(TokenMap):
     Its matrices are made when asked for: applying needs no more than `given (B, M, P)`.
 
     Args:
-        nodes: `(B, N)`, the cell of the grid behind each of `order`.
+        nodes: `(B, N)`, the cell of the grid of each of `order`.
         links: `(B, P, M)`, the weight of those that go for those that stay.
         grid: that of the nodes, or None for a sequence.
         alpha: the part of a token that is given.

@@ -33,10 +33,10 @@ class RLT(Reducer):
     Consecutive time steps are compared, not each with the head of its run: what changes slowly is dropped throughout.
     What a threshold means depends on how the input is normalised; under a moving camera little repeats.
 
-    Without a budget the count is that of the image of the batch with most changes; images with fewer keep their next
-    largest changes, where the original packs sequences of different lengths. With a budget (our definition) each image
-    keeps its largest changes. The original's optional embedding of the run's length needs training and is left out.
-    It runs once, before the first block unless `layers` or `schedule` name another.
+    Without a budget all images of a batch keep as many tokens as the one with the most changes; the others fill up with
+    their next largest changes, where the original packs sequences of different lengths. With a budget (our definition)
+    each image keeps its largest changes. The original's optional embedding of the run's length needs training and is
+    left out. It runs once, before the first block unless `layers` or `schedule` name another.
 
     Args:
         threshold: the largest change that counts as a repetition, for normalised pixels; below 0 nothing repeats.

@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import take
-from tokenreduce.reducers.checks import check_number, check_option
+from tokenreduce.reducers.checks import check_count, check_number, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.parts.energy import energy
@@ -96,10 +95,7 @@ class TokenTransforming(Reducer):
         check_number("gamma", self.gamma, 0, 1)
         if self.theta is not None:
             check_number("theta", self.theta, -1, 1)
-        if self.top_t is not None:
-            check_option("top_t", self.top_t, int)
-            if self.top_t < 1:
-                raise InvalidValueError(f"option top_t is {self.top_t}; it must be 1 or more, or None for no limit")
+        check_count("top_t", self.top_t, optional=True)
 
     def required(self) -> frozenset[str]:
         metric = frozenset({"mean_keys"}) if self.feature == "keys" else frozenset()

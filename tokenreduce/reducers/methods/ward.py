@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.native.dispatch import choose
 from tokenreduce.ops.rows import constant
 from tokenreduce.ops.tracing import constant_result
-from tokenreduce.reducers.checks import check_option
+from tokenreduce.reducers.checks import check_count
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.bipartite import alternating, merge_best
 from tokenreduce.reducers.parts.cosine import normalised
@@ -57,12 +56,8 @@ class Ward(Reducer):
     checked: ClassVar[str] = "its definition"
 
     def __post_init__(self) -> None:
-        check_option("rounds", self.rounds, int)
-        if self.width is not None:
-            check_option("width", self.width, int)
-        for name, value in (("rounds", self.rounds), ("width", self.width)):
-            if value is not None and value < 1:
-                raise InvalidValueError(f"option {name} is {value}; it must be 1 or more")
+        check_count("rounds", self.rounds)
+        check_count("width", self.width, optional=True)
 
     def least(self, n: int) -> int:
         for _ in range(self.rounds):

@@ -12,7 +12,7 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import counting
-from tokenreduce.reducers.checks import check_option
+from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept, normalised
 from tokenreduce.reducers.registry import register
@@ -85,10 +85,7 @@ class ZeroTPrune(Reducer):
                 f"options variance_min and variance_max are {self.variance_min} and {self.variance_max}; "
                 "valid: 0 <= variance_min <= variance_max"
             )
-        if self.iterations is not None:
-            check_option("iterations", self.iterations, int)
-            if self.iterations < 1:
-                raise InvalidValueError(f"option iterations is {self.iterations}; it must be 1 or more, or None")
+        check_count("iterations", self.iterations, optional=True)
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         n, removed = tokens.count, tokens.count - keep

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.order import stable_order
-from tokenreduce.reducers.checks import check_option
+from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.clusters import SEEDINGS, rank_of
 from tokenreduce.reducers.tokens import Tokens
@@ -61,14 +60,7 @@ class Clustering(Reducer):
 def check_rounds(seeding: object, iterations: object) -> None:
     """Raise for impossible values of the options of iterated clustering."""
     check_option("seeding", seeding, SEEDINGS)
-    check_option("iterations", iterations, int)
-    check_at_least_one("iterations", iterations)  # type: ignore[arg-type]
-
-
-def check_at_least_one(name: str, value: int) -> None:
-    """Raise for a count below 1."""
-    if value < 1:
-        raise InvalidValueError(f"option {name} is {value}; it must be 1 or more")
+    check_count("iterations", iterations)
 
 
 def by_representative(labels: Tensor, rep: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -134,7 +134,7 @@ def _join_centres(points: Tensor, weight: Tensor, centres: Tensor) -> tuple[Tens
     empty, stays = nearest == n, nearest.gather(1, labels) == indices(n, labels)
     spare = stable_order((cost * weight).masked_fill(stays, -1.0), 1, descending=True)
     taken = spare.gather(1, (empty.cumsum(1) - 1).clamp_min(0))
-    # Clusters that are not empty write into a column behind the last point, which is cut off again.
+    # Clusters that are not empty write into a column after the last point, which is cut off again.
     widened = torch.cat([labels, labels[:, :1]], 1)
     widened = widened.scatter(1, taken.masked_fill(~empty, n), indices(count, labels).expand_as(taken))
     return widened[:, :n], torch.where(empty, taken, nearest)
