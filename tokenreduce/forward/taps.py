@@ -54,8 +54,8 @@ class Taps:
         if x is self._handed_out:
             return waiting
         assert self._handed_out is not None
-        change = x - self._handed_out
+        change, places = x - self._handed_out, None
         for token_map in maps:
             pooled = TokenMap(token_map.count, dest=token_map.dest_or_argmax())
-            change = pooled.apply(change, None, prefix, suffix)
+            change, places = pooled.apply(change, places, prefix, suffix), pooled.sizes(places)
         return waiting + change
