@@ -1,11 +1,14 @@
 """Tables of the docs: of a results file (`python benchmarks/make_table.py results/demo.json`) and of all methods
-(`python benchmarks/make_table.py methods`). With `--write` all tables in the README and docs/ are made anew."""
+(`python benchmarks/make_table.py methods`). With `--write` all tables, and sentences with figures, in the README and
+docs/ are made anew."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+
+import sentences
 
 import tokenreduce
 from tokenreduce.cli.output import COLUMNS
@@ -28,7 +31,7 @@ def markdown(rows: list[dict]) -> str:
 
 def methods() -> str:
     """One row a method, from the facts that the library itself states."""
-    lines = ["| name | kind | paper | what it does | needs | a budget spreads as | checked against |", "|" + "---|" * 7]
+    lines = ["| name | kind | paper | what it does | needs | a budget spreads as |", "|" + "---|" * 6]
     for facts in map(tokenreduce.describe, tokenreduce.methods()):
         number = facts["paper"].removeprefix("arXiv ")
         paper = "none" if number == "none" else f"[arXiv {number}](https://arxiv.org/abs/{number}) ({facts['year']})"
@@ -36,7 +39,7 @@ def methods() -> str:
         spread = facts["budget"]
         if facts["adaptive"]:
             spread += f"; {facts['budgeted']}. Without a budget its threshold decides"
-        cells = [f"`{facts['name']}`", facts["kind"], paper, facts["summary"], needs, spread, facts["checked"]]
+        cells = [f"`{facts['name']}`", facts["kind"], paper, facts["summary"], needs, spread]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -99,12 +102,9 @@ def restoring(data: dict) -> str:
     """Methods by rows, ways of restoring by columns: change of the figure in points."""
     modes = ("copy", "soft", "freeze", "delta")
     lines = [f"| method | {' | '.join(modes)} |", "|---|" + "---:|" * len(modes)]
-    changes: dict[str, dict[str, str]] = {}
-    for row in data["rows"][1:]:
-        if "refused" not in row:
-            changes.setdefault(row["method"], {})[row["options"]["restore"]] = f"{100 * row['change']:+.2f}"
-    for method, found in changes.items():
-        lines.append(f"| `{method}` | {' | '.join(found.get(mode, '') for mode in modes)} |")
+    for method, changes in sentences.by_mode(data).items():
+        cells = [f"{100 * changes[mode]:+.2f}" if mode in changes else "" for mode in modes]
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -162,21 +162,52 @@ def break_even(data: dict) -> str:
 
 
 def speed(data: dict) -> str:
-    """Time over that of free slicing, with the target where there is one."""
+    """Time over that of free slicing, of the median run, with the target where there is one."""
     lines = [
-        "| model | batch | method | budget | time / limit | all runs | target | speed-up | tokens left |",
-        "|---|---:|---|---|---:|---:|---:|---:|---:|",
+        "| model | batch | method | budget | time / limit | all runs | slowest over fastest | target | meets it "
+        "| speed-up | tokens left |",
+        "|---|---:|---|---|---:|---:|---:|---:|---|---:|---:|",
     ]
     for row in data["rows"]:
-        runs = ", ".join(f"{share:.3f}" for share in row["runs"] if share is not None)
+        share, target = row["limit_share"], row["target"]
         cells = [row["model"], str(row["batch_size"]), f"`{row['method']}`", row["budget"]]
-        cells += ["-" if row["limit_share"] is None else f"{row['limit_share']:.3f}", runs, str(row["target"] or "")]
-        lines.append(f"| {' | '.join([*cells, format(row['speedup'], '.2f'), str(row['tokens_left'])])} |")
+        cells += ["-" if share is None else f"{share:.3f}", "", "", str(target or ""), ""]
+        if len(row["runs"]) > 1:
+            cells[5] = ", ".join(f"{run['limit_share']:.3f}" for run in row["runs"])
+            cells[6] = f"{sentences.spread(row):.1%}"
+        if target:
+            cells[8] = "yes" if share <= target else "no"
+        cells += ["-" if row["speedup"] is None else f"{row['speedup']:.2f}", str(row["tokens_left"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ward_against_tome(models: dict[str, dict]) -> str:
+    """Errors of `ward` over those of `tome` at the same compute, and which methods have a smaller class error."""
+    lines = [
+        "| model | compute | class error of `tome`'s | token error of `tome`'s | methods with a smaller class error |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for model, data in models.items():
+        for share in (0.8, 0.6, 0.45):
+            rows = [row for row in data["rows"] if row.get("budget") == f"flops={share}" and "refused" not in row]
+            own = next(row for row in rows if row["method"] == "ward")
+            better = sorted(f"`{row['method']}`" for row in rows if row["class_error"] < own["class_error"])
+            ratios = [f"{own[f'{name}_of_tome']:.2f}" for name in ("class_error", "token_error")]
+            lines.append(f"| {model} | {share:.0%} | {' | '.join(ratios)} | {', '.join(better) or 'none'} |")
+    return "\n".join(lines)
+
+
+def size_errors(data: dict) -> str:
+    """Root mean square errors of both ways of giving sizes to attention."""
+    lines = ["| type | channels of a head | error, sizes in channels | error, mask |", "|---|---:|---:|---:|"]
+    for row in data["rows"]:
+        lines.append(f"| {row['dtype']} | {row['head_width']} | {row['channels']:.1e} | {row['mask']:.1e} |")
     return "\n".join(lines)
 
 
 def tables() -> dict[tuple[str, str], str]:
-    """(file, marker) -> table, for every table that is made of results or facts."""
+    """(file, marker) -> table or sentences, for all that are made of results or facts."""
     read = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
     made = {
         ("README.md", "demo"): markdown(read["demo"]["rows"]),
@@ -186,6 +217,9 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/backbones.md", "refusals"): refusals(read["compatibility"]),
         ("docs/speed.md", "break-even"): break_even(read["break_even"]),
         ("docs/speed.md", "speed"): speed(read["speed"]),
+        ("docs/speed.md", "speed in words"): sentences.limits(read["speed"]),
+        ("docs/kernels.md", "size errors"): size_errors(read["size_errors"]),
+        ("docs/ward.md", "ward"): ward_against_tome({"first": read["quality"], "second": read["quality_second"]}),
     }
     for name in ("quality", "quality_second"):
         for share in (0.8, 0.6, 0.45):
@@ -193,15 +227,28 @@ def tables() -> dict[tuple[str, str], str]:
     for task in HEADLINES:
         made["docs/dense.md", task] = dense(read[task], task)
         made["docs/dense.md", f"restoring {task}"] = restoring(read[f"restoring_{task}"])
+    found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
+    made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
+    made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
     made["README.md", "quality"] = made["docs/quality.md", "quality 0.6"]
     return made
 
 
 def write() -> None:
     for (file, marker), table in tables().items():
-        start, end = f"<!-- {marker} table -->\n", f"\n<!-- end of {marker} table -->"
-        before, _, rest = (ROOT / file).read_text().partition(start)
-        (ROOT / file).write_text(before + start + table + end + rest.partition(end)[2])
+        (ROOT / file).write_text(replaced((ROOT / file).read_text(), marker, table))
+
+
+def replaced(text: str, marker: str, table: str) -> str:
+    """`text` with this table between its two comments; it may have none there yet.
+
+    Raises: ValueError if a comment is missing.
+    """
+    before, start, rest = text.partition(f"<!-- {marker} table -->\n")
+    _, end, after = rest.partition(f"<!-- end of {marker} table -->")
+    if not start or not end:
+        raise ValueError(f"the two comments of {marker} are missing")
+    return f"{before}{start}{table}\n{end}{after}"
 
 
 if __name__ == "__main__":

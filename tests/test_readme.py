@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 import pytest
 import timm
 import transformers
+from scripts import script
 
 import tokenreduce
 
@@ -67,9 +67,7 @@ def test_pictures_and_links_exist() -> None:
 
 def test_tables_are_those_of_the_results() -> None:
     """`python benchmarks/make_table.py --write` makes them."""
-    script = importlib.util.spec_from_file_location("make_table", ROOT / "benchmarks/make_table.py")
-    make_table = importlib.util.module_from_spec(script)
-    script.loader.exec_module(make_table)
+    make_table = script("make_table")
     for (file, marker), table in make_table.tables().items():
         text = (ROOT / file).read_text()
         assert f"<!-- {marker} table -->\n{table}\n<!-- end of {marker} table -->" in text, (file, marker)

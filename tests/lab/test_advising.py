@@ -134,7 +134,7 @@ def test_widths_and_families_that_no_curve_stands_for(figures: None) -> None:
 def test_model_and_input_stay_as_they_are(figures: None) -> None:
     model, batch = vit(12).train(), images(12, 2)
     before = copy.deepcopy(model), batch.clone(), torch.get_rng_state()
-    runs = list(_thread.runs)  # others may have left some behind
+    runs = list(_thread.runs)  # other tests may have left some
     modules = [(module, type(module), set(vars(module)), module.training) for module in model.modules()]
     advise(model, batch)
     assert modules == [(module, type(module), set(vars(module)), module.training) for module in model.modules()]

@@ -17,7 +17,7 @@ from tokenreduce.ops.native import dispatch
 from tokenreduce.patching.finding import find_backbone, reduction_of
 from tokenreduce.patching.verbs import compatible, patch, report
 
-METHODS = ("ward", "tome")  # measured; the one that loses less comes first and is advised where both pay
+METHODS = ("ward", "tome")  # those measured; where both pay, the first is advised, because it loses less
 FLOPS = 0.6  # the budget that was measured
 HEADLINES = {True: "reduction pays", False: "reduction does not pay", None: "whether reduction pays is not known"}
 
@@ -26,9 +26,10 @@ HEADLINES = {True: "reduction pays", False: "reduction does not pay", None: "whe
 class Advice:
     """Whether to reduce, with what, and why; `str()` says what to run.
 
-    `pays` is None where nothing that was measured answers. `tokens` are the image tokens of one image that enter the
-    first layer; `break_even_tokens` the count from which on reducing pays at batch 1, None if no measured count does or
-    none applies; `expected_speedup` is that of batch 1, None where it was not measured; `check` measures it here.
+    `pays` is None if no measurement covers this case. `tokens` are the image tokens of one image that enter the first
+    layer. `break_even_tokens` is the smallest count from which reducing pays at batch 1; None if no measured count
+    pays, or no measurement applies. `expected_speedup` is that of batch 1, None if it was not measured. `check` is the
+    command that measures it on this machine.
     """
 
     pays: bool | None
@@ -62,19 +63,19 @@ class Advice:
 def advise(model: nn.Module, input: Tensor) -> Advice:
     """Say whether reducing tokens makes `model` faster on `input`, from the figures of docs/speed.md.
 
-    A copy of the model, which shares its weights where it fits the input, is patched as advised and runs on the first
-    image, so the count of tokens is the real one; `model` stays as it is. A patched model is judged as if it were not.
-    The figures are of batch 1 on a CPU. They are taken as a lower bound for larger batches, so that only a "yes"
-    carries over to those; on other devices the answer is that it is not known.
+    A patched copy of the model runs on the first image, to count its real tokens; `model` stays as it is. If it is
+    patched already, the answer is about the unpatched model. The figures are of batch 1 on a CPU. They are taken as a
+    lower bound for larger batches: a "yes" holds for them, a "no" becomes "not known". On other devices the answer is
+    always "not known".
 
     Args:
         model: a vision transformer of a known family, or a module that holds exactly one and takes `input` alone.
-        input: a batch such as it will run, `(B, C, H, W)` or a video's `(B, C, T, H, W)` or `(B, T, C, H, W)`, on the
-            device and in the dtype it will have.
+        input: a batch of the size, device and dtype that the model will run on: `(B, C, H, W)`, or for a video
+            `(B, C, T, H, W)` or `(B, T, C, H, W)`.
 
     Raises:
-        ValueError: a model that `tokenreduce.patch` refuses, for the same reason.
-        TypeError: an input that is no such tensor.
+        ValueError: if `tokenreduce.patch` refuses the model, for the same reason.
+        TypeError: if the input is no such tensor.
     """
     find_backbone(model)
     _check(input)
@@ -108,7 +109,7 @@ def _check(input: object) -> None:
 
 
 def _tokens(lane: nn.Module, image: Tensor, method: str) -> int:
-    """Image tokens that enter the first layer of the model, which is patched and run for it."""
+    """Image tokens that enter the first layer: patches `lane` and runs it once."""
     patch(lane, method, flops=FLOPS)
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):  # compiled code records nothing
         lane(image)
@@ -116,7 +117,7 @@ def _tokens(lane: nn.Module, image: Tensor, method: str) -> int:
 
 
 def _unmeasured(input: Tensor, geometry: Geometry, curves: list[Curve]) -> str:
-    """Why no figure applies; empty if one does."""
+    """Why no measurement covers this case; empty if one does."""
     if input.device.type != "cpu":
         return f"only the CPU was measured, and the input is on {input.device}"
     if input.dtype != torch.float32:
@@ -131,7 +132,7 @@ def _unknown(method: str, reason: str) -> dict[str, Any]:
 
 
 def _answer(curves: list[Curve], tokens: int, input: Tensor) -> dict[str, Any]:
-    """What the curves say of the first method that pays, or of the first one if none does."""
+    """The answer for the first method that pays, or for the first method if none does."""
     curve = next((curve for curve in curves if curve.pays(tokens)), curves[0])
     pays = curve.pays(tokens)
     if len(input) > 1 and pays is False:

@@ -1,5 +1,5 @@
-"""Break-even: from how many image tokens on a reduced model is faster at batch 1, by measurements that ship with the
-library."""
+"""Break-even: the number of image tokens from which a reduced model is faster at batch 1, by measurements that ship
+with the library."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 SHIPPED = Path(__file__).parent / "break_even.json"
-FARTHEST = 2.0  # a width that is more than this factor from every measured one is not judged by any
+FARTHEST = 2.0  # no curve stands for widths that differ from its own by more than this factor
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Speedups of one method at one backbone width and batch 1, by image tokens, fewest first; `lows` are the lower
-    ends of their intervals."""
+    """Speedups of one method at one backbone width and batch 1; `lows` are the lower ends of their intervals.
+
+    `tokens` are the measured counts of image tokens, fewest first; the other two have one value for each.
+    """
 
     width: int
     method: str
@@ -27,14 +29,17 @@ class Curve:
 
     @property
     def break_even(self) -> int | None:
-        """The fewest measured tokens from which on every interval lies above 1; None if the last one does not."""
+        """The smallest measured count at which the whole interval lies above 1, as at all larger counts; None if the
+        largest count does not pay."""
         slow = [i for i, low in enumerate(self.lows) if low <= 1]
         first = slow[-1] + 1 if slow else 0
         return self.tokens[first] if first < len(self.tokens) else None
 
     def pays(self, tokens: int) -> bool | None:
-        """Whether so many tokens have reached the break-even; None outside of what was measured, unless it is known
-        from inside: more tokens pay where the most measured ones do, fewer do not where the fewest do not."""
+        """Whether reducing so many tokens pays; None if that is not known.
+
+        Beyond the measured counts: more tokens pay if the largest count pays, fewer do not if the smallest does not.
+        """
         if self.break_even is None:
             return False if tokens <= self.tokens[-1] else None
         if tokens < self.tokens[0] and self.break_even == self.tokens[0]:
@@ -42,7 +47,7 @@ class Curve:
         return tokens >= self.break_even
 
     def speedup_at(self, tokens: int) -> float | None:
-        """Interpolated over the logarithm of the tokens; None outside of what was measured."""
+        """Interpolated over the logarithm of the tokens; None outside of the measured counts."""
         if not self.tokens[0] <= tokens <= self.tokens[-1]:
             return None
         right = bisect_left(self.tokens, tokens)

@@ -11,7 +11,7 @@ DTYPES = {torch.float32: "", torch.bfloat16: " --dtype bfloat16", torch.float16:
 
 
 def bench_command(model: nn.Module, input: Tensor, method: str, flops: float) -> str:
-    """The `tokenreduce bench` command for a model that it can build by name, else the call of `compare`."""
+    """The `tokenreduce bench` command if that can build the model by name, else the call of `compare`."""
     name, own = _name_and_shape(model)
     shape = tuple(input.shape[1:])
     square = len(shape) == len(own) == 3 and shape[0] == own[0] and shape[1] == shape[2]
@@ -25,8 +25,8 @@ def bench_command(model: nn.Module, input: Tensor, method: str, flops: float) ->
 
 
 def _name_and_shape(model: Any) -> tuple[str, tuple[int, ...]]:
-    """The model's name on the command line and the shape of one image as it is built by that name; empty where it has
-    none."""
+    """The model's name on the command line, and the image shape of the model that this name builds; empty if it has no
+    name there."""
     made_by_timm = getattr(model, "pretrained_cfg", None) or {}
     if made_by_timm.get("architecture"):
         return made_by_timm["architecture"], tuple(made_by_timm["input_size"])

@@ -50,23 +50,24 @@ def compare(
     min_time: float = 0.1,
     progress: Progress = lambda fraction, what: None,
 ) -> list[Row]:
-    """Time the unpatched model and every arm on each input; the rows of one input begin with the unpatched model's.
+    """Time the unpatched model and every arm on each input; the first row of each input is the unpatched model's.
 
-    `model` itself stays as it is; copies of it (sharing its weights where it fits the inputs) run in eval mode, on the
-    device and in the dtype of the inputs. Speed hardly depends on what weights and images hold.
+    `model` itself stays as it is. Copies of it run in eval mode, on the device and in the dtype of the inputs; they
+    share its weights if those fit the inputs. Weights and images may be random: speed hardly depends on them.
 
     Args:
         inputs: one batch `(B, ...)` or several of one device and dtype, each measured on its own.
-        rounds: how often every lane has its turn; ratios are taken within a round.
-        min_time: seconds a turn lasts at least.
-        progress: called with the fraction that is done and what is running.
+        rounds: in each, every model has one turn; ratios are taken within a round.
+        min_time: seconds that a turn lasts at least.
+        progress: called with the fraction that is done and what was running.
 
-    Returns: rows with the keys of the command line's JSON. Milliseconds are per forward of the batch, `macs` those
-    of one image, `tokens_left` image tokens after the last layer, `peak_memory_mib` beyond weights and input; `speedup`
-    is the median over rounds of unpatched / patched time and `speedup_interval` its bootstrap 95 % interval;
-    `limit_share` is the median of patched time / time of the unpatched model whose tokens are sliced off for nothing to
-    the same counts (None where the family cannot slice); `plan_us` and `apply_us` are microseconds of the batch summed
-    over the layers; `uncounted` names operators whose MACs are unknown.
+    Returns: rows with the keys of the command line's JSON. Milliseconds are per forward of the batch; `macs` are those
+    of one image; `tokens_left` are image tokens after the last layer; `peak_memory_mib` leaves out weights and input;
+    `speedup` is the median over rounds of unpatched / patched time, `speedup_interval` its bootstrap 95 % interval;
+    `limit_share` is the median of patched time / time of the unpatched model after slicing its tokens to the same
+    counts, which costs nothing (None where the family cannot slice); `plan_us` and `apply_us` are the microseconds that
+    the reducer takes in one forward, summed over the layers, and a kernel that plans and applies in one call is plan's
+    alone; `uncounted` names operators whose MACs are unknown.
 
     Raises: ValueError, TypeError for arguments that do not fit, and as `tokenreduce.patch`.
     """

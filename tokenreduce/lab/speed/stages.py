@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,8 +23,10 @@ from tokenreduce.reducers.tokens import Tokens
 def stage_microseconds(model: nn.Module, batch: Tensor, forwards: int = 3) -> tuple[float, float]:
     """Microseconds of plan and of apply in one forward of the patched `model` on `batch`, summed over its layers.
 
-    Planning includes the method's begin and the entries of `Tokens` it asks for; applying includes the new sizes;
-    medians over a few forwards. The device is synchronised around each stage, so on a GPU the sum is an upper bound.
+    Plan covers the method's begin, its decision on a count, and the entries of `Tokens` it asks for; apply covers the
+    new sizes. Where a kernel does both in one call (`FastPath`), that call runs and its whole time is plan's; apply is
+    0 then. Each figure is the median of a few forwards. The device is synchronised around each stage, so on a GPU the
+    sum is an upper bound.
     """
     watches = []
     for _ in range(forwards):
@@ -56,32 +60,32 @@ class _WatchedReducer:
         return getattr(self._reducer, name)
 
     def fast(self) -> FastPath:
-        """None: its kernel would do both stages at once."""
-        return FastPath(averages_keys=self._reducer.fast().averages_keys)
+        fast = self._reducer.fast()
+        return dataclasses.replace(fast, merge=fast.merge and partial(self._watch, "plan", fast.merge))
 
     def begin(self, tokens: Tokens) -> Any:
         return self._watch("plan", self._reducer.begin, tokens)
 
+    def decide(self, tokens: Tokens, state: Any = None) -> int:
+        return self._watch("plan", self._reducer.decide, tokens, state)
+
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         token_map = self._watch("plan", self._reducer.plan, tokens, keep, state)
-        own = type(token_map)
-        token_map.__class__ = type(f"Watched{own.__name__}", (_WatchedMap, own), {})
-        token_map.watch, token_map.own = self._watch, own
+        _watch_application(token_map, self._watch)
         return token_map
 
 
-class _WatchedMap(TokenMap):
-    """A `TokenMap` of class `own` that times its application, by whichever of two ways a run asks for it."""
+def _watch_application(token_map: TokenMap, watch: _Watch) -> None:
+    """Time the one application of this map, by whichever of its two methods a run takes."""
+    plain = {"apply": token_map.apply, "merge": token_map.merge}
 
-    watch: Any
-    own: type[TokenMap]
+    def timed(name: str, *args: Any) -> Any:
+        for shadow in plain:
+            delattr(token_map, shadow)  # what follows, and what merging calls, is the map's own again
+        return watch("apply", plain[name], *args)
 
-    def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
-        return self.watch("apply", super().apply, x, sizes, prefix, suffix)
-
-    def merge(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        self.__class__ = self.own  # type: ignore[assignment]  # what merging calls is part of it
-        return self.watch("apply", self.merge, *arguments)
+    for name in plain:
+        setattr(token_map, name, partial(timed, name))
 
 
 @contextmanager
