@@ -1,4 +1,45 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import pytest
 import timm  # noqa: F401  adapters load only when their library is there
 import torch
+from torch import nn
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command of the command line and gives its output on a wide terminal; its errors are raised."""
+    from typer.testing import CliRunner
+
+    from tokenreduce.cli.app import app
+
+    def invoke(*arguments: object) -> str:
+        monkeypatch.setattr("tokenreduce.cli.output.console.width", 200)
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        if isinstance(result.exception, Exception):
+            raise result.exception
+        return result.output
+
+    return invoke
+
+
+@pytest.fixture
+def fake_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[nn.Module, float]], None]:
+    """A clock that stands still, except that each forward of a model takes the seconds it is given here."""
+    now = 0.0
+
+    def advance(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def set_seconds(taken: Mapping[nn.Module, float]) -> None:
+        for model, seconds in taken.items():
+            model.register_forward_hook(lambda module, args, out, seconds=seconds: advance(seconds))
+        monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    return set_seconds

@@ -15,8 +15,10 @@ from pycocotools.cocoeval import COCOeval
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS, DepthMetric, SegmentationMetric, interval
+from tokenreduce.lab.quality.bootstrap import times
+from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS, DepthMetric, SegmentationMetric
 from tokenreduce.lab.quality.detection import DetectionMetric
+from tokenreduce.lab.quality.metric import change_interval
 
 CATEGORIES = [1, 2, 5, 90]
 
@@ -128,7 +130,7 @@ def test_detection_is_what_pycocotools_publishes(tmp_path: Path, capsys: pytest.
     for i in range(0, 14, 5):
         metric.update(predictions[i : i + 5], targets[i : i + 5])
     figures = metric.compute()
-    metric.resampled(torch.zeros(2, 14, dtype=torch.long))
+    metric.resampled(torch.ones(2, 14, dtype=torch.double))
     assert capsys.readouterr().out == "" and metric.images == 14
     stats = published(predictions, targets, tmp_path)
     assert figures == pytest.approx({"ap": stats[0], "ap50": stats[1]}, abs=1e-12)
@@ -240,7 +242,7 @@ def test_a_draw_of_the_bootstrap_is_a_metric_of_these_images(case: int) -> None:
         fresh.update([predictions[i] for i in row], [targets[i] for i in row])
         expected.append(fresh.compute()[metric.headline])
     before = metric.compute()
-    assert metric.resampled(picks).tolist() == pytest.approx(expected, abs=1e-12)
+    assert metric.resampled(times(picks, 12)).tolist() == pytest.approx(expected, abs=1e-12)
     assert len({round(value, 6) for value in expected}) > 2
     assert metric.compute() == before, "resampling leaves the metric as it was"
     metric.update(predictions[3:5], targets[3:5])
@@ -253,23 +255,23 @@ def test_interval_of_the_difference(case: int) -> None:
     reference, metric = make(), make()
     reference.update(predictions, targets)
     metric.update(worse, targets)
-    low, high = interval(reference, metric, rounds=200, seed=1)
+    low, high = change_interval(reference, metric, rounds=200, seed=1)
     picks = torch.randint(12, (200, 12), generator=torch.Generator().manual_seed(1))
-    changes = sorted((metric.resampled(picks) - reference.resampled(picks)).tolist())
+    changes = sorted((metric.resampled(times(picks, 12)) - reference.resampled(times(picks, 12))).tolist())
     assert changes[3] <= low <= changes[6] and changes[-7] <= high <= changes[-4]
     change = metric.compute()[metric.headline] - reference.compute()[metric.headline]
     assert low < high and low - 1e-9 <= change <= high + 1e-9
-    assert interval(reference, metric, rounds=200, seed=1) == (low, high)
-    assert interval(reference, reference, rounds=50) == (0.0, 0.0), "pairing leaves no noise"
+    assert change_interval(reference, metric, rounds=200, seed=1) == (low, high)
+    assert change_interval(reference, reference, rounds=50) == (0.0, 0.0), "pairing leaves no noise"
 
 
 def test_draws_without_objects_do_not_spoil_the_interval() -> None:
     boxes, targets = scenes(2, 0)
     metric = DetectionMetric(CATEGORIES)
     metric.update(boxes, targets)
-    drawn = metric.resampled(torch.tensor([[0, 0], [1, 1], [0, 1]]))
+    drawn = metric.resampled(times(torch.tensor([[0, 0], [1, 1], [0, 1]]), 2))
     assert drawn.isnan().tolist() == [True, False, False]
-    assert interval(metric, metric, rounds=20) == (0.0, 0.0)
+    assert change_interval(metric, metric, rounds=20) == (0.0, 0.0)
 
 
 def test_what_cannot_be_measured_is_said() -> None:
@@ -278,9 +280,9 @@ def test_what_cannot_be_measured_is_said() -> None:
     one.update(predicted, truth)
     two.update(predicted[:1], truth[:1])
     with pytest.raises(InvalidValueError, match="of 1 images cannot be compared with a SegmentationMetric of 2"):
-        interval(one, two)
+        change_interval(one, two)
     with pytest.raises(InvalidValueError, match="rounds is 0 and there are 2 images"):
-        interval(one, one, rounds=0)
+        change_interval(one, one, rounds=0)
     with pytest.raises(InvalidValueError, match=r"the prediction is \(6, 9\), the truth \(7, 8\)"):
         one.update(predicted[:1], truth[1:])
     with pytest.raises(InvalidValueError, match="unknown alignment 'mean'; valid: affine, inverse, median, none"):

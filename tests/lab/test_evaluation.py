@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from pathlib import Path
@@ -16,8 +15,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from timm.models.vision_transformer import VisionTransformer
 
 import tokenreduce
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.lanes import patched_lane, restored_lane
 from tokenreduce.lab.quality import heads
-from tokenreduce.lab.quality.classification import Patched, distance, measure
+from tokenreduce.lab.quality.classification import ClassificationMetric, Seen, distance, measure
 
 CLASSES = 7
 
@@ -26,11 +27,6 @@ def tiny_vit(**arguments: Any) -> Any:
     torch.manual_seed(0)
     defaults = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": CLASSES}
     return VisionTransformer(**(defaults | arguments)).eval()
-
-
-def pair(model: Any, method: str, **arguments: Any) -> Patched:
-    deployed = tokenreduce.patch(copy.deepcopy(model), method, **arguments)
-    return Patched(method, "some", deployed, tokenreduce.patch(copy.deepcopy(model), method, restore=True, **arguments))
 
 
 def batches(images: torch.Tensor, labels: torch.Tensor, size: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -51,7 +47,8 @@ def cosine_distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("arguments", [{"reg_tokens": 2}, {"global_pool": "avg", "class_token": False}])
 def test_figures_agree_with_one_image_at_a_time(arguments: dict[str, Any]) -> None:
     model = tiny_vit(**arguments)
-    arm = pair(model, "tome", r=3)
+    arm = Arm("tome", r=3)
+    deployed, whole = patched_lane(model, arm), restored_lane(model, arm)
     images, labels = examples()
     rows = measure(model, [arm], batches(images, labels), CLASSES)
     assert [row["method"] for row in rows] == ["unpatched", "tome"]
@@ -59,11 +56,11 @@ def test_figures_agree_with_one_image_at_a_time(arguments: dict[str, Any]) -> No
     hits: dict[str, list[float]] = {"full": [], "top1": [], "top5": [], "class": [], "token": []}
     for image, label in zip(images[:, None], labels.tolist(), strict=True):
         with torch.no_grad():
-            full, reduced = model.forward_features(image), arm.deployed.forward_features(image)
-            ranking = arm.deployed(image)[0].argsort(descending=True).tolist()
+            full, reduced = model.forward_features(image), deployed.forward_features(image)
+            ranking = deployed(image)[0].argsort(descending=True).tolist()
             hits["full"].append(int(model(image)[0].argmax()) == label)
-            heads_of = [m.forward_head(f, pre_logits=True)[0] for m, f in ((model, full), (arm.deployed, reduced))]
-            restored = arm.restored.forward_features(image)
+            heads_of = [m.forward_head(f, pre_logits=True)[0] for m, f in ((model, full), (deployed, reduced))]
+            restored = whole.forward_features(image)
         hits["top1"].append(ranking[0] == label)
         hits["top5"].append(label in ranking[:5])
         hits["class"].append(cosine_distance(*heads_of))
@@ -80,10 +77,10 @@ def test_figures_agree_with_one_image_at_a_time(arguments: dict[str, Any]) -> No
 
 def test_costs_are_those_of_the_deployed_model() -> None:
     model = tiny_vit()
-    arm = pair(model, "tome", r=3)
+    arm = Arm("tome", r=3)
     full, row = measure(model, [arm], batches(*examples(3)), CLASSES)
     image = examples(1)[0]
-    assert row["macs"] == tokenreduce.count_flops(arm.deployed, image).total
+    assert row["macs"] == tokenreduce.count_flops(patched_lane(model, arm), image).total
     assert row["flops_share"] == row["macs"] / tokenreduce.count_flops(model, image).total
     assert (full["tokens_left"], row["tokens_left"]) == (16, 16 - 9)
     assert full["flops_share"] == 1 and full["uncounted"] == {}
@@ -91,17 +88,19 @@ def test_costs_are_those_of_the_deployed_model() -> None:
 
 def test_nothing_removed_gives_no_error_and_no_change() -> None:
     model = tiny_vit()
-    full, row = measure(model, [pair(model, "tome", r=0)], batches(*examples()), CLASSES)
+    full, row = measure(model, [Arm("tome", r=0)], batches(*examples()), CLASSES)
     assert row["class_error"] == row["token_error"] == row["top1_change"] == 0
-    assert full | {"method": "tome", "budget": "some"} == row
+    assert full | {"method": "tome", "budget": "r=0"} == row
 
 
 def test_both_patched_copies_answer_alike() -> None:
     for arguments in ({}, {"global_pool": "avg"}, {"global_pool": "map", "class_token": False}):
         model = tiny_vit(**arguments)
-        arm = pair(model, "tome", r=3)
+        arm = Arm("tome", r=3)
         with torch.no_grad():
-            torch.testing.assert_close(arm.deployed(examples()[0]), arm.restored(examples()[0]))
+            torch.testing.assert_close(
+                patched_lane(model, arm)(examples()[0]), restored_lane(model, arm)(examples()[0])
+            )
 
 
 def test_few_classes_have_no_top5_and_no_images_is_an_error() -> None:
@@ -110,6 +109,51 @@ def test_few_classes_have_no_top5_and_no_images_is_an_error() -> None:
     assert "top5" not in measure(model, [], batches(images, labels % 3), 3)[0]
     with pytest.raises(ValueError, match="no images"):
         measure(model, [], [], 3)
+
+
+def test_what_an_adaptive_method_leaves_is_a_mean_over_images() -> None:
+    """All images of a batch keep as many tokens as the one that needs most; here batches hold 3, 3 and 2 images."""
+    model = tiny_vit()
+    images, labels = examples()
+    images[:3] = images[:3, :, :1, :1]  # plain images keep few tokens, noise keeps many
+    restored = restored_lane(model, Arm("algm"))
+    left, shares = [], []
+    for batch in images.split(3):
+        with torch.no_grad():
+            restored(batch)
+        done = tokenreduce.report(restored)
+        left += [done.tokens_left] * len(batch)
+        shares += [done.flops_share] * len(batch)
+    full, row = measure(model, [Arm("algm")], batches(images, labels), CLASSES)
+    assert len({left[0], left[3], left[6]}) == 3 and row["budget"] == "none"
+    assert row["tokens_left"] == pytest.approx(sum(left) / 8)
+    assert row["tokens_left"] != pytest.approx((left[0] + left[3] + left[6]) / 3), "a small batch counts less"
+    assert row["macs"] == round(full["macs"] * sum(shares) / 8)
+    assert row["flops_share"] == row["macs"] / full["macs"] < 1
+
+
+def test_figures_of_single_images_make_the_means_and_the_resamples() -> None:
+    metric, generator = ClassificationMetric(6), torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    logits = torch.zeros(5, 6)
+    logits[:, 5] = 1
+    logits[[0, 2], [0, 2]] = 2
+    logits[3] = torch.tensor([6.0, 5, 4, 1, 3, 2])  # the truth is last of six
+    features, other = (torch.randn(5, 4, generator=generator) for _ in range(2))
+    tokens, others = (torch.randn(5, 3, 4, generator=generator) for _ in range(2))
+    for part in (slice(0, 3), slice(3, 5)):
+        seen = Seen(logits[part], features[part], tokens[part])
+        metric.update(seen, Seen(logits[part], other[part], others[part]), labels[part])
+    assert metric.images == 5 and metric.figures["top1"].tolist() == [1, 0, 1, 0, 0]
+    assert metric.figures["top5"][3] == 0 and metric.figures["top5"][[0, 2]].tolist() == [1, 1]
+    errors = [cosine_distance(a, b) for a, b in zip(features, other, strict=True)]
+    assert metric.figures["class_error"].tolist() == pytest.approx(errors, abs=1e-6)
+    assert metric.compute()["class_error"] == pytest.approx(sum(errors) / 5, abs=1e-6)
+    pairs = [[cosine_distance(*two) for two in zip(*one, strict=True)] for one in zip(tokens, others, strict=True)]
+    assert metric.figures["token_error"].tolist() == pytest.approx([sum(one) / 3 for one in pairs], abs=1e-6)
+    assert metric.compute()["top1"] == 0.4
+    times = torch.tensor([[5.0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 3, 1, 1, 0]]).double()
+    assert metric.resampled(times).tolist() == [1, 0.4, 0.2]
 
 
 def test_small_distances_survive_fp32() -> None:
@@ -133,7 +177,7 @@ def test_neighbours_in_the_gallery_of_the_same_model_are_found() -> None:
     model = tiny_vit()
     images, labels = examples()
     head = heads.NearestNeighbours(batches(images, labels), CLASSES, k=1)
-    rows = measure(model, [pair(model, "random", r=4)], batches(images, labels), CLASSES, head)
+    rows = measure(model, [Arm("random", r=4)], batches(images, labels), CLASSES, head)
     assert [row["top1"] for row in rows] == [1, 1]
 
 

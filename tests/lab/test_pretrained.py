@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTImageProcessor
-from typer.testing import CliRunner
 
 import tokenreduce
-from tokenreduce.cli import app as application
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.pretrained import load_pretrained
 from tokenreduce.lab.quality.classification import distance
@@ -27,17 +25,6 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ViTForImageClassification(ViTConfig(**SIZES, intermediate_size=64, num_labels=10)).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def run() -> Callable[..., str]:
-    def invoke(*arguments: object) -> str:
-        result = CliRunner().invoke(application.app, [str(a) for a in arguments])
-        if isinstance(result.exception, Exception):
-            raise result.exception
-        return result.output
-
-    return invoke
 
 
 def rows_in(path: Path) -> list[dict]:

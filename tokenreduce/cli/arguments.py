@@ -1,4 +1,4 @@
-"""What commands share: parsing of methods, budgets and options, models by name, devices and the progress bar."""
+"""What commands share: their common options, the parsing of methods, budgets and devices, and the progress bar."""
 
 from __future__ import annotations
 
@@ -6,17 +6,28 @@ import ast
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
-from tokenreduce.lab.speed import Arm
+from tokenreduce.lab.arms import Arm
 from tokenreduce.reducers.registry import create
 
 MODEL_HELP = "a timm name, hf:NAME for a model or folder of transformers, or fashion_vit for the shipped model"
+Methods = Annotated[str, typer.Option(help="methods, separated by commas")]
+Flops = Annotated[str | None, typer.Option(help="fractions of the multiply-adds left, such as 0.8,0.6")]
+Ratio = Annotated[str | None, typer.Option(help="fractions of the image tokens removed, such as 0.5")]
+PerBlock = Annotated[str | None, typer.Option("--r", help="image tokens removed in every block, such as 8,13")]
+Options = Annotated[
+    list[str] | None, typer.Option(help="key=value for a single method, method.key=value among several; repeatable")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")]
 
 
 def make_arms(methods: str, budgets: dict[str, str | None], options: Sequence[str]) -> list[Arm]:

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from tokenreduce.cli.arguments import MODEL_HELP, make_arms, numbers, place_name, progress_bar, usable_device
-from tokenreduce.cli.output import Row, console, environment, print_table, write_json
+from tokenreduce.cli.arguments import (
+    MODEL_HELP,
+    Device,
+    Flops,
+    JsonFile,
+    Methods,
+    Options,
+    PerBlock,
+    Ratio,
+    make_arms,
+    numbers,
+    place_name,
+    progress_bar,
+    usable_device,
+)
+from tokenreduce.cli.output import console, environment, print_table, write_json
 from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.lab.speed import compare, slower_sentences
 
@@ -25,26 +39,24 @@ COST = (*NAMES, "macs", "flops_share", "tokens_left", "peak_memory_mib", "plan_u
 
 def bench(
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = "deit_small_patch16_224",
-    method: Annotated[str, typer.Option(help="methods, separated by commas")] = "tome",
-    flops: Annotated[str | None, typer.Option(help="fractions of the multiply-adds left, such as 0.8,0.6")] = None,
-    ratio: Annotated[str | None, typer.Option(help="fractions of the image tokens removed, such as 0.5")] = None,
-    r: Annotated[str | None, typer.Option("--r", help="image tokens removed in every block, such as 8,13")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="key=value for a single method, method.key=value among several; repeatable")
-    ] = None,
+    method: Methods = "tome",
+    flops: Flops = None,
+    ratio: Ratio = None,
+    r: PerBlock = None,
+    option: Options = None,
     batch_size: Annotated[str, typer.Option(help="batch sizes, separated by commas")] = "1,32",
     image_size: Annotated[
         int | None, typer.Option(min=1, help="side of the square input instead of the model's own")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads instead of PyTorch's default")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="interleaved rounds; every model runs in each")] = 20,
-    min_time: Annotated[float, typer.Option(min=0, help="seconds that a model's turn in a round lasts at least")] = 0.1,
+    min_time: Annotated[float, typer.Option(min=0, help="least seconds of a model's turn in a round")] = 0.1,
     pretrained: Annotated[
         bool, typer.Option(help="load trained weights; not needed: speed does not depend on weights")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time patched models against the unpatched one, and against free slicing to the same token counts (the limit)."""
     arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])

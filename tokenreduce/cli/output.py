@@ -1,12 +1,11 @@
-"""Tables for people, JSON for machines. A row is a dict with the documented keys; shares and accuracies are
-fractions of 1."""
+"""Rows as tables for people and as JSON for machines."""
 
 from __future__ import annotations
 
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-Row = dict[str, Any]
+from tokenreduce.lab.rows import COLUMNS, Row
+
 # Where there is no terminal, as in a log, lines may be long.
 console = Console(width=None if sys.stdout.isatty() else 140)
-
-# key -> (heading, how a value is shown)
-COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "method": ("method", str),
-    "budget": ("budget", str),
-    "batch_size": ("batch", str),
-    "macs": ("MACs", lambda v: f"{v / 1e9:.2f} G" if v >= 1e9 else f"{v / 1e6:.1f} M"),
-    "flops_share": ("share", lambda v: f"{v:.3f}"),
-    "tokens_left": ("tokens left", lambda v: f"{v:.0f}"),
-    "top1": ("top-1", lambda v: f"{v:.2%}"),
-    "top5": ("top-5", lambda v: f"{v:.2%}"),
-    "top1_change": ("change, points", lambda v: f"{100 * v:+.2f}"),
-    "miou": ("mIoU", lambda v: f"{v:.2%}"),
-    "pixel_accuracy": ("pixel accuracy", lambda v: f"{v:.2%}"),
-    "ap": ("AP", lambda v: f"{v:.2%}"),
-    "ap50": ("AP50", lambda v: f"{v:.2%}"),
-    "delta1": ("delta-1", lambda v: f"{v:.2%}"),
-    "abs_rel": ("AbsRel", lambda v: f"{v:.4f}"),
-    "rmse": ("RMSE, m", lambda v: f"{v:.3f}"),
-    "change": ("change, points", lambda v: f"{100 * v:+.2f}"),
-    "change_interval": ("95 % interval", lambda v: f"{100 * v[0]:+.2f} to {100 * v[1]:+.2f}"),
-    "class_error": ("class error", lambda v: f"{v:.4f}"),
-    "token_error": ("token error", lambda v: f"{v:.4f}"),
-    "median_ms": ("median ms", lambda v: f"{v:.1f}"),
-    "p90_ms": ("p90 ms", lambda v: f"{v:.1f}"),
-    "images_per_second": ("images/s", lambda v: f"{v:.1f}"),
-    "speedup": ("speed-up", lambda v: f"{v:.2f} x"),
-    "speedup_interval": ("95 % interval", lambda v: f"{v[0]:.2f} - {v[1]:.2f}"),
-    "limit_share": ("time / limit", lambda v: f"{v:.3f}"),
-    "peak_memory_mib": ("peak MiB", lambda v: f"{v:.1f}"),
-    "plan_us": ("plan us", lambda v: f"{v:.0f}"),
-    "apply_us": ("apply us", lambda v: f"{v:.0f}"),
-    "attention": ("attention", str),
-}
 
 
 def print_table(rows: Sequence[Row], title: str) -> None:
@@ -70,8 +36,10 @@ def print_table(rows: Sequence[Row], title: str) -> None:
 
 
 def print_refused(rows: Sequence[Row]) -> None:
-    """A line for each arm that the model cannot reach."""
+    """A line for each row of an arm that the model cannot reach."""
     for row in rows:
+        if "refused" not in row:
+            continue
         what = f"{row['method']} at {row['budget']} was not run: {row['refused']}"
         console.print(what, style="yellow", highlight=False, markup=False)
 

@@ -23,5 +23,10 @@ class Arm:
         """The arguments besides the budget."""
         return {name: value for name, value in self.arguments.items() if name not in BUDGETS}
 
+    @property
+    def name(self) -> str:
+        """The method, with its budget if it has one."""
+        return self.method if self.budget == "none" else str(self)
+
     def __repr__(self) -> str:
         return f"{self.method} at {self.budget}"

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.rows import Row
 from tokenreduce.patching.finding import find_backbone, reduction_of
 from tokenreduce.patching.verbs import change_patch, patch, unpatch
+
+Made = TypeVar("Made")
+
+
+def try_arms(arms: Sequence[Arm], make: Callable[[Arm], Made]) -> tuple[list[tuple[Arm, Made]], list[Row]]:
+    """Each arm that the model can reach with what `make` gives for it, and a row with the reason (`refused`) for each
+    of the others.
+
+    Raises: ValueError if there are arms and none can be reached.
+    """
+    made: list[tuple[Arm, Made]] = []
+    refused: list[Row] = []
+    for arm in arms:
+        try:
+            made.append((arm, make(arm)))
+        except InvalidValueError as error:
+            refused.append({"method": arm.method, "budget": arm.budget, "refused": str(error)})
+    if refused and not made:
+        raise InvalidValueError("; ".join(row["refused"] for row in refused))
+    return made, refused
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tokenreduce.errors import InvalidValueError
-from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.cells import GREY, as_pixels, hatch, label_cells, outline, paint_tokens, size_cells
+from tokenreduce.maps.token_map import TokenMap, identity
+from tokenreduce.patching.reporting import Report
 
-Labels = npt.NDArray[np.int64]
-Image = npt.NDArray[np.float32]
-GREY, DIMMED, LINE, DARK = 0.5, 0.75, 0.4, 0.2
-STRIPE = 8  # pixels from one stripe to the next
 TICKS = tuple(digit * 10.0**power for power in range(6) for digit in (1, 2, 5))
 
 
@@ -38,61 +34,23 @@ class Reduced:
     sizes: Tensor
 
 
-def paint_tokens(image: Tensor, token_map: TokenMap, grid: tuple[int, int], index: int = 0) -> Image:
-    """One image redrawn with the patches of every token in one colour: `(H, W, 3)`, values in [0, 1].
-
-    The colour is the mean of the token's pixels. A dropped token is a patch of its own, faded to grey.
-
-    Args:
-        image: `(1 or 3, H, W)`, uint8 or floats in [0, 1].
-        token_map: from the image tokens of the input to those to be drawn.
-        grid: `(H, W)` of the input's image tokens.
-        index: the image's place in the batch of the map.
-    """
-    pixels = as_pixels(image)
-    labels, dropped = label_cells(token_map, grid, index)
-    flat = enlarge(labels, pixels.shape[:2]).ravel()
-    members = np.bincount(flat, minlength=len(dropped)).clip(1)
-    colours = np.stack([np.bincount(flat, pixels[..., c].ravel(), len(dropped)) / members for c in range(3)], 1)
-    colours[dropped] = GREY * DIMMED + colours[dropped] * (1 - DIMMED)
-    painted: Image = colours.astype(np.float32)[flat].reshape(pixels.shape)
-    return painted
+def last_of_quarters(depth: int) -> list[int]:
+    """Layer 0 and the last layer of each quarter of `depth` layers."""
+    return sorted({0, *(max(0, depth * quarter // 4 - 1) for quarter in (1, 2, 3, 4))})
 
 
-def label_cells(token_map: TokenMap, grid: tuple[int, int], index: int) -> tuple[Labels, npt.NDArray[np.bool_]]:
-    """For each cell of the grid the token that it belongs to, `(H, W)`, and for each token whether it was dropped.
-
-    Tokens are numbered 0 ... M - 1; dropped ones follow, M + their place in the grid.
-    """
-    if grid[0] * grid[1] != token_map.entered:
-        raise InvalidValueError(f"the grid is {grid[0]} x {grid[1]} but {token_map.entered} tokens entered the map")
-    dest = token_map.dest_or_argmax()[index].cpu()
-    weight = token_map.weight if token_map.share is None else token_map.share.sum(1)
-    # Propagation drops a token after giving a small part of it to others.
-    least = 0.5 if not token_map.divide else 0.0
-    gone = torch.zeros_like(dest, dtype=torch.bool) if weight is None else weight[index].cpu() <= least
-    places = torch.arange(len(dest)) + token_map.count
-    labels = torch.where(gone, places, dest).reshape(grid).numpy()
-    return labels, np.arange(token_map.count + len(dest)) >= token_map.count
+def maps_after(done: Report, layers: Sequence[int]) -> dict[str, TokenMap]:
+    """The map of the last forward up to each layer, by a heading; it is an identity where nothing was removed."""
+    removed = done.tokens_left < done.input_tokens
+    maps = [done.map_after(layer) if removed else identity(1, done.input_tokens) for layer in layers]
+    return {f"after layer {at}\n{done.tokens[at]} tokens": one for at, one in zip(layers, maps, strict=True)}
 
 
-def outline(painted: Image, labels: Labels, scale: int) -> Image:
-    """`painted` enlarged `scale` times, with grey lines, two pixels wide, between tokens: `(scale H, scale W, 3)`."""
-    big = painted.repeat(scale, 0).repeat(scale, 1)
-    cells = enlarge(labels, big.shape[:2])
-    across, down = cells[:, 1:] != cells[:, :-1], cells[1:] != cells[:-1]
-    for part, edge in ((big[:, 1:], across), (big[:, :-1], across), (big[1:], down), (big[:-1], down)):
-        part[edge] = LINE
-    return big
-
-
-def hatch(painted: Image, cells: npt.NDArray[np.bool_]) -> Image:
-    """`painted` with dark diagonal stripes over `cells (h, w)`: faded to grey, a grey garment looks as before."""
-    height, width = painted.shape[:2]
-    stripes = np.add.outer(np.arange(height), np.arange(width)) % STRIPE < 2
-    out = painted.copy()
-    out[stripes & (enlarge(cells.astype(np.int64), (height, width)) > 0)] = DARK
-    return out
+def reduced_row(arm: Arm, done: Report, layers: Sequence[int]) -> Reduced:
+    """The row of one arm after its forward on one image, with the maps up to `layers`."""
+    removed = done.tokens_left < done.input_tokens
+    sizes = done.sizes_after(layers[-1]) if removed else torch.ones(1, done.input_tokens)
+    return Reduced(arm.name.replace(" at ", "\n"), maps_after(done, layers), sizes[0])
 
 
 def draw_tokens(
@@ -167,19 +125,15 @@ def draw_methods(image: Tensor, rows: Sequence[Reduced], grid: tuple[int, int], 
     figure.savefig(path, dpi=120)
 
 
-def size_cells(token_map: TokenMap, sizes: Tensor, grid: tuple[int, int]) -> Image:
-    """For each cell of the grid the size, one of `sizes (M,)`, of the token that it belongs to; NaN: dropped."""
-    labels, dropped = label_cells(token_map, grid, 0)
-    of_label = np.full(len(dropped), np.nan, np.float32)
-    of_label[: token_map.count] = sizes.float().cpu().numpy()
-    cells: Image = of_label[labels]
-    return cells
-
-
 def draw_tradeoff(
     rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "", key: str = "top1", name: str = "top-1"
 ) -> None:
-    """Write a picture of accuracy against the share of the unpatched MACs, one line a method.
+    """Write the picture that `tradeoff` makes."""
+    tradeoff(rows, title, key, name).savefig(path, dpi=120)
+
+
+def tradeoff(rows: Sequence[Mapping[str, Any]], title: str = "", key: str = "top1", name: str = "top-1") -> Any:
+    """A matplotlib figure of accuracy (y) against the share of the unpatched MACs (x), one line a method.
 
     Args:
         rows: with the keys method, flops_share and `key`, fractions of 1 (rows without them are left out); the method
@@ -201,7 +155,7 @@ def draw_tradeoff(
     axis.set(xlabel="multiply-adds, % of the unpatched model", ylabel=f"{name}, %", title=title)
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def draw_predictions(
@@ -241,19 +195,3 @@ def draw_predictions(
     handles = [Patch(color=colour[number], label=name) for number, name in classes.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=120)
-
-
-def as_pixels(image: Tensor) -> Image:
-    """`(1 or 3, H, W)`, uint8 or floats in [0, 1], as `(H, W, 3)` floats."""
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise InvalidValueError(f"the image has shape {tuple(image.shape)}; it must be (1, H, W) or (3, H, W)")
-    values = image.float() / 255 if image.dtype == torch.uint8 else image.float().clamp(0, 1)
-    pixels: Image = values.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
-    return pixels
-
-
-def enlarge(labels: Labels, size: tuple[int, ...]) -> Labels:
-    """Labels of cells `(h, w)` as labels of pixels, `size` (H, W)."""
-    big = F.interpolate(torch.from_numpy(labels)[None, None].double(), size, mode="nearest")
-    pixels: Labels = big[0, 0].long().numpy()
-    return pixels

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from tokenreduce.budget.counting import count_flops
-from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.lanes import patched_lane, restored_lane, try_arms
+from tokenreduce.lab.quality.engine import Lane, measure_lanes
 from tokenreduce.lab.quality.heads import Classify, MakeHead, trained, whole_forward
-from tokenreduce.patching.finding import find_backbone, reduction_of
-from tokenreduce.patching.reporting import Report
+from tokenreduce.lab.quality.metric import Metric
+from tokenreduce.lab.rows import Row
+from tokenreduce.patching.finding import find_backbone
 from tokenreduce.patching.verbs import report
-
-Row = dict[str, Any]
 
 DEFINITIONS = (
     "class error and token error: mean of 1 - cosine between the patched and the unpatched model, of the features "
     "before the head and of the final image tokens (all restored)"
 )
-
-
-@dataclass(frozen=True)
-class Patched:
-    """One method at one budget, as two patched copies of a model.
-
-    `deployed` is patched as users patch: it costs what the row says. `restored` is patched with `restore=True`, so that
-    its final tokens can be compared one by one with the unpatched model's; it answers the same.
-    """
-
-    method: str
-    budget: str
-    deployed: Any
-    restored: Any
+Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B,)
 
 
 @dataclass(frozen=True)
@@ -50,105 +37,146 @@ class Seen:
     tokens: Tensor
 
 
+class ClassificationMetric(Metric):
+    """`top1`, `top5` (from five classes on), `class_error` and `token_error`; `figures` holds those of each image."""
+
+    headline = "top1"
+
+    def __init__(self, classes: int) -> None:
+        self.top = (1, 5) if classes >= 5 else (1,)
+        self.parts: list[dict[str, Tensor]] = []
+
+    @property
+    def images(self) -> int:
+        return sum(len(part["top1"]) for part in self.parts)
+
+    @property
+    def figures(self) -> dict[str, Tensor]:
+        """Each figure of each image, `(images,)` float64."""
+        return {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
+
+    def update(self, seen: Seen, reference: Seen, labels: Tensor) -> None:
+        """Take in a batch: what the model and what the unpatched model make of it, and the truth `(B,)`."""
+        right = seen.logits.topk(self.top[-1]).indices == labels[:, None]
+        figures = {f"top{k}": right[:, :k].any(1) for k in self.top}
+        figures["class_error"] = distance(seen.features, reference.features)
+        figures["token_error"] = distance(seen.tokens, reference.tokens).mean(-1)
+        self.parts.append({name: values.double().cpu() for name, values in figures.items()})
+
+    def compute(self) -> dict[str, float]:
+        means = {name: float(values.mean()) for name, values in self.figures.items()}
+        return means | {f"top{k}": round(means[f"top{k}"], 6) for k in self.top}
+
+    def resampled(self, times: Tensor) -> Tensor:
+        return times @ self.figures["top1"] / times.sum(1)
+
+
+class ClassificationLane(Lane):
+    """One model, as two patched copies.
+
+    `model` is patched as users patch: it costs what the row says. `restored` keeps as many tokens and then gets all
+    back, so that its final tokens can be compared one by one with the unpatched model's; it answers the same.
+
+    Args:
+        unpatched: the lane of the unpatched model; None in that lane itself.
+        make_head: how features become logits; called with `restored` before the first batch.
+    """
+
+    metric: ClassificationMetric
+
+    def __init__(
+        self,
+        arm: Arm | None,
+        model: Any,
+        restored: Any,
+        unpatched: ClassificationLane | None,
+        classes: int,
+        make_head: MakeHead = trained,
+    ) -> None:
+        super().__init__(arm, model, ClassificationMetric(classes))
+        self.restored, self.unpatched, self.make_head = restored, unpatched or self, make_head
+        _, backbone, adapter = find_backbone(restored)
+        self.prefix = adapter.geometry(backbone).prefix
+
+    @cached_property
+    def head(self) -> Classify:
+        """How this model's features become logits."""
+        return self.make_head(self.restored)
+
+    def take(self, batch: Batch, reference: Seen | None) -> Seen:
+        images, labels = self.placed(batch)
+        out, features, tokens = whole_forward(self.restored, images)
+        seen = Seen(self.head(out, features), features, tokens[:, self.prefix :])
+        self.metric.update(seen, reference or seen, labels)
+        if self.adaptive:  # all images of a batch keep as many tokens
+            done = report(self.restored)
+            self.note(len(images), done.flops_share * self.unpatched.cost["macs"], done.tokens_left)
+        return seen
+
+    def count(self, batch: Batch) -> Row:
+        count = count_flops(self.model, self.placed(batch)[0][:1])
+        return {"macs": count.total, "uncounted": count.uncounted}
+
+    def placed(self, batch: Batch) -> Batch:
+        """The batch on the model's device."""
+        device = next(self.model.parameters()).device
+        return batch[0].to(device), batch[1].to(device)
+
+
+def classification_lanes(
+    model: nn.Module, arms: Sequence[Arm], classes: int, make_head: MakeHead = trained
+) -> tuple[list[ClassificationLane], list[Row]]:
+    """The lane of the unpatched model and one for each arm that it can reach, and rows of the refused arms.
+
+    Raises: ValueError if there are arms and none can be reached.
+    """
+    full = ClassificationLane(None, model, model, None, classes, make_head)
+
+    def lane(arm: Arm) -> ClassificationLane:
+        deployed = patched_lane(model, arm)
+        return ClassificationLane(arm, deployed, restored_lane(model, arm), full, classes, make_head)
+
+    made, refused = try_arms(arms, lane)
+    return [full, *(one for _, one in made)], refused
+
+
+def measure_classification(
+    lanes: Sequence[ClassificationLane], batches: Iterable[Batch], tell: Callable[[int], object] = lambda done: None
+) -> list[Row]:
+    """The rows of `lanes`, of which the first is unpatched; see `measure`."""
+    rows = measure_lanes(lanes, batches, tell=tell)
+    return [row | {"top1_change": round(row.pop("change"), 6)} for row in rows]
+
+
 def measure(
-    model: Any,
-    arms: Sequence[Patched],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    model: nn.Module,
+    arms: Sequence[Arm],
+    batches: Iterable[Batch],
     classes: int,
     make_head: MakeHead = trained,
+    *,
+    tell: Callable[[int], object] = lambda done: None,
 ) -> list[Row]:
     """Compare every arm with the unpatched `model` in one pass over `batches`; the first row is the unpatched model.
 
     Rows have the keys method, budget, macs, flops_share, tokens_left, top1, top5 (from five classes on), top1_change,
     class_error, token_error and uncounted (operators whose MACs are unknown). MACs are those of one image
     (the mean over images where a method without a budget decides); shares, accuracies and their changes are
-    fractions of 1.
+    fractions of 1. Last come rows with the reason (`refused`) for each arm that the model cannot reach.
 
     Args:
         batches: images `(B, C, H, W)` and labels `(B,)`, moved to the model's device here.
         classes: number of classes of the labels.
         make_head: how features become logits, one of `heads`; called once for every model.
+        tell: called before each batch with the number of images that are done.
+
+    Raises: ValueError if there are no images, or the model can reach no arm.
     """
-    device = next(model.parameters()).device
-    everyone = [model, *(arm.restored for arm in arms)]
-    heads = [make_head(one) for one in everyone]
-    scores = [Scores(classes, device) for _ in everyone]
-    _, backbone, adapter = find_backbone(model)
-    shape = adapter.geometry(backbone)
-    example: Tensor | None = None
-    for images, labels in batches:
-        images, labels = images.to(device), labels.to(device)
-        example = images[:1] if example is None else example
-        reference = observe(model, heads[0], images, shape.prefix)
-        scores[0].update(reference, reference, labels)
-        for one, head, score in list(zip(everyone, heads, scores, strict=True))[1:]:
-            score.update(observe(one, head, images, shape.prefix), reference, labels)
-            if reduction_of(one).adaptive:
-                score.update_amount(report(one), len(images))
-    if example is None:
-        raise InvalidValueError("there are no images to measure on; give at least one batch")
-    full: Row = {"method": "unpatched", "budget": None, "tokens_left": shape.count, **cost(model, example)}
-    rows = [full, *(arm_row(arm, example) for arm in arms)]
-    for arm, row, score in zip(arms, rows[1:], scores[1:], strict=True):
-        if reduction_of(arm.deployed).adaptive:  # means over the images: their counts differ
-            row |= {
-                "macs": round(full["macs"] * float(score.share.compute())),
-                "tokens_left": float(score.left.compute()),
-            }
-    rows = [row | score.row() for row, score in zip(rows, scores, strict=True)]
-    macs, top1 = rows[0]["macs"], rows[0]["top1"]
-    return [row | {"flops_share": row["macs"] / macs, "top1_change": round(row["top1"] - top1, 6)} for row in rows]
-
-
-def arm_row(arm: Patched, example: Tensor) -> Row:
-    """The head of an arm's row: what it is and what one image costs."""
-    counted = cost(arm.deployed, example)
-    return {"method": arm.method, "budget": arm.budget, "tokens_left": report(arm.deployed).tokens_left, **counted}
-
-
-@torch.inference_mode()
-def observe(model: Any, head: Classify, images: Tensor, prefix: int) -> Seen:
-    """One forward of a model that gives all tokens back, behind `prefix` protected ones."""
-    out, features, tokens = whole_forward(model, images)
-    return Seen(head(out, features), features, tokens[:, prefix:])
+    lanes, refused = classification_lanes(model, arms, classes, make_head)
+    return measure_classification(lanes, batches, tell) + refused
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """1 - cosine along the last dimension, in fp32, without the cancellation that would hide small distances."""
     difference = F.normalize(a.float(), dim=-1) - F.normalize(b.float(), dim=-1)
     return difference.square().sum(-1) / 2
-
-
-class Scores:
-    """The running figures of one model."""
-
-    def __init__(self, classes: int, device: torch.device) -> None:
-        top = {"top1": 1, "top5": 5} if classes >= 5 else {"top1": 1}
-        self.accuracy = {name: MulticlassAccuracy(classes, k, average="micro").to(device) for name, k in top.items()}
-        self.class_error, self.token_error = MeanMetric().to(device), MeanMetric().to(device)
-        self.share, self.left = MeanMetric().to(device), MeanMetric().to(device)
-
-    def update(self, seen: Seen, reference: Seen, labels: Tensor) -> None:
-        for accuracy in self.accuracy.values():
-            accuracy.update(seen.logits, labels)
-        self.class_error.update(distance(seen.features, reference.features))
-        self.token_error.update(distance(seen.tokens, reference.tokens).mean(-1))
-
-    def update_amount(self, seen: Report, images: int) -> None:
-        self.share.update(seen.flops_share, images)
-        self.left.update(float(seen.tokens_left), images)
-
-    def amount(self, macs: int) -> Row:
-        return {"macs": round(macs * float(self.share.compute())), "tokens_left": float(self.left.compute())}
-
-    def row(self) -> Row:
-        # torchmetrics divides counts in fp32; six digits are exact for any test set that exists.
-        accuracy = {name: round(float(metric.compute()), 6) for name, metric in self.accuracy.items()}
-        errors = {"class_error": self.class_error, "token_error": self.token_error}
-        return accuracy | {name: float(metric.compute()) for name, metric in errors.items()}
-
-
-def cost(model: Any, example: Tensor) -> Row:
-    """MACs of one image, and the operators that could not be counted."""
-    count = count_flops(model, example)
-    return {"macs": count.total, "uncounted": count.uncounted}

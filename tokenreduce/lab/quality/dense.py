@@ -3,51 +3,44 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenreduce.budget.counting import count_flops
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.arms import Arm
-from tokenreduce.lab.data.samples import DenseData
-from tokenreduce.lab.lanes import patched_lane
-from tokenreduce.lab.quality.dense_metrics import interval
+from tokenreduce.lab.data.samples import DenseData, Sample
+from tokenreduce.lab.lanes import patched_lane, try_arms
+from tokenreduce.lab.quality.dense_metrics import DenseMetric
+from tokenreduce.lab.quality.engine import Lane, measure_lanes, teller
 from tokenreduce.lab.quality.named import make_metric
 from tokenreduce.lab.quality.predictors import Predictor
-from tokenreduce.patching.finding import find_backbone, reduction_of
+from tokenreduce.lab.rows import Progress, Row
+from tokenreduce.patching.finding import find_backbone
 from tokenreduce.patching.verbs import report
 
-Row = dict[str, Any]
 
+class DenseLane(Lane):
+    """A predictor in a comparison."""
 
-class Lane:
-    """A predictor, what it costs and how it does so far."""
+    metric: DenseMetric
 
-    def __init__(self, predictor: Predictor, data: DenseData, align: str, adaptive: bool | None = None) -> None:
-        # adaptive: None for the unpatched model
-        self.predictor, self.adaptive, self.reduced = predictor, bool(adaptive), adaptive is not None
-        self.metric = make_metric(data, align)
-        self.amounts: list[tuple[int, int]] = []  # MACs and tokens left of each image, if they differ
+    def __init__(self, arm: Arm | None, predictor: Predictor, metric: DenseMetric) -> None:
+        super().__init__(arm, predictor.module, metric)
+        self.predictor = predictor
 
-    def update(self, images: Sequence[Tensor], targets: Sequence[Any]) -> None:
-        if not self.adaptive:
-            self.metric.update(self.predictor(images), targets)
-            return
-        for image, target in zip(images, targets, strict=True):  # a batch would report its last forward only
-            self.metric.update(self.predictor([image]), [target])
-            self.amounts.append((cost(self.predictor, image)["macs"], report(self.predictor.module).tokens_left))
+    def take(self, batch: Sequence[Sample], reference: Any) -> None:
+        # A batch would report the last forward only, and an adaptive method decides for each image.
+        for part in [[sample] for sample in batch] if self.adaptive else [batch]:
+            images = [sample["image"] for sample in part]
+            self.metric.update(self.predictor(images), [sample["target"] for sample in part])
+            if self.adaptive:
+                self.note(1, self.count(part)["macs"], report(self.model).tokens_left)
 
-    def cost(self, image: Tensor) -> Row:
-        """MACs, tokens left and uncounted operators of one image; means over the images where a method decides."""
-        counted = cost(self.predictor, image)
-        if self.amounts:
-            macs, left = torch.tensor(self.amounts, dtype=torch.float64).mean(0).tolist()
-            return {"tokens_left": left, "macs": round(macs), "uncounted": counted["uncounted"]}
-        left = report(self.predictor.module).tokens_left if self.reduced else None
-        return {"tokens_left": left, **counted}
+    def count(self, batch: Sequence[Sample]) -> Row:
+        return cost(self.predictor, batch[0]["image"])
 
 
 def measure_dense(
@@ -59,7 +52,7 @@ def measure_dense(
     align: str = "none",
     rounds: int = 0,
     seed: int = 0,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Compare every arm with the unpatched `predictor` in one pass over `data`; the first row is the unpatched model.
 
@@ -89,55 +82,52 @@ def measure_dense(
         )
     if hasattr(predictor, "fit"):
         predictor.fit(data)
-    lanes, found, refused = make_lanes(predictor, arms, data, align)
-    run(lanes, data, batch_size, progress or (lambda part, what: None))
-    first = data.samples[0]["image"]
-    rows: list[Row] = [
-        {"method": "unpatched", "budget": None},
-        *({"method": a.method, "budget": a.budget} for a in found),
-    ]
-    for row, arm in zip(rows[1:], found, strict=True):
-        row |= {"options": arm.options} if arm.options else {}
+    lanes, refused = dense_lanes(predictor, arms, data, align)
+    starts = range(0, len(data), batch_size)
+    batches = ([data.samples[i] for i in range(start, min(start + batch_size, len(data)))] for start in starts)
+    rows = measure_lanes(lanes, batches, rounds=rounds, seed=seed, tell=teller(progress, len(data)))
     for lane, row in zip(lanes, rows, strict=True):
-        row |= {"images": len(data), **lane.cost(first)}
-        row |= {"flops_share": row["macs"] / rows[0]["macs"], **lane.metric.compute()}
-    rows[0]["tokens_left"] = whole(lanes[1:], predictor)
-    reference, headline = lanes[0].metric, lanes[0].metric.headline
-    for lane, row in zip(lanes, rows, strict=True):
-        row["change"] = row[headline] - rows[0][headline]
-        if rounds:
-            row["change_interval"] = interval(reference, lane.metric, rounds, seed)
+        row |= {"images": len(data)}
+        row |= {"options": lane.arm.options} if lane.arm is not None and lane.arm.options else {}
     return rows + refused
 
 
-def make_lanes(
-    predictor: Predictor, arms: Sequence[Arm], data: DenseData, align: str
-) -> tuple[list[Lane], list[Arm], list[Row]]:
-    """The unpatched lane and one for each arm that the model can reach, those arms, and rows of the others."""
+def dense_lanes(
+    predictor: Predictor, arms: Sequence[Arm], data: DenseData, align: str = "none"
+) -> tuple[list[DenseLane], list[Row]]:
+    """The unpatched lane and one for each arm that the model can reach, and rows of the refused arms."""
     find_backbone(predictor.module)
     part = backbone_part(predictor, data.samples[0]["image"]) if any("flops" in a.arguments for a in arms) else 1
-    lanes, found, refused = [Lane(predictor, data, align)], [], []
-    for arm in arms:
+
+    def lane(arm: Arm) -> DenseLane:
         try:
             module = patched_lane(predictor.module, for_backbone(arm, part))
         except InvalidValueError as error:
-            reason = f"{error} (shares of the backbone, which is {part:.3f} of the model)" if part < 1 else str(error)
-            refused.append({"method": arm.method, "budget": arm.budget, "refused": reason})
-            continue
-        twin = copy.copy(predictor)
-        twin.module = module
-        lanes.append(Lane(twin, data, align, reduction_of(module).adaptive))
-        found.append(arm)
-    if arms and not found:
-        raise InvalidValueError("; ".join(row["refused"] for row in refused))
-    return lanes, found, refused
+            what = f"{error} (shares of the backbone, which is {part:.3f} of the model)" if part < 1 else str(error)
+            raise InvalidValueError(what) from None
+        return DenseLane(arm, with_module(predictor, module), make_metric(data, align))
+
+    made, refused = try_arms(arms, lane)
+    return [DenseLane(None, predictor, make_metric(data, align)), *(one for _, one in made)], refused
+
+
+def with_module(predictor: Predictor, module: nn.Module) -> Predictor:
+    """The predictor around another module; `predictor` keeps its own."""
+    other = copy.copy(predictor)
+    other.module = module
+    return other
+
+
+def reduced_predictor(predictor: Predictor, arm: Arm, image: Tensor) -> Predictor:
+    """The predictor around a copy of its module patched as the arm says, a `flops` budget meaning the whole module."""
+    part = backbone_part(predictor, image)
+    return with_module(predictor, patched_lane(predictor.module, for_backbone(arm, part)))
 
 
 def backbone_part(predictor: Predictor, image: Tensor) -> float:
     """The backbone's share of the multiply-adds of the module for this image, measured: what dropping a fifth of the
     backbone's saves."""
-    probe = copy.copy(predictor)
-    probe.module = patched_lane(predictor.module, Arm("random", flops=0.8))
+    probe = with_module(predictor, patched_lane(predictor.module, Arm("random", flops=0.8)))
     saved = 1 - cost(probe, image)["macs"] / cost(predictor, image)["macs"]
     return saved / (1 - report(probe.module).flops_share)
 
@@ -153,16 +143,6 @@ def for_backbone(arm: Arm, part: float) -> Arm:
             f"flops={share} is out of reach: {1 - part:.3f} of the multiply-adds are of heads, not of the backbone"
         )
     return Arm(arm.method, **arm.arguments | {"flops": 1 - (1 - share) / part})
-
-
-@torch.inference_mode()
-def run(lanes: Sequence[Lane], data: DenseData, batch_size: int, progress: Callable[[float, str], None]) -> None:
-    """Show all images to all lanes."""
-    for start in range(0, len(data), batch_size):
-        progress(start / len(data), f"{len(data)} images")
-        batch = [data.samples[index] for index in range(start, min(start + batch_size, len(data)))]
-        for lane in lanes:
-            lane.update([sample["image"] for sample in batch], [sample["target"] for sample in batch])
 
 
 def cost(predictor: Predictor, image: Tensor) -> Row:
@@ -182,11 +162,3 @@ def cost(predictor: Predictor, image: Tensor) -> Row:
         raise InvalidTypeError(f"{type(predictor).__name__} does not call its module; it must call self.module(...)")
     count = count_flops(lambda: [predictor.module(*args, **kwargs) for args, kwargs in calls], ())
     return {"macs": count.total, "uncounted": count.uncounted}
-
-
-def whole(lanes: Sequence[Lane], predictor: Predictor) -> int:
-    """Image tokens of the first image before any reduction, as a patched lane has just seen it."""
-    if lanes:
-        return report(lanes[0].predictor.module).input_tokens
-    _, backbone, adapter = find_backbone(predictor.module)
-    return adapter.geometry(backbone).count

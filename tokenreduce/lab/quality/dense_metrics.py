@@ -1,14 +1,10 @@
-"""Metrics of dense tasks: one interface, and what a paired bootstrap over images needs.
-
-Every metric has `update(predictions, targets)` with one entry an image, `compute()` for a dict of fractions of 1
-(metres for `rmse`), and `resampled(picks)` for its `headline` figure on other draws of the same images.
-"""
+"""Metrics of segmentation and depth."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,55 +12,18 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.lab.data.samples import IGNORED
+from tokenreduce.lab.quality.metric import Metric
 
 ALIGNMENTS = ("none", "median", "affine", "inverse")
 NEAREST = 1e-3  # metres; predictions are clipped to it, so that ratios are finite
 
 
-class DenseMetric(ABC):
-    """The running figures of one model on one data set."""
-
-    headline: ClassVar[str]
+class DenseMetric(Metric):
+    """A metric of a dense task."""
 
     @abstractmethod
     def update(self, predictions: Sequence[Any], targets: Sequence[Any]) -> None:
-        """Take in some images."""
-
-    @abstractmethod
-    def compute(self) -> dict[str, float]:
-        """The figures of all images so far.
-
-        Raises: ValueError if nothing was there to be measured.
-        """
-
-    @abstractmethod
-    def resampled(self, picks: Tensor) -> Tensor:
-        """The headline figure `(rounds,)` of each row of image numbers `picks` `(rounds, n)`."""
-
-    @property
-    @abstractmethod
-    def images(self) -> int:
-        """Images so far."""
-
-
-def interval(reference: DenseMetric, metric: DenseMetric, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the headline figure of `metric` minus that of `reference`, by a paired bootstrap: both are
-    measured on the same draws of the images that both have seen, in the same order.
-
-    Raises: ValueError if they cannot be compared.
-    """
-    if type(reference) is not type(metric) or reference.images != metric.images:
-        raise InvalidValueError(
-            f"a {type(metric).__name__} of {metric.images} images cannot be compared with a "
-            f"{type(reference).__name__} of {reference.images}; measure both models on the same images"
-        )
-    if rounds < 1 or metric.images < 1:
-        raise InvalidValueError(f"rounds is {rounds} and there are {metric.images} images; both must be 1 or more")
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(metric.images, (rounds, metric.images), generator=generator)
-    changes = (metric.resampled(picks) - reference.resampled(picks)).double()
-    low, high = changes.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+        """Take in some images, with one entry an image on either side."""
 
 
 class SegmentationMetric(DenseMetric):
@@ -97,9 +56,9 @@ class SegmentationMetric(DenseMetric):
         agree, truth, _ = total[0].sum(-1).tolist()
         return {"miou": float(mean_iou(total)), "pixel_accuracy": agree / truth}
 
-    def resampled(self, picks: Tensor) -> Tensor:
+    def resampled(self, times: Tensor) -> Tensor:
         counts = torch.stack(self.counts).double().flatten(1)
-        return mean_iou((draws(picks, self.images) @ counts).view(-1, 3, self.classes))
+        return mean_iou((times @ counts).view(-1, 3, self.classes))
 
 
 def check_size(predicted: Tensor, target: Tensor) -> None:
@@ -116,12 +75,6 @@ def mean_iou(counts: Tensor) -> Tensor:
     truth, predicted."""
     agree, truth, predicted = counts.double().unbind(1)
     return (agree / (truth + predicted - agree)).nanmean(-1)
-
-
-def draws(picks: Tensor, images: int) -> Tensor:
-    """How often each image is drawn, `(rounds, images)` float64, from image numbers `(rounds, n)`."""
-    times = torch.zeros(picks.shape[0], images, dtype=torch.float64)
-    return times.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
 
 
 class DepthMetric(DenseMetric):
@@ -169,8 +122,10 @@ class DepthMetric(DenseMetric):
             raise InvalidValueError("the images have no pixel of known depth to measure on; give more images")
         return dict(zip(("delta1", "abs_rel", "rmse"), means.tolist(), strict=True))
 
-    def resampled(self, picks: Tensor) -> Tensor:
-        return torch.stack(self.figures)[:, 0][picks].nanmean(1)
+    def resampled(self, times: Tensor) -> Tensor:
+        within = torch.stack(self.figures)[:, 0]
+        known = (~within.isnan()).double()  # images without a pixel of known depth do not count
+        return times @ within.nan_to_num() / (times @ known)
 
 
 def aligned(predicted: Tensor, truth: Tensor, how: str) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.quality.dense_metrics import DenseMetric, draws
+from tokenreduce.lab.quality.dense_metrics import DenseMetric
 
 Boxes = dict[str, Tensor]
 DETECTIONS = 100  # of an image and category that count
@@ -58,20 +58,20 @@ class DetectionMetric(DenseMetric):
         evaluated = self.evaluated()
         return {"ap": precision(evaluated, slice(None)), "ap50": precision(evaluated, slice(HALF, HALF + 1))}
 
-    def resampled(self, picks: Tensor) -> Tensor:
+    def resampled(self, times: Tensor) -> Tensor:
         """NaN for a draw without objects."""
-        if self._resampled is None or not torch.equal(self._resampled[0], picks):
-            self._resampled = picks, self._resample(picks)
+        if self._resampled is None or not torch.equal(self._resampled[0], times):
+            self._resampled = times, self._resample(times)
         return self._resampled[1]
 
-    def _resample(self, picks: Tensor) -> Tensor:
+    def _resample(self, times: Tensor) -> Tensor:
         results = self.evaluated().evalImgs  # by category, then by image
         by_category = [results[start : start + self.count] for start in range(0, len(results), self.count)]
-        recalls, times = self.evaluated().params.recThrs, draws(picks, self.images).numpy()
+        recalls = self.evaluated().params.recThrs
         # In parts: memory grows with draws times detections.
         parts = [
             np.stack([drawn_precision(one, part, recalls) for one in by_category])
-            for part in np.array_split(times, -(-len(times) // DRAWS))
+            for part in np.array_split(times.numpy(), -(-len(times) // DRAWS))
         ]
         return torch.from_numpy(np.concatenate(parts, 1)).nanmean(0)
 

@@ -17,13 +17,11 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.forward.records import last_record
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.lanes import limit_lane, patched_lane, twin, unpatched_lane
+from tokenreduce.lab.rows import Progress, Row
 from tokenreduce.lab.speed.profiling import attention_backend, peak_memory
 from tokenreduce.lab.speed.stages import stage_microseconds
 from tokenreduce.lab.speed.timing import Times, bootstrap_interval, interleave, synchronizer
 from tokenreduce.patching.finding import find_backbone, reduction_of
-
-Row = dict[str, Any]
-Progress = Callable[[float, str], object]
 
 
 @dataclass(frozen=True)

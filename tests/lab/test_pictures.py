@@ -8,19 +8,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import tokenreduce
-from tokenreduce.lab.pictures import (
-    DARK,
-    LINE,
-    Reduced,
-    draw_methods,
-    draw_tokens,
-    draw_tradeoff,
-    hatch,
-    label_cells,
-    outline,
-    paint_tokens,
-    size_cells,
-)
+from tokenreduce.lab.cells import DARK, LINE, hatch, label_cells, outline, paint_tokens, size_cells
+from tokenreduce.lab.pictures import Reduced, draw_methods, draw_tokens, draw_tradeoff, tradeoff
 from tokenreduce.maps.token_map import TokenMap, identity, keep_tokens
 
 PNG = b"\x89PNG"
@@ -125,14 +114,31 @@ def test_methods_are_drawn_below_each_other(tmp_path, size) -> None:
     assert "<svg" in (tmp_path / "one.svg").read_text()
 
 
-def test_tradeoff_leaves_out_rows_without_figures(tmp_path) -> None:
-    rows = [
-        {"method": "unpatched", "flops_share": 1.0, "top1": 0.9},
-        {"method": "tome", "flops_share": 0.6, "top1": 0.8},
-        {"method": "tome", "flops_share": 0.8, "top1": 0.85},
-        {"method": "pool", "budget": "flops=0.01", "refused": "the reachable minimum is 0.1"},
-    ]
-    draw_tradeoff(rows, tmp_path / "tradeoff.png")
+ROWS = [
+    {"method": "unpatched", "flops_share": 1.0, "top1": 0.9, "miou": 0.7},
+    {"method": "tome", "flops_share": 0.8, "top1": 0.85, "miou": 0.5},
+    {"method": "tome", "flops_share": 0.6, "top1": 0.8, "miou": 0.4},
+    {"method": "evit", "flops_share": 0.7, "top1": 0.75, "miou": None},
+    {"method": "pool", "budget": "flops=0.01", "refused": "the reachable minimum is 0.1"},
+]
+
+
+def test_tradeoff_shows_accuracy_over_compute() -> None:
+    [axis] = tradeoff(ROWS, "a title").axes
+    assert axis.get_xlabel() == "multiply-adds, % of the unpatched model" and axis.get_ylabel() == "top-1, %"
+    assert axis.get_title() == "a title"
+    reference, tome, evit = axis.get_lines()
+    assert [line.get_label() for line in (reference, tome, evit)] == ["unpatched, 90.00 %", "tome", "evit"]
+    np.testing.assert_allclose(reference.get_ydata(), 90)
+    np.testing.assert_allclose(tome.get_xydata(), [[60, 80], [80, 85]], err_msg="sorted by compute")
+    np.testing.assert_allclose(evit.get_xydata(), [[70, 75]])
+
+
+def test_tradeoff_of_another_figure_leaves_out_rows_without_it(tmp_path) -> None:
+    [axis] = tradeoff(ROWS, key="miou", name="mIoU").axes
+    assert axis.get_ylabel() == "mIoU, %" and [line.get_label() for line in axis.get_lines()[1:]] == ["tome"]
+    np.testing.assert_allclose(axis.get_lines()[1].get_xydata(), [[60, 40], [80, 50]])
+    draw_tradeoff(ROWS, tmp_path / "tradeoff.png", key="miou", name="mIoU")
     assert (tmp_path / "tradeoff.png").read_bytes()[:4] == PNG
 
 

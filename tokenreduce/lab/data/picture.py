@@ -1,0 +1,55 @@
+"""One image to draw, from a file or of those that ship, and the same image as a model takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.data import fashion_mnist
+from tokenreduce.lab.data.folders import image_transform, takes_fashion
+from tokenreduce.lab.pretrained import Pretrained
+
+SHIPPED = 13  # which of the shipped images is drawn where none is given: an ankle boot
+
+
+def load_image(path: Path | None, model: Any) -> tuple[Tensor, Tensor]:
+    """What to draw, `(1 or 3, H, W)` in [0, 1], and what `model` takes, of an image file or of a shipped image.
+
+    Both show what is left after the resizing and cropping that the model is evaluated with.
+    """
+    picture = shipped_image() if path is None else open_image(path)
+    if takes_fashion(model):
+        grey = ImageOps.fit(picture.convert("L"), (28, 28))
+        pixels = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(1, 28, 28)
+        return pixels, fashion_mnist.normalise(pixels)
+    inputs = image_transform(model)(picture.convert("RGB"))
+    mean, std = (torch.tensor(value)[:, None, None] for value in normalisation(model))
+    return (inputs * std + mean).clamp(0, 1), inputs
+
+
+def normalisation(model: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation that images were normalised with."""
+    if isinstance(model, Pretrained) and model.processor is not None:
+        return model.processor.image_mean, model.processor.image_std
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config({} if isinstance(model, Pretrained) else model)
+    return config["mean"], config["std"]
+
+
+def shipped_image() -> Image.Image:
+    images, _ = fashion_mnist.load("test", fashion_mnist.SUBSET)
+    return Image.fromarray(images[SHIPPED, 0].numpy())
+
+
+def open_image(path: Path) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(Image.open(path))
+    except (OSError, UnidentifiedImageError):
+        what = "is not an image that Pillow can read" if path.is_file() else "is no file"
+        raise InvalidValueError(f"--image {path} {what}; give a PNG or JPEG file, or leave --image out") from None

@@ -1,0 +1,185 @@
+"""Evaluations by name: the model, the data and the head that people name, checked and ready to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.data.folders import Data, check_labels, load_data, load_gallery
+from tokenreduce.lab.data.samples import TASKS
+from tokenreduce.lab.quality.classification import DEFINITIONS, classification_lanes, measure_classification
+from tokenreduce.lab.quality.dense import measure_dense
+from tokenreduce.lab.quality.engine import teller
+from tokenreduce.lab.quality.heads import MakeHead, NearestNeighbours, ZeroShot, text_embeddings, trained
+from tokenreduce.lab.quality.named import load_dense
+from tokenreduce.lab.quality.predictors import load_predictor
+from tokenreduce.lab.rows import Progress, Row
+from tokenreduce.lab.shipped.named import load_model
+from tokenreduce.patching.finding import find_backbone
+
+HEADS = ("trained", "knn", "zero-shot")
+# The data and the model where the user names none.
+DENSE_DATA = {"segmentation": "scenes", "detection": "scenes", "depth": "nyuv2"}
+DENSE_MODELS = {"segmentation": "scene_segmenter", "detection": "scene_detector"}
+MEANINGS = {
+    "segmentation": "change: of mIoU",
+    "detection": "change: of AP50",
+    "depth": "change: of delta-1; figures are means of the images'",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is ready to be measured.
+
+    Args:
+        title: of the table of rows.
+        meaning: what its figures mean, in a sentence.
+        settings: what led to the rows, as JSON files say it.
+        measure: runs it; rows of arms that the model cannot reach (`refused`) come last.
+    """
+
+    title: str
+    meaning: str
+    settings: dict[str, Any]
+    measure: Callable[[Progress], list[Row]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every evaluation is told; None stands for the model, the data and the batch size that suit the task.
+
+    Args:
+        data_dir: where the data lie in their official layout.
+        limit: use so many images, spread evenly over the data.
+    """
+
+    model: str | None = None
+    data: str | None = None
+    data_dir: Path | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    pretrained: bool = True
+    device: torch.device | str = "cpu"
+
+
+@dataclass(frozen=True)
+class Head:
+    """How features become classes.
+
+    Args:
+        kind: "trained", "knn" (DINO) or "zero-shot" (CLIP).
+        gallery: of knn: a folder of class folders instead of the training split.
+        gallery_size: of knn: how many images of it; 0 takes all.
+        text_embeddings: of zero-shot: a safetensors file.
+        text_model: of zero-shot: NAME:PRETRAINED of open_clip.
+    """
+
+    kind: str = "trained"
+    gallery: Path | None = None
+    gallery_size: int = 10_000
+    text_embeddings: Path | None = None
+    text_model: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in HEADS:
+            raise unknown("head", self.kind, HEADS)
+
+
+DEFAULT, TRAINED = Setup(), Head()
+
+
+def classification(
+    arms: Sequence[Arm],
+    setup: Setup = DEFAULT,
+    head: Head = TRAINED,
+    *,
+    all_images: bool = False,
+    workers: int = 0,
+) -> Evaluation:
+    """Accuracy of the arms on labelled images, and how far their features are from the unpatched model's.
+
+    Args:
+        all_images: all 10,000 test images of Fashion-MNIST instead of 2,000.
+        workers: processes that read image folders.
+
+    Raises: ValueError if model, data, head and arms do not fit each other.
+    """
+    model, data, batch_size = setup.model or "fashion_vit", setup.data or "fashion-mnist", setup.batch_size or 100
+    network = load_model(model, None, setup.pretrained)[0].eval().to(setup.device)
+    find_backbone(network)  # the reason comes before those about data that do not fit such a model
+    images = load_data(data, network, data_dir=setup.data_dir, all_images=all_images, limit=setup.limit)
+    encode = partial(batches_of, batch_size=batch_size, workers=workers)
+    make_head, told = choose_head(head, images, network, setup.data_dir, encode)
+    lanes, refused = classification_lanes(network, arms, len(images.class_names), make_head)
+    settings = {"model": model, "pretrained": setup.pretrained, "data": data}
+    settings |= {"images": len(images), "head": head.kind, "batch_size": batch_size, **told}
+
+    def measure(progress: Progress) -> list[Row]:
+        return measure_classification(lanes, encode(images), teller(progress, len(images))) + refused
+
+    title = f"{model}, {len(images)} images of {data}, head {head.kind}"
+    return Evaluation(title, DEFINITIONS, settings, measure)
+
+
+def batches_of(data: Data, batch_size: int, workers: int) -> Any:
+    """Batches of images and labels. Processes pay for decoding files only; Fashion-MNIST is in memory."""
+    return data.batches(batch_size, 0 if data.name == "fashion-mnist" else workers)
+
+
+def choose_head(
+    head: Head, images: Data, network: nn.Module, data_dir: Path | None, encode: Callable[[Data], Any]
+) -> tuple[MakeHead, dict[str, Any]]:
+    """What makes the head of each model, and the settings that are to be told of it."""
+    if head.kind == "trained":
+        check_labels(images, network)
+        return trained, {}
+    if head.kind == "zero-shot":
+        return ZeroShot(text_embeddings(head.text_embeddings, head.text_model, images.class_names)), {}
+    limit = head.gallery_size or None
+    found = load_gallery(images, network, data_dir=data_dir, gallery=head.gallery, limit=limit)
+    make_head = NearestNeighbours(encode(found), len(images.class_names))
+    return make_head, {"gallery": found.name, "gallery_images": len(found), "k": make_head.k}
+
+
+def dense(
+    task: str,
+    arms: Sequence[Arm],
+    setup: Setup = DEFAULT,
+    *,
+    align: str = "none",
+    rounds: int = 0,
+) -> Evaluation:
+    """Segmentation, detection or depth; see `measure_dense`.
+
+    Raises: ValueError if task, model, data and arms do not fit each other.
+    """
+    if task not in TASKS:
+        raise unknown("dense task", task, TASKS)
+    if task == "detection" and find_spec("pycocotools") is None:
+        raise InvalidValueError(
+            "average precision needs pycocotools, which the extra 'bench' brings: pip install 'tokenreduce[bench]'"
+        )
+    if setup.model is None and task not in DENSE_MODELS:
+        raise InvalidValueError(f"no model for {task} ships with the library; give --model hf:NAME")
+    model, data, batch_size = setup.model or DENSE_MODELS[task], setup.data or DENSE_DATA[task], setup.batch_size or 8
+    images = load_dense(data, task, setup.data_dir, setup.limit)
+    predictor = load_predictor(model, task, setup.pretrained)
+    predictor.module.to(setup.device)
+    settings: dict[str, Any] = {"task": task, "model": model, "pretrained": setup.pretrained, "data": images.name}
+    settings |= {"images": len(images), "batch_size": batch_size, "rounds": rounds}
+    settings |= {"align": align} if task == "depth" else {}
+
+    def measure(progress: Progress) -> list[Row]:
+        return measure_dense(predictor, arms, images, batch_size, align=align, rounds=rounds, progress=progress)
+
+    return Evaluation(f"{model}, {len(images)} images of {images.name}", MEANINGS[task], settings, measure)

@@ -1,0 +1,48 @@
+"""Rows: what was measured of one method at one budget, one dict each, with the same keys in Python and in JSON.
+
+`COLUMNS` names the keys that tables show. Besides these there are `options` (arguments of the method besides its
+budget), `images` (how many were measured), `uncounted` (operators whose MACs are unknown) and, in the row of an arm
+that the model cannot reach, `refused` (the reason). Shares and accuracies are fractions of 1, `rmse` is in metres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+Progress = Callable[[float, str], object]  # called with the fraction that is done and what is running
+
+# key -> (heading, how a value is shown)
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "method": ("method", str),
+    "budget": ("budget", str),
+    "batch_size": ("batch", str),
+    "macs": ("MACs", lambda v: f"{v / 1e9:.2f} G" if v >= 1e9 else f"{v / 1e6:.1f} M"),
+    "flops_share": ("share", lambda v: f"{v:.3f}"),
+    "tokens_left": ("tokens left", lambda v: f"{v:.0f}"),
+    "top1": ("top-1", lambda v: f"{v:.2%}"),
+    "top5": ("top-5", lambda v: f"{v:.2%}"),
+    "top1_change": ("change, points", lambda v: f"{100 * v:+.2f}"),
+    "miou": ("mIoU", lambda v: f"{v:.2%}"),
+    "pixel_accuracy": ("pixel accuracy", lambda v: f"{v:.2%}"),
+    "ap": ("AP", lambda v: f"{v:.2%}"),
+    "ap50": ("AP50", lambda v: f"{v:.2%}"),
+    "delta1": ("delta-1", lambda v: f"{v:.2%}"),
+    "abs_rel": ("AbsRel", lambda v: f"{v:.4f}"),
+    "rmse": ("RMSE, m", lambda v: f"{v:.3f}"),
+    "change": ("change, points", lambda v: f"{100 * v:+.2f}"),
+    "change_interval": ("95 % interval", lambda v: f"{100 * v[0]:+.2f} to {100 * v[1]:+.2f}"),
+    "class_error": ("class error", lambda v: f"{v:.4f}"),
+    "token_error": ("token error", lambda v: f"{v:.4f}"),
+    "median_ms": ("median ms", lambda v: f"{v:.1f}"),
+    "p90_ms": ("p90 ms", lambda v: f"{v:.1f}"),
+    "images_per_second": ("images/s", lambda v: f"{v:.1f}"),
+    "speedup": ("speed-up", lambda v: f"{v:.2f} x"),
+    "speedup_interval": ("95 % interval", lambda v: f"{v[0]:.2f} - {v[1]:.2f}"),
+    "limit_share": ("time / limit", lambda v: f"{v:.3f}"),
+    "peak_memory_mib": ("peak MiB", lambda v: f"{v:.1f}"),
+    "plan_us": ("plan us", lambda v: f"{v:.0f}"),
+    "apply_us": ("apply us", lambda v: f"{v:.0f}"),
+    "attention": ("attention", str),
+}
