@@ -43,6 +43,8 @@ class Child:
         self.reader, writer = FORK.Pipe(duplex=False)
         self.process = FORK.Process(target=_live, args=(self.job, writer, self.log))
         self.process.start()
+        with suppress(PermissionError, ProcessLookupError):
+            os.setpgid(self.process.pid, 0)  # the child does so too: whoever is first
         writer.close()
         self.ends = time.monotonic() + self.job.seconds
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import time
 from collections import deque
@@ -41,15 +40,12 @@ def main() -> None:
         print("\n".join(f"{i:4}  {change}" for i, change in chosen.items()))
         return
     os.chdir(ROOT)
-    os.environ["MUTANTS_SCRATCH"] = str(WORK / "scratch")
-    (WORK / "scratch").mkdir(parents=True, exist_ok=True)
     forks.preload()
     files = [path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     known = seen.watch_all(ROOT, WORK / "seen", files, arguments.tests, arguments.workers)
     forks.preload(sorted(known.modules))
     results = Results(WORK / "results.jsonl", arguments.tests, again=arguments.only is not None)
     run_all(chosen, known, results, arguments.workers)
-    shutil.rmtree(WORK / "scratch")
     found = {i: results.of(change) for i, change in chosen.items()}
     for i, result in found.items():
         if result["outcome"] not in KILLED:
@@ -135,7 +131,7 @@ def job(number: int, change: Change, names: Sequence[str], known: seen.Seen) -> 
 
 
 def judge(change: Change, tests: dict[str, float], say: watching.Say) -> None:
-    watching.judge(tests, say, ROOT / change.file, change.apply())
+    watching.judge(tests, say, watching.Changed(ROOT, change.file, change.apply()))
 
 
 def confirm(chosen: dict[int, Change], known: seen.Seen, results: Results) -> None:

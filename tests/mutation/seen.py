@@ -74,7 +74,7 @@ def _one(change: Change) -> range:
 
 def importers(root: Path, file: str) -> Iterator[str]:
     """The files of the project that import a file."""
-    package, _, stem = file.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".").rpartition(".")
+    package, _, stem = watching.module_name(file).rpartition(".")
     importing = re.compile(
         rf"^\s*(from {re.escape(package)}\.{stem} import|import {re.escape(package)}\.{stem}\b"
         rf"|from {re.escape(package)} import [^\n]*\b{stem}\b)",

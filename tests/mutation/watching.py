@@ -9,6 +9,7 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -115,10 +116,9 @@ class Judge:
 class Changed(importlib.abc.MetaPathFinder):
     """Serves a changed syntax tree in place of one module's file."""
 
-    def __init__(self, path: Path, tree: ast.Module) -> None:
-        package = path.with_suffix("").parts
-        self.name = ".".join(package[len(package) - package[::-1].index("tokenreduce") - 1 :]).removesuffix(".__init__")
-        self.path, self.code = path, compile(tree, str(path), "exec")
+    def __init__(self, root: Path, file: str, tree: ast.Module) -> None:
+        self.name, self.path = module_name(file), root / file
+        self.code = compile(tree, str(self.path), "exec")
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> Any:
         if name != self.name:
@@ -148,12 +148,12 @@ def watch(root: Path, files: Sequence[str], test_file: str, say: Say) -> None:
     say({"code": code, "tests": plugin.tests, "wrong": wrong, "at_import": at_import, "modules": modules})
 
 
-def judge(tests: dict[str, float], say: Say, path: Path | None = None, tree: ast.Module | None = None) -> None:
-    """Say whether one of the tests fails when the module at `path` is `tree`, or (without) as it is."""
-    if path and tree:
-        sys.meta_path.insert(0, Changed(path, tree))
+def judge(tests: dict[str, float], say: Say, changed: Changed | None = None) -> None:
+    """Say whether one of the tests fails with the changed module, or without any change."""
+    if changed:
+        sys.meta_path.insert(0, changed)
     plugin = Judge(tests, say)
-    code = _pytest(sorted({name.split("::")[0] for name in tests}), plugin, *(["-x"] if path else []))
+    code = _pytest(sorted({name.split("::")[0] for name in tests}), plugin, *(["-x"] if changed else []))
     if code == pytest.ExitCode.OK:
         say({"outcome": "survived"})
     elif code == pytest.ExitCode.NO_TESTS_COLLECTED:
@@ -168,13 +168,18 @@ def _pytest(files: Sequence[str], plugin: object, *options: str) -> int:
     calm: Any = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
     settings.register_profile("same every time", **calm)
     settings.load_profile("same every time")
-    scratch = Path(os.environ["MUTANTS_SCRATCH"]) / str(os.getpid())
-    places = ["-p", "no:cacheprovider", f"--basetemp={scratch}"]
-    return int(pytest.main([*files, *places, *options], plugins=[plugin]))
+    with tempfile.TemporaryDirectory(prefix="mutant-", ignore_cleanup_errors=True) as scratch:
+        places = ["-p", "no:cacheprovider", f"--basetemp={scratch}/tests"]
+        return int(pytest.main([*files, *places, *options], plugins=[plugin]))
 
 
 def _is_installed(module: ModuleType) -> bool:
     return "site-packages" in (getattr(module, "__file__", None) or "")
+
+
+def module_name(file: str) -> str:
+    """`a/b.py` -> `a.b`, `a/__init__.py` -> `a`."""
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def by_file(lines: set[tuple[str, int]]) -> dict[str, list[int]]:
