@@ -3,7 +3,7 @@ BIN := .venv/bin
 # For a CPU-only PyTorch: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup demo test test-all sanitize lint
+.PHONY: setup demo test test-all mutants sanitize lint
 
 setup: .venv/installed
 
@@ -21,6 +21,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "full or not full" $(ARGS)
+
+# Hours, not minutes: see docs/testing.md.
+mutants: setup
+	PYTHONHASHSEED=0 $(BIN)/python tests/mutation/run.py $(ARGS)
 
 # Python is not built with the sanitizers, so their runtimes are loaded first, and libstdc++ for exceptions to be seen.
 SANITIZE := -fsanitize=address,undefined -fno-omit-frame-pointer -g -O1 -D_GLIBCXX_ASSERTIONS
