@@ -32,7 +32,7 @@ def test_nothing_removed_is_the_identity_of_that_number_only() -> None:
     ("whole", "restored", "full"), [((), (), ()), ((1,), (), (1,)), ((), (1,), (2,)), ((0, 2), (1, 2), (0, 2, 3))]
 )
 def test_layers_that_all_tokens_enter(whole, restored, full) -> None:
-    patch = reduction(whole=frozenset(whole))
+    patch = reduction(needs_all=frozenset(whole))
     patch = dataclasses.replace(patch, schedule=patch.schedule.restore_after(*restored))
     assert patch.full_layers == frozenset(full)
     counts = (8, 7, 6, 5)
@@ -63,7 +63,7 @@ def macs(entered, left, protected=3) -> int:
 
 
 def test_the_share_holds_model_and_reducer() -> None:
-    patch = reduction(costs=COSTS, whole=frozenset({2}))
+    patch = reduction(costs=COSTS, needs_all=frozenset({2}))
     counts = (10, 8, 12, 7)
     work = 1 + (1000 + 120 + 10) + (2000 + 100 + 8) + (4000 + 120 + 7)
     expected = (macs((12, 10, 12, 12), counts) + work) / macs((12,) * 4, (12,) * 4)

@@ -96,7 +96,7 @@ def test_before_a_layer() -> None:
 
 
 def test_an_adaptive_method_decides_in_its_layers() -> None:
-    patch = watched(Schedule.adaptive([0, 1, 3]), whole=frozenset({0}))
+    patch = watched(Schedule.adaptive([0, 1, 3]), needs_all=frozenset({0}))
     assert patch.adaptive and patch.deciding_layers == (1, 3) and not patch.is_identity(COUNT)
     run = Run(patch, COUNT, GRID)
     assert [run.may_reduce(layer) for layer in range(DEPTH)] == [False, True, False, True]
@@ -109,7 +109,7 @@ def test_an_adaptive_method_decides_in_its_layers() -> None:
 @pytest.mark.parametrize("whole", [frozenset({2}), frozenset()])
 def test_tokens_come_back_before_layers_that_need_them(whole: frozenset[int]) -> None:
     schedule = Schedule.keep({0: 8, 1: 6, 3: 5})
-    patch = watched(schedule if whole else schedule.restore_after(1), whole=whole)
+    patch = watched(schedule if whole else schedule.restore_after(1), needs_all=whole)
     assert patch.full_layers == {2} and patch.counts(COUNT) == (8, 6, 12, 5)
     assert patch.entering(COUNT, (8, 6, 12, 5)) == (12, 8, 12, 12)
     run, x = Run(patch, COUNT, GRID), tokens()
@@ -137,7 +137,7 @@ def test_tokens_come_back_before_layers_that_need_them(whole: frozenset[int]) ->
 )
 def test_tokens_around_maps_are_kept_only_for_modes_that_look_back(at_end, between, ends, taps, full, keeps) -> None:
     restoring = Restoring(at_end, between, ends=ends, taps=True, charged=False)
-    patch = reduction(restoring=restoring, whole=frozenset({3} if full else set()))
+    patch = reduction(restoring=restoring, needs_all=frozenset({3} if full else set()))
     run, x = Run(patch, COUNT, GRID, frozenset(taps)), tokens()
     assert run.keeps_around == keeps
     reduced = run.reduce(1, x, "mid")
