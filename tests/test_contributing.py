@@ -15,9 +15,12 @@ import pytest
 import tokenreduce.patches
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from tokenreduce.patches.shared.layered import LayeredAdapter, ReducedLayer
 from torch import nn
 
 import tokenreduce
+from tokenreduce.budget.geometry import Geometry
+from tokenreduce.forward.run import Run
 from tokenreduce.ops.merging import size_bias
 from tokenreduce.ops.native import dispatch
 from tokenreduce.ops.native.fakes import FAKES
@@ -202,6 +205,18 @@ def test_the_costs_of_the_family_are_counted_ones(row) -> None:
     all_tokens = (geometry.count,) * geometry.depth
     macs = geometry.costs.macs(all_tokens, all_tokens, geometry.protected, "mid")
     assert tokenreduce.count_flops(model, images).total == macs
+
+
+def test_the_facts_that_the_recipes_explain_exist() -> None:
+    """**`name`**: what a method or an adapter says."""
+    stated = (LayeredAdapter, ReducedLayer, Geometry, Run, tokenreduce.TokenMap)
+    known = {name for cls in stated for owner in cls.__mro__ for name in (*vars(owner), *annotations(owner))}
+    explained = re.findall(r"\*\*`(?:run\.)?(\w+)[^`]*`", TEXT)
+    assert len(explained) >= 14 and set(explained) <= known, set(explained) - known
+
+
+def annotations(cls: type) -> dict[str, Any]:
+    return vars(cls).get("__annotations__", {})
 
 
 def test_the_silenced_modules_are_all_that_writes(row) -> None:

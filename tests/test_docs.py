@@ -202,3 +202,14 @@ def test_exportable_is_what_the_page_on_export_says() -> None:
         facts = tokenreduce.describe(name)
         if not {"frames", "pixels", "auxiliary_logits"} & set(facts["needs"]):
             assert facts["exportable"] is True, name
+
+
+def test_figures_in_the_text_of_the_readme_are_those_of_the_results() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    share, loss, ap_loss = re.search(
+        r"At (\d+) % of the compute, `ward` loses ([\d.]+) points of mIoU with .* and ([\d.]+) points of AP50", text
+    ).groups()
+    for task, typed in (("segmentation", loss), ("detection", ap_loss)):
+        rows = json.loads((ROOT / f"benchmarks/results/{task}.json").read_text())["rows"]
+        row = next(r for r in rows if (r["method"], r["budget"]) == ("ward", f"flops={int(share) / 100}"))
+        assert typed == f"{-100 * row['change']:.2f}", task
