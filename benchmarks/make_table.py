@@ -14,6 +14,9 @@ import tokenreduce
 from tokenreduce.cli.output import COLUMNS
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import facts as stated  # noqa: E402
 
 HIDDEN = {"budget", "top5", "token_error", "p90_ms", "attention", "plan_us", "apply_us", "peak_memory_mib"}
 
@@ -231,7 +234,7 @@ def tables() -> dict[tuple[str, str], str]:
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
     made["README.md", "quality"] = made["docs/quality.md", "quality 0.6"]
-    return made
+    return made | stated.tables()
 
 
 def write() -> None:
