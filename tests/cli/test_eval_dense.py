@@ -11,17 +11,12 @@ import dense_models
 import numpy as np
 import pytest
 from dense_data import HEAD, MAKERS, pictures, samples
-from PIL import Image
+from dense_files import write
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.quality import evaluation, predictors
 from tokenreduce.lab.quality import named as named_data
 from tokenreduce.lab.quality.predictors import load_predictor
-
-
-def write(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(values)).save(path)
 
 
 def write_folders(root: Path) -> None:
