@@ -5,22 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_rows import ROW, read
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.quality import demo, demo_dense
 from tokenreduce.lab.quality.evaluation import DENSE_MODELS
-
-ROW = {"method", "budget", "macs", "uncounted", "flops_share", "tokens_left", "top1", "top5", "top1_change"}
-ROW |= {"class_error", "token_error"}
-
-
-def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    data = json.loads(path.read_text())
-    assert {"command", "settings", "environment", "rows"} == data.keys()
-    return data["rows"], data["settings"]
 
 
 def test_demo(run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,17 +11,12 @@ import dense_models
 import numpy as np
 import pytest
 from dense_data import HEAD, MAKERS, pictures, samples
-from PIL import Image
+from dense_files import write
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.quality import evaluation, predictors
 from tokenreduce.lab.quality import named as named_data
 from tokenreduce.lab.quality.predictors import load_predictor
-
-
-def write(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(values)).save(path)
 
 
 def write_folders(root: Path) -> None:
@@ -89,9 +84,15 @@ def test_eval_of_the_default_data_and_model(run: Callable[..., str], tmp_path: P
         (("--task", "depth"), "no model for depth ships with the library; give --model hf:NAME"),
         (("--task", "depth", "--model", "hf:x"), "nyuv2 does not ship with the library; give --data-dir"),
         (("--task", "detection", "--data", "ade20k"), "unknown data for detection 'ade20k'; valid: .*coco"),
-        (("--task", "segmentation", "--align", "median"), "--align median mean nothing to --task segmentation"),
-        (("--task", "segmentation", "--head", "knn", "--all-images"), "--all-images and --head knn mean nothing to"),
-        (("--rounds", "5"), "--rounds 5 mean nothing to --task classification; leave them out"),
+        (
+            ("--task", "segmentation", "--align", "median"),
+            "--task segmentation does not use --align median; leave that out",
+        ),
+        (
+            ("--task", "segmentation", "--head", "knn", "--all-images"),
+            "--task segmentation does not use --all-images and --head knn",
+        ),
+        (("--rounds", "5"), "--task classification does not use --rounds 5; leave that out"),
     ],
 )
 def test_eval_refuses_with_a_sentence(arguments: tuple[str, ...], sentence: str, run: Callable[..., str]) -> None:

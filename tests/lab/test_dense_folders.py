@@ -1,98 +1,19 @@
-"""Official folder layouts, made small by the test, and sentences about files that are not as they should be."""
+"""Official folder layouts as `DenseData`, and what other folders and names are told."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scipy.io import savemat
+from dense_files import pixels, write
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.data import ade20k, cityscapes, coco, nyuv2
+from tokenreduce.lab.data import ade20k, cityscapes, nyuv2
 from tokenreduce.lab.quality.named import load_dense
-
-RNG = np.random.default_rng(0)
-
-
-def write(path: Path, values: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
-    return path
-
-
-def pixels(height: int, width: int) -> np.ndarray:
-    return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def ade(tmp_path: Path) -> Path:
-    root = tmp_path / "ADEChallengeData2016"
-    for i in range(3):
-        write(root / "images" / "validation" / f"ADE_val_{i}.jpg", pixels(6, 8 + i))
-        labels = np.arange(6 * (8 + i), dtype=np.uint8).reshape(6, 8 + i)
-        labels[5, 7] = 150
-        write(root / "annotations" / "validation" / f"ADE_val_{i}.png", labels)
-    return tmp_path
-
-
-@pytest.fixture
-def streets(tmp_path: Path) -> Path:
-    for city, i in (("ulm", 0), ("bonn", 0), ("bonn", 1)):
-        stem = f"{city}_{i:06}_000019"
-        write(tmp_path / "leftImg8bit" / "val" / city / f"{stem}_leftImg8bit.png", pixels(4, 9))
-        labels = np.arange(36, dtype=np.uint8).reshape(4, 9) % 34
-        write(tmp_path / "gtFine" / "val" / city / f"{stem}_gtFine_labelIds.png", labels)
-    return tmp_path
-
-
-@pytest.fixture
-def boxes(tmp_path: Path) -> Path:
-    for number, (height, width) in {7: (30, 40), 3: (20, 25)}.items():
-        write(tmp_path / "val2017" / f"{number:012}.jpg", pixels(height, width))
-    content = {
-        "images": [
-            {"id": 7, "file_name": "000000000007.jpg", "height": 30, "width": 40},
-            {"id": 3, "file_name": "000000000003.jpg", "height": 20, "width": 25},
-        ],
-        "categories": [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}],
-        "annotations": [
-            {"id": 11, "image_id": 7, "category_id": 90, "bbox": [1.5, 2, 10, 4.25], "iscrowd": 0, "area": 42.5},
-            {"id": 12, "image_id": 7, "category_id": 1, "bbox": [30, 20, 10.5, 10], "iscrowd": 1, "area": 100},
-        ],
-    }
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
-    return tmp_path
-
-
-def labelled(root: Path, images: np.ndarray, depths: np.ndarray) -> None:
-    with h5py.File(root / nyuv2.MAT, "w") as file:
-        file["images"], file["depths"] = images, depths
-
-
-@pytest.fixture
-def rooms(tmp_path: Path) -> Path:
-    depths = RNG.uniform(0.5, 9, (5, 8, 6)).astype(np.float32)
-    labelled(tmp_path, RNG.integers(0, 256, (5, 3, 8, 6), dtype=np.uint8), depths)
-    savemat(tmp_path / nyuv2.SPLITS, {"testNdxs": np.array([[2], [5]]), "trainNdxs": np.array([[1], [3], [4]])})
-    return tmp_path
-
-
-@pytest.fixture
-def frames(tmp_path: Path) -> Path:
-    for rgb, depth in (("rgb_00045.jpg", "sync_depth_00045.png"), ("7.png", "7.png")):
-        write(tmp_path / "rgb" / rgb, pixels(5, 6))
-        write(tmp_path / "depth" / depth, np.arange(30, dtype=np.uint16).reshape(5, 6) * 250)
-    return tmp_path
 
 
 def test_ade20k(ade: Path) -> None:
@@ -169,133 +90,6 @@ def test_a_limit_is_spread_over_the_images(streets: Path) -> None:
     assert [sample["path"].parent.name for sample in data.samples] == ["bonn", "bonn"] and len(data) == 2
     with pytest.raises(InvalidValueError, match="the number of images is 0; it must be 1 or more"):
         load_dense("cityscapes", "segmentation", streets, limit=0)
-
-
-ADE_TRUTH = "ADEChallengeData2016/annotations/validation/ADE_val_1.png"
-STREET_TRUTH = "gtFine/val/bonn/bonn_000001_000019_gtFine_labelIds.png"
-
-
-def damaged(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:40])
-
-
-def relabelled(value: int, *shape: int) -> Callable[[Path], Any]:
-    return lambda path: write(path, np.full(shape, value, np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("fixture", "name", "task", "file", "change", "sentence"),
-    [
-        ("ade", "ade20k", "segmentation", ADE_TRUTH, Path.unlink, "ADE_val_1.jpg has no annotation: there is no"),
-        ("ade", "ade20k", "segmentation", ADE_TRUTH, damaged, "ADE_val_1.png is not an image that Pillow can read"),
-        ("ade", "ade20k", "segmentation", ADE_TRUTH, relabelled(1, 6, 8), "is 8 x 6 pixels, but its image"),
-        (
-            "ade",
-            "ade20k",
-            "segmentation",
-            ADE_TRUTH,
-            relabelled(151, 6, 9),
-            "has label 151; ADE20K has 0 (other) to 150",
-        ),
-        ("ade", "ade20k", "segmentation", ADE_TRUTH, relabelled(1, 6, 9, 3), "has 3 channels; an annotation has one"),
-        ("streets", "cityscapes", "segmentation", STREET_TRUTH, Path.unlink, "has no annotation: there is no"),
-        (
-            "streets",
-            "cityscapes",
-            "segmentation",
-            STREET_TRUTH,
-            relabelled(34, 4, 9),
-            "has label 34; Cityscapes has 0 to 33",
-        ),
-        ("boxes", "coco", "detection", "val2017/000000000003.jpg", Path.unlink, "000000000003.jpg does not exist"),
-        (
-            "boxes",
-            "coco",
-            "detection",
-            "val2017/000000000003.jpg",
-            relabelled(0, 20, 20),
-            "is 20 x 20 pixels, but instances",
-        ),
-        (
-            "boxes",
-            "coco",
-            "detection",
-            "annotations/instances_val2017.json",
-            damaged,
-            "is not an annotation file of COCO",
-        ),
-        ("rooms", "nyuv2", "depth", nyuv2.MAT, damaged, "is not an HDF5 file"),
-        ("rooms", "nyuv2", "depth", nyuv2.SPLITS, damaged, "holds no test split (testNdxs)"),
-        ("frames", "nyuv2", "depth", "depth/7.png", Path.unlink, "has no annotation: there is no"),
-        ("frames", "nyuv2", "depth", "depth/7.png", relabelled(1, 5, 6), "has 8 bits a pixel; depths are millimetres"),
-    ],
-)
-def test_bad_files_are_named(
-    fixture: str, name: str, task: str, file: str, change: Any, sentence: str, request: pytest.FixtureRequest
-) -> None:
-    root = request.getfixturevalue(fixture)
-    change(root / file)
-    with pytest.raises(InvalidValueError, match=re.escape(sentence)) as caught:
-        for index in range(3):
-            load_dense(name, task, root).samples[index]
-    assert (root / file).stem.split(".")[0] in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (
-            {"bbox": [1, 2, -3, 4]},
-            "annotation 11 has the box [1, 2, -3, 4] (left, top, width, height), which has a negative",
-        ),
-        ({"bbox": [1, 2, 45, 4]}, "which is outside 000000000007.jpg (40 x 30 pixels)"),
-        ({"bbox": [-9, 2, 12, 4]}, "which is outside 000000000007.jpg (40 x 30 pixels)"),
-        ({"bbox": [1, 2, 3]}, "is not an annotation file of COCO: not enough values"),
-        ({"image_id": 8}, "annotation 11 is of image 8, which the file does not name"),
-        ({"category_id": 4}, "annotation 11 has category 4, which the file does not name"),
-    ],
-)
-def test_bad_boxes_are_named(boxes: Path, change: dict[str, Any], sentence: str) -> None:
-    path = boxes / coco.ANNOTATIONS
-    content = json.loads(path.read_text())
-    content["annotations"][0] |= change
-    path.write_text(json.dumps(content))
-    with pytest.raises(InvalidValueError, match=re.escape(sentence)) as caught:
-        coco.load(boxes)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
-def test_parts_that_an_annotation_file_lacks(boxes: Path, key: str) -> None:
-    path = boxes / coco.ANNOTATIONS
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
-    with pytest.raises(InvalidValueError, match=f"is not an annotation file of COCO: '{key}' is missing"):
-        coco.load(boxes)
-
-
-def test_bad_depths_are_named(rooms: Path) -> None:
-    images = np.zeros((5, 3, 8, 6), np.uint8)
-    for depths, sentence in (
-        (np.full((5, 8, 6), -1, np.float32), "image 2 has depths that are negative or not finite"),
-        (np.full((5, 8, 6), np.nan, np.float32), "image 2 has depths that are negative or not finite"),
-        (np.ones((5, 6, 6), np.float32), "image 2 is (6, 8), its depth (6, 6)"),
-        (np.ones((4, 8, 6), np.float32), "expected (n, 3, width, height) and (n, width, height)"),
-    ):
-        labelled(rooms, images, depths)
-        with pytest.raises(InvalidValueError, match=re.escape(sentence)):
-            nyuv2.load(rooms).samples[0]
-    labelled(rooms, images[:3], np.ones((3, 8, 6), np.float32))
-    with pytest.raises(InvalidValueError, match=r"splits\.mat names images up to 5, .* has 3"):
-        nyuv2.load(rooms)
-
-
-def test_missing_libraries_are_named(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for library in ("scipy", "h5py"):
-        monkeypatch.setattr(
-            nyuv2, "find_spec", lambda name, hidden=library: None if name == hidden else find_spec(name)
-        )
-        with pytest.raises(InvalidValueError, match=rf"needs {library}, which the extra 'nyuv2' brings"):
-            nyuv2.load(rooms)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def make_arms(methods: str, budgets: dict[str, str | None], options: Sequence[st
 
 
 def parse_options(options: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The options of each method from texts `key=value` or `method.key=value`."""
+    """The options of each method, read from texts such as `key=value` or `method.key=value`."""
     chosen: dict[str, dict[str, Any]] = {name: {} for name in methods}
     for text in options:
         path, equals, value = text.partition("=")
@@ -66,7 +66,7 @@ def parse_options(options: Sequence[str], methods: Sequence[str]) -> dict[str, d
 
 
 def literal(text: str) -> Any:
-    """A number, a boolean, None or a list where the text reads as one, else the text."""
+    """The number, boolean, None or list that the text spells; any other text as it is."""
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -101,7 +101,7 @@ def usable_device(name: str) -> torch.device:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr that disappears; the value is the function that moves it."""
+    """A progress bar on stderr, gone at the end; the value is the function that moves it."""
     columns = (BarColumn(), TextColumn("{task.percentage:.0f} % {task.description}"), TimeRemainingColumn())
     stderr = Console(stderr=True)
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
@@ -110,5 +110,5 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
 
 
 def place_name(device: torch.device) -> str:
-    """The device, a CUDA device with the name of its card."""
+    """The name of the device, and of its card if it is a CUDA device."""
     return str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"

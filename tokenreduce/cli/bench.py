@@ -46,19 +46,20 @@ def bench(
     option: Options = None,
     batch_size: Annotated[str, typer.Option(help="batch sizes, separated by commas")] = "1,32",
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="side of the square input instead of the model's own")
+        int | None, typer.Option(min=1, help="side of the square input; default: the model's own size")
     ] = None,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads instead of PyTorch's default")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="interleaved rounds; every model runs in each")] = 20,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's own")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="number of rounds; every model runs in every round")] = 20,
     min_time: Annotated[float, typer.Option(min=0, help="least seconds of a model's turn in a round")] = 0.1,
     pretrained: Annotated[
         bool, typer.Option(help="load trained weights; not needed: speed does not depend on weights")
     ] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Time patched models against the unpatched one, and against free slicing to the same token counts (the limit)."""
+    """Time patched models against the unpatched one, and against the unpatched one with its tokens sliced to the same
+    counts, which costs nothing (the limit)."""
     arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
     sizes = numbers("--batch-size", batch_size, int)
     if any(size < 1 for size in sizes):
@@ -97,7 +98,7 @@ def select(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
 
 @contextmanager
 def using_threads(count: int | None) -> Iterator[None]:
-    """PyTorch's CPU threads inside a `with` block; None leaves them."""
+    """Set PyTorch's CPU threads inside a `with` block; None leaves them as they are."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -114,7 +115,7 @@ def versions() -> str:
 
 
 def attention_summary(rows: Sequence[Row]) -> str:
-    """The backend that ran, or each row's where they differ."""
+    """The attention backend that ran, or that of each row if they differ."""
     if len({row["attention"] for row in rows}) == 1:
         return str(rows[0]["attention"])
     return "; ".join(f"{describe(row)}: {row['attention']}" for row in rows)
@@ -124,8 +125,9 @@ def gaps(rows: Sequence[Row]) -> list[str]:
     """A sentence for each thing that could not be measured."""
     unlimited = [row for row in rows if row["limit_share"] is None]
     uncounted = [row for row in rows if row["uncounted"]]
-    return [f"{describe(row)}: no limit, this model's blocks cannot be sliced." for row in unlimited] + [
-        f"{describe(row)}: its MACs lack {', '.join(row['uncounted'])}." for row in uncounted
+    return [f"{describe(row)}: no limit, because the tokens of this model cannot be sliced." for row in unlimited] + [
+        f"{describe(row)}: its MACs leave out {', '.join(row['uncounted'])}, whose cost is unknown."
+        for row in uncounted
     ]
 
 

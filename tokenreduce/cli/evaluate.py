@@ -103,7 +103,7 @@ def evaluate(
 
 
 def refuse_options(task: str, given: Mapping[str, object]) -> None:
-    """Raise if one of the options that mean nothing to the task was given."""
+    """Raise if an option was given that the task does not use."""
     named = [name for name, value in given.items() if value]
     if named:
-        raise InvalidTypeError(f"{' and '.join(named)} mean nothing to --task {task}; leave them out")
+        raise InvalidTypeError(f"--task {task} does not use {' and '.join(named)}; leave that out")

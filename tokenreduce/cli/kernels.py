@@ -16,10 +16,13 @@ from tokenreduce.ops.native import build, dispatch
 
 
 def kernels(
-    rebuild: Annotated[bool, typer.Option("--build", help="compile them now, also if they are there already")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--build", help="compile them now, even if they are compiled already")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the table to this file")] = None,
 ) -> None:
-    """List the kernels and whether they are usable here, or why not. They are compiled once, on first use."""
+    """List the kernels, and for each whether it can be used on this machine, or why not. Kernels are compiled once, on
+    first use."""
     if rebuild:
         remove_library()
     with console.status("compiling, up to a minute"):
@@ -30,7 +33,7 @@ def kernels(
     for row in rows:
         table.add_row(row["kernel"], row["summary"], row["cpu"] or "usable", row["cuda"] or "usable, when forced")
     console.print(table)
-    console.print(f"kept in {build.cache_folder()}; TOKENREDUCE_KERNELS=reference does without", highlight=False)
+    console.print(f"kept in {build.cache_folder()}; TOKENREDUCE_KERNELS=reference turns them off", highlight=False)
     console.print(f"sizes in attention: {size_channels.status()} (TOKENREDUCE_ATTENTION)", highlight=False)
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
@@ -38,6 +41,6 @@ def kernels(
 
 
 def remove_library() -> None:
-    """So that the next use compiles it again."""
-    with suppress(build.BuildError):  # without a compiler; the table says so
+    """Remove the compiled library; the next use compiles it again."""
+    with suppress(build.BuildError):  # there is no compiler; the table says so
         build.library().unlink(missing_ok=True)

@@ -16,8 +16,9 @@ from tokenreduce.cli.output import console
 def methods(
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the facts to this file")] = None,
 ) -> None:
-    """List every method: kind, paper, what it needs (what it uses where the model has it), its own schedule, whether
-    it decides counts itself, what its results were checked against, and its options."""
+    """List every method: its kind and paper, what it needs from the model (in brackets: what it uses if the model has
+    it), how it spreads a budget over the layers, whether it decides itself how many tokens stay, whether it can be
+    exported, what its results were checked against, and its options."""
     facts = [tokenreduce.describe(name) for name in tokenreduce.methods()]
     table = Table()
     for heading in (

@@ -21,7 +21,7 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def print_table(rows: Sequence[Row], title: str) -> None:
-    """Print the rows with every documented column that some row has."""
+    """Print the rows, with each column of `COLUMNS` that at least one row has."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     keys = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     for key in keys:

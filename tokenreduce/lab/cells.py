@@ -39,7 +39,7 @@ def paint_tokens(image: Tensor, token_map: TokenMap, grid: tuple[int, int], inde
 
 
 def label_cells(token_map: TokenMap, grid: tuple[int, int], index: int) -> tuple[Labels, npt.NDArray[np.bool_]]:
-    """For each cell of the grid the token that it belongs to, `(H, W)`, and for each token whether it was dropped.
+    """The token that each cell of the grid belongs to, `(H, W)`, and for each token whether it was dropped.
 
     Tokens are numbered 0 ... M - 1; dropped ones follow, M + their place in the grid.
     """
@@ -66,7 +66,7 @@ def outline(painted: Image, labels: Labels, scale: int) -> Image:
 
 
 def hatch(painted: Image, cells: npt.NDArray[np.bool_]) -> Image:
-    """`painted` with dark diagonal stripes over `cells (h, w)`: faded to grey, a grey garment looks as before."""
+    """`painted` with dark diagonal stripes over `cells (h, w)`: a grey garment that is only faded looks unchanged."""
     height, width = painted.shape[:2]
     stripes = np.add.outer(np.arange(height), np.arange(width)) % STRIPE < 2
     out = painted.copy()
@@ -75,7 +75,7 @@ def hatch(painted: Image, cells: npt.NDArray[np.bool_]) -> Image:
 
 
 def size_cells(token_map: TokenMap, sizes: Tensor, grid: tuple[int, int]) -> Image:
-    """For each cell of the grid the size, one of `sizes (M,)`, of the token that it belongs to; NaN: dropped."""
+    """The size, one of `sizes (M,)`, of the token that each cell of the grid belongs to; NaN where it was dropped."""
     labels, dropped = label_cells(token_map, grid, 0)
     of_label = np.full(len(dropped), np.nan, np.float32)
     of_label[: token_map.count] = sizes.float().cpu().numpy()

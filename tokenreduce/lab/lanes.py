@@ -39,7 +39,7 @@ def try_arms(arms: Sequence[Arm], make: Callable[[Arm], Made]) -> tuple[list[tup
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy with modules of its own that shares parameters and buffers with `model`."""
+    """A copy of `model` with its own modules; parameters and buffers are shared."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, shared)
 

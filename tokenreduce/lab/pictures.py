@@ -21,7 +21,7 @@ TICKS = tuple(digit * 10.0**power for power in range(6) for digit in (1, 2, 5))
 
 @dataclass(frozen=True)
 class Reduced:
-    """What one method made of an image: a row of a picture.
+    """One row of a picture: what one method did to an image.
 
     Args:
         name: written beside the row.
@@ -56,7 +56,7 @@ def reduced_row(arm: Arm, done: Report, layers: Sequence[int]) -> Reduced:
 def draw_tokens(
     images: Tensor, maps: Mapping[str, TokenMap], grid: tuple[int, int], path: str | Path, title: str = ""
 ) -> None:
-    """Write a picture with one row an image: the image, then its tokens in each map, under the map's name.
+    """Write a picture with one row for each image: the image, then its tokens in each map, under the map's name.
 
     Args:
         images: `(B, 1 or 3, H, W)`, uint8 or floats in [0, 1], the batch that the maps are of.
@@ -82,7 +82,7 @@ def draw_tokens(
 
 
 def draw_methods(image: Tensor, rows: Sequence[Reduced], grid: tuple[int, int], path: str | Path) -> None:
-    """Write a picture with one row a method: the image, its tokens in each map, and the sizes of the last tokens.
+    """Write a picture with one row for each method: the image, its tokens in each map, the sizes of the last tokens.
 
     Sizes have one colour scale for all rows, so that methods compare; cells of dropped tokens stay grey.
 
@@ -133,7 +133,7 @@ def draw_tradeoff(
 
 
 def tradeoff(rows: Sequence[Mapping[str, Any]], title: str = "", key: str = "top1", name: str = "top-1") -> Any:
-    """A matplotlib figure of accuracy (y) against the share of the unpatched MACs (x), one line a method.
+    """A matplotlib figure of accuracy (y) against the share of the unpatched MACs (x), one line for each method.
 
     Args:
         rows: with the keys method, flops_share and `key`, fractions of 1 (rows without them are left out); the method
@@ -161,7 +161,7 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], title: str = "", key: str = "top
 def draw_predictions(
     images: Sequence[Tensor], columns: Mapping[str, Sequence[Any]], classes: Mapping[int, str], path: str | Path
 ) -> None:
-    """Write a picture with one row an image: the image, then what each column says about it, under its heading.
+    """Write a picture with one row for each image: the image, then what each column says about it, under its heading.
 
     Args:
         images: `(1 or 3, H, W)`, uint8 or floats in [0, 1].

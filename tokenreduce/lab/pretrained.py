@@ -19,7 +19,7 @@ class Pretrained(nn.Module):
 
     Args:
         model: the model, such as `ViTForImageClassification`.
-        processor: the image processor that belongs to its weights, or None: ImageNet's mean and deviation then.
+        processor: the image processor that belongs to its weights; None normalises as for ImageNet.
     """
 
     def __init__(self, model: Any, processor: Any = None) -> None:
@@ -27,7 +27,7 @@ class Pretrained(nn.Module):
         self.model, self.processor = model, processor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, or else the last hidden state, or else the first tensor that the model returns."""
+        """The logits; without these the last hidden state; without both the first tensor that the model returns."""
         out = self.model(images)
         named = (out.get(name) for name in ("logits", "last_hidden_state"))
         found = next((value for value in named if value is not None), None)
@@ -35,7 +35,7 @@ class Pretrained(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the trained head; 0 where there is none."""
+        """Outputs of the trained head; 0 if it has no head."""
         return self.model.config.num_labels if hasattr(self.model, "classifier") else 0
 
     @property
@@ -46,7 +46,9 @@ class Pretrained(nn.Module):
         size = getattr(config, "image_size", None)
         if self.model.main_input_name != "pixel_values" or size is None:
             name = type(self.model).__name__
-            raise InvalidValueError(f"{name} takes more than images of one size; it cannot run here")
+            raise InvalidValueError(
+                f"{name} does not take images of one fixed size, or needs other inputs too; it cannot run here"
+            )
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         frames = (config.num_frames,) if hasattr(config, "num_frames") else ()
         return (*frames, getattr(config, "num_channels", 3), height, width)
@@ -54,8 +56,8 @@ class Pretrained(nn.Module):
     def whole(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, features `(B, C)` and all tokens of the last layer, in one forward.
 
-        Features are what the classifier reads; without one, the pooled output or else the class token, and no logits
-        but these features.
+        Features are what the classifier reads. A model without a classifier gives its pooled output, or else its class
+        token, as features and as logits.
         """
         if self.num_classes == 0:
             out = self.model(images, output_hidden_states=True)
@@ -117,7 +119,7 @@ def _untrained(kind: Any, config: Any) -> nn.Module:
 
 
 def _processor(name: str) -> Any:
-    """The image processor beside the weights; None where there is none."""
+    """The image processor that is stored with the weights, if any."""
     import transformers
 
     try:

@@ -1,1 +1,1 @@
-"""Segmentation, detection and depth: data sets in their official folders, predictors, metrics and the measurement."""
+"""Images with their truth: what ships with the library, and data sets in their official folders."""

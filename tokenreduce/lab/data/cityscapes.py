@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.data.samples import IGNORED, DenseData, Sample, check_pairs, find_files, read_image, read_map
+from tokenreduce.lab.data.samples import IGNORED, ClassMaps, DenseData, check_pairs, find_files
 
 # The label of the files and the name of each class, in the order of the 19 train ids.
 CLASSES = {
@@ -44,25 +42,6 @@ def train_ids() -> Tensor:
     return table
 
 
-@dataclass(frozen=True)
-class Cityscapes:
-    """Samples of the validation split, targets in the 19 train ids."""
-
-    images: list[Path]
-    annotations: list[Path]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Sample:
-        path, truth = self.images[index], self.annotations[index]
-        image = read_image(path)
-        labels = torch.from_numpy(read_map(truth, image, path)).long()
-        if labels.max() >= LABELS:
-            raise InvalidValueError(f"{truth} has label {int(labels.max())}; Cityscapes has 0 to {LABELS - 1}")
-        return {"image": image, "target": train_ids()[labels], "path": path}
-
-
 def load(folder: Path) -> DenseData:
     """The validation images in `folder`.
 
@@ -75,4 +54,5 @@ def load(folder: Path) -> DenseData:
         for path, stem in zip(images, stems, strict=True)
     ]
     check_pairs(images, annotations)
-    return DenseData("cityscapes", "segmentation", Cityscapes(images, annotations), dict(enumerate(CLASSES.values())))
+    samples = ClassMaps(images, annotations, train_ids(), f"Cityscapes has 0 to {LABELS - 1}")
+    return DenseData("cityscapes", "segmentation", samples, dict(enumerate(CLASSES.values())))

@@ -51,7 +51,7 @@ class COCO:
 def load(folder: Path) -> DenseData:
     """The validation images in `folder`.
 
-    Raises: ValueError if `folder` has another layout, or the annotation file holds what cannot be.
+    Raises: ValueError if `folder` has another layout, or the annotation file is damaged.
     """
     path = folder / ANNOTATIONS
     if not path.is_file() or not (folder / "val2017").is_dir():
@@ -76,7 +76,7 @@ def load(folder: Path) -> DenseData:
 
 
 def check_object(one: dict[str, Any], images: dict[int, Any], classes: dict[int, str], path: Path) -> None:
-    """Raise if an object of the file at `path` belongs to no image or category, or its box cannot be."""
+    """Raise if an object of the file at `path` belongs to no image or category, or has an impossible box."""
     what = f"{path}: annotation {one['id']}"
     if one["image_id"] not in images:
         raise InvalidValueError(f"{what} is of image {one['image_id']}, which the file does not name")

@@ -73,7 +73,7 @@ def load_data(
 
 
 def load_gallery(data: Data, model: Any, *, data_dir: Path | None, gallery: Path | None, limit: int | None) -> Data:
-    """The images that neighbours of `data` are searched among: the folder `gallery`, or the training split."""
+    """The images among which the neighbours of `data` are searched: the folder `gallery`, or the training split."""
     name = str(gallery) if gallery is not None else data.name
     if gallery is None and name != "fashion-mnist":
         root = data_dir if name == "imagenet" and data_dir is not None else Path(name)
@@ -103,7 +103,7 @@ def check_labels(data: Data, model: Any) -> None:
 
 
 def load_folder(name: str, root: Path, split: str, model: Any) -> Data:
-    """Class folders with the transform that the model is evaluated with, so that published figures come out."""
+    """Class folders, with the transform that the model is officially evaluated with."""
     from timm.data import create_dataset
 
     if not root.is_dir():
@@ -121,7 +121,7 @@ def summary(data: Data) -> str:
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """The subfolder of `root` that holds the split, or `root` itself where there are no splits."""
+    """The subfolder of `root` that holds the split, or `root` itself if it has no splits."""
     for folder in SPLITS[split]:
         if (root / folder).is_dir():
             return root / folder
@@ -142,7 +142,7 @@ def load_fashion(model: Any, data_dir: Path | None, split: str, all_images: bool
 
 
 class FashionImages(Dataset[tuple[Tensor, int]]):
-    """Fashion-MNIST as `model` takes it: as it is for 28 x 28 grey inputs, else as RGB through its transform."""
+    """Fashion-MNIST for `model`: unchanged for 28 x 28 grey inputs, else as RGB through the model's transform."""
 
     def __init__(self, images: Tensor, labels: Tensor, model: Any) -> None:
         self.images, self.labels = images, labels
@@ -165,7 +165,7 @@ def takes_fashion(model: Any) -> bool:
 
 
 def image_transform(model: Any) -> Any:
-    """From a PIL image to the input of `model`, as its weights want it."""
+    """What turns a PIL image into the input that the weights of `model` were trained on."""
     if isinstance(model, Pretrained):
         return model.transform()
     from timm.data import create_transform, resolve_model_data_config

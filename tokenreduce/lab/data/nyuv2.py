@@ -69,7 +69,7 @@ class Folders:
 
 
 def in_window(depth: Tensor) -> Tensor:
-    """Depths `(H, W)` with 0 outside the window that is evaluated, where frames have their full size."""
+    """Depths `(H, W)`, in frames of full size with 0 outside the window that is evaluated."""
     if depth.shape != FRAME:
         return depth
     kept = torch.zeros_like(depth)
@@ -139,7 +139,7 @@ def need(library: str, path: Path) -> None:
 
 
 def folders(root: Path) -> Folders:
-    """The files of `rgb/` with `depth/` under the same stem, or with sync_depth_ in the place of rgb_."""
+    """The files of `rgb/` with the files of the same name in `depth/`, or with sync_depth_ instead of rgb_ there."""
     images = find_files(root / "rgb", "*.*", LAYOUT)
     stems = [path.stem.replace("rgb_", "sync_depth_") for path in images]
     depths = [root / "depth" / f"{stem}.png" for stem in stems]

@@ -1,4 +1,4 @@
-"""What data sets for dense tasks have in common: samples, and sentences about files that are not as they should be."""
+"""What data sets of dense tasks share: `DenseData`, samples, and the reading and checking of files."""
 
 from __future__ import annotations
 
@@ -49,9 +49,33 @@ class DenseData:
 
         Raises: ValueError if `limit` is below 1.
         """
-        from tokenreduce.lab.data.samples import thin
-
         return replace(self, samples=thin(self.samples, limit))
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """Samples of image files with maps of labels beside them.
+
+    Args:
+        classes: `(labels,)`, the class of each label of the files, 255 for those that do not count.
+        known: which labels the data set has, for people.
+    """
+
+    images: Sequence[Path]
+    annotations: Sequence[Path]
+    classes: Tensor
+    known: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        path, truth = self.images[index], self.annotations[index]
+        image = read_image(path)
+        labels = torch.from_numpy(read_map(truth, image, path)).long()
+        if labels.max() >= len(self.classes):
+            raise InvalidValueError(f"{truth} has label {int(labels.max())}; {self.known}")
+        return {"image": image, "target": self.classes[labels], "path": path}
 
 
 def read_image(path: Path) -> Tensor:

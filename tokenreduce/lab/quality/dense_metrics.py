@@ -15,7 +15,7 @@ from tokenreduce.lab.data.samples import IGNORED
 from tokenreduce.lab.quality.metric import Metric
 
 ALIGNMENTS = ("none", "median", "affine", "inverse")
-NEAREST = 1e-3  # metres; predictions are clipped to it, so that ratios are finite
+NEAREST = 1e-3  # metres; predictions are clipped to it to keep ratios finite
 
 
 class DenseMetric(Metric):

@@ -123,7 +123,7 @@ def drawn_precision(results: list[dict[str, Any] | None], times: np.ndarray, rec
     """AP50 `(rounds,)` of a category, NaN without objects: what pycocotools' `accumulate` gives where each image is
     there `times` `(rounds, images)` often, for all draws at once.
 
-    Equal detections of an image drawn twice stand in a row, so that their precision at the last one is what counts.
+    The detections of an image that is drawn twice are equal and follow each other: the precision at the last counts.
     """
     known = [(image, one) for image, one in enumerate(results) if one is not None]
     if not known:
@@ -156,6 +156,6 @@ def precision(evaluated: Any, thresholds: slice) -> float:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """pycocotools prints its progress."""
+    """Keep pycocotools from printing its progress."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

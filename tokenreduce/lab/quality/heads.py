@@ -1,7 +1,7 @@
 """How features become logits: the trained head, k nearest neighbours (DINO), text embeddings (CLIP).
 
-A head is made for each model (`MakeHead`), so that a gallery is encoded by the very model that encodes the queries:
-that is what a user who deploys the patched model has. It costs a pass over the gallery for each method and budget.
+A head is made for each model (`MakeHead`): the patched model encodes the gallery too, as it would where it is deployed.
+It costs a pass over the gallery for each method and budget.
 """
 
 from __future__ import annotations

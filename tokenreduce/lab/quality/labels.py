@@ -21,7 +21,7 @@ def match_labels(labels: Mapping[int, str], data: DenseData) -> Tensor:
     By name where the model has a name for every class of the data; else in order, if either side has no names and there
     are as many labels as classes; else a label is the number itself, if the model has no names but all the numbers.
 
-    Raises: ValueError if nothing of this fits, or a class map would get labels that are no class.
+    Raises: ValueError if none of this fits, or a class map would get labels that are no class.
     """
     table = torch.full((max(labels, default=-1) + 1,), NONE)
     names = {plain(name): label for label, name in labels.items()}
@@ -53,6 +53,6 @@ def misfit(labels: Mapping[int, str], data: DenseData, missing: list[str]) -> In
 
 
 def plain(name: str) -> str:
-    """A name without what writers differ in."""
+    """A name in lower case, without spaces and signs, and as COCO writes it."""
     letters = "".join(letter for letter in name.lower() if letter.isalnum())
     return ALIASES.get(letters, letters)

@@ -1,4 +1,4 @@
-"""What maps images of any size to dense predictions in their own size."""
+"""Predictors: from images of any size to dense predictions of the same size."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tokenreduce.lab.quality.labels import NONE, match_labels
 
 
 class Predictor(Protocol):
-    """A model with what it needs around it.
+    """A model with its pre- and post-processing.
 
-    `module` is what gets patched: the measurement runs shallow copies of the predictor with another `module`, so that a
-    predictor must call `self.module(...)` and must not keep parts of it elsewhere. A predictor that does not fit every
-    data set may have a method `fit(data: DenseData)`, called once before the first image: it raises where it does not.
+    `module` is what gets patched: the measurement runs shallow copies of the predictor with another `module`. A
+    predictor must therefore call `self.module(...)` and must not keep parts of it elsewhere. It may have a method
+    `fit(data: DenseData)`, called once before the first image, that raises if the data do not suit it.
     """
 
     module: nn.Module
@@ -141,5 +141,5 @@ class HuggingFacePredictor:
 
 
 def place(value: Any, device: torch.device) -> Any:
-    """Tensors on the device; what else a processor returns as it is."""
+    """Tensors on the device; anything else that a processor returns unchanged."""
     return value.to(device) if isinstance(value, Tensor) else value

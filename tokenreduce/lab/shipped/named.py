@@ -15,7 +15,7 @@ Size = tuple[int, ...]
 
 
 def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Size]:
-    """The model and its input's shape without the batch."""
+    """The model called `name`, and the shape of its input without the batch."""
     if name == "fashion_vit":
         return load_fashion_vit(image_size, pretrained)
     if name.startswith(PREFIX):
