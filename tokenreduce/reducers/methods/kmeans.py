@@ -1,4 +1,4 @@
-"""k-means over tokens (Token Pooling), and what the clustering methods share."""
+"""k-means over tokens (Token Pooling)."""
 
 from __future__ import annotations
 
