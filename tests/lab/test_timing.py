@@ -74,6 +74,9 @@ def test_statistics() -> None:
     values = [1.0, 1.1, 1.2, 1.3, 1.4, 5.0]
     low, high = bootstrap_interval(values)
     assert 1.0 <= low < 1.25 < high <= 5.0 and bootstrap_interval(values) == (low, high)
+    # The middle of the medians drawn, which are values themselves if there is an odd number of them; and all of them.
+    assert bootstrap_interval([1.0, 2.0, 10.0], level=0) == (2.0, 2.0)
+    assert bootstrap_interval([1.0, 2.0, 10.0], level=1) == (1.0, 10.0)
 
 
 # profiler
