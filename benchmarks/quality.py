@@ -81,7 +81,7 @@ def read(file: Path) -> Found:
 
 
 def draws(images: int) -> Tensor:
-    """How often each draw has each image, `(DRAWS, images)`: always the same draws, which make the same intervals."""
+    """How often each draw has each image, `(DRAWS, images)`; always the same draws, for the same intervals."""
     times = np.random.default_rng(0).multinomial(images, [1 / images] * images, DRAWS)
     return torch.from_numpy(times).double()
 
