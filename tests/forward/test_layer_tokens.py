@@ -36,6 +36,7 @@ def test_protected_tokens_are_left_out() -> None:
     assert torch.equal(found.features, x[:, 2:14])
     assert torch.equal(found.keys, heads(1)[:, :, 2:14]) and torch.equal(found.values, heads(2)[:, :, 2:14])
     assert found.has("keys") and found.has("origin") and found.has("positions") and found.has("grid")
+    assert found.origin.shape == (BATCH, 12) and found.positions.shape == (BATCH, 12, 2)
     assert not found.has("queries") and not found.has("attention") and not found.has("pixels")
     with pytest.raises(InvalidValueError, match="queries is not available here"):
         _ = found.queries

@@ -157,6 +157,17 @@ def test_tapped_layers_return_all_tokens_and_go_on_with_the_reduced() -> None:
     assert torch.equal(run.restore(out[2]), x)
 
 
+def test_what_a_tapped_layer_handed_out_enters_a_layer_that_needs_all_tokens() -> None:
+    run = Run(watched(Schedule.keep({0: 6}), whole=frozenset({2})), COUNT, GRID, frozenset({1}))
+    x, change = tokens(0), tokens(1)
+    reduced = run.leave(0, run.reduce(0, run.enter(0, x), "mid"))
+    handed_out = run.leave(1, run.enter(1, reduced))
+    assert reduced.shape[1] == 9 and handed_out.shape[1] == 15
+    changed = handed_out + change
+    assert run.enter(2, changed) is changed, "what a hook made of it, as it is"
+    assert run.maps == [] and run.taps.waiting is None
+
+
 def test_everything_comes_back_at_the_end_in_the_mode_of_the_end() -> None:
     restoring = Restoring("copy", "delta", ends=True, taps=True, charged=False)
     run, x = Run(watched(Schedule.keep({0: 6}), restoring=restoring), COUNT, GRID), tokens()
