@@ -74,3 +74,5 @@ def test_slicing_cuts_at_its_placement_only() -> None:
     table, pairs = torch.randn(4, 12, 6), torch.randn(1, 2, 15, 15)
     assert torch.equal(slicing.rows(table, left), table[:, :5])
     assert torch.equal(slicing.pairs(pairs, left), pairs[:, :, :8, :8])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        slicing.placement = "pre"  # type: ignore[misc]
