@@ -36,7 +36,9 @@ def test_protected_tokens_are_left_out() -> None:
     assert torch.equal(found.features, x[:, 2:14])
     assert torch.equal(found.keys, heads(1)[:, :, 2:14]) and torch.equal(found.values, heads(2)[:, :, 2:14])
     assert found.has("keys") and found.has("origin") and found.has("positions") and found.has("grid")
+    assert found.origin.shape == (BATCH, 12) and found.positions.shape == (BATCH, 12, 2)
     assert not found.has("queries") and not found.has("attention") and not found.has("pixels")
+    assert not found.has("auxiliary_logits")
     with pytest.raises(InvalidValueError, match="queries is not available here"):
         _ = found.queries
 
@@ -44,6 +46,7 @@ def test_protected_tokens_are_left_out() -> None:
 def test_mean_keys_with_and_without_their_heads() -> None:
     shown = Shown()
     shown.add_mean_keys(heads(1).requires_grad_())
+    assert shown.entries["mean_keys"].shape == (BATCH, 15, WIDTH)
     assert torch.allclose(seen(shown).mean_keys, heads(1).mean(1)[:, 2:14]) and not seen(shown).mean_keys.requires_grad
     shown = Shown(by_head=True)
     shown.add_mean_keys(heads(1))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from patches_by_hand import reduction, tokens
 from torch import nn
@@ -38,6 +40,8 @@ def test_records_are_of_the_last_forward_in_any_thread() -> None:
         pool.submit(keep_record, one, second).result()
     assert last_record(one) is second
     assert second.sizes is None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        second.entered = 11  # type: ignore[misc]
 
 
 def test_a_record_lives_as_long_as_its_patch() -> None:
@@ -70,3 +74,5 @@ def test_slicing_cuts_at_its_placement_only() -> None:
     table, pairs = torch.randn(4, 12, 6), torch.randn(1, 2, 15, 15)
     assert torch.equal(slicing.rows(table, left), table[:, :5])
     assert torch.equal(slicing.pairs(pairs, left), pairs[:, :, :8, :8])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        slicing.placement = "pre"  # type: ignore[misc]

@@ -11,7 +11,9 @@ from patches_by_hand import COUNT, GRID, geometry, reduction
 
 from tokenreduce import Schedule
 from tokenreduce.budget.geometry import Costs
+from tokenreduce.forward.reduction import _resolve
 from tokenreduce.maps.restoring import Restoring
+from tokenreduce.reducers.registry import lookup
 
 COSTS = Costs(fixed=500, per_token=3, attention=(7, 8, 9, 10), pairs=(2, 3, 4, 5), mlp=(11, 12, 13, 14))
 
@@ -19,7 +21,7 @@ COSTS = Costs(fixed=500, per_token=3, attention=(7, 8, 9, 10), pairs=(2, 3, 4, 5
 def test_counts_are_resolved_once_for_each_number_of_tokens() -> None:
     patch = reduction({1: 0.5, 2: 5})
     assert patch.counts(12) == (12, 6, 5, 5) and patch.counts(20) == (20, 10, 5, 5)
-    assert patch.counts(12) is patch.counts(12) and set(patch._counts) == {12, 20}
+    assert patch.counts(12) is patch.counts(12) is _resolve(patch, 12) and set(patch._counts) == {12, 20}
     assert patch.entering(12, patch.counts(12)) == (12, 12, 6, 5)
 
 
@@ -39,6 +41,29 @@ def test_layers_that_all_tokens_enter(whole, restored, full) -> None:
     assert patch.entering(COUNT, counts) == tuple(
         COUNT if layer in full or layer == 0 else counts[layer - 1] for layer in range(4)
     )
+
+
+class AtMostHalf(lookup("random")):
+    """Says of which grid it was asked."""
+
+    def least_of(self, n: int, grid: tuple[int, ...] | None) -> int:
+        assert grid == GRID
+        return n - n // 2
+
+
+def test_counts_follow_what_the_method_and_the_model_allow() -> None:
+    patch = dataclasses.replace(
+        reduction(needs_all=frozenset({2})), reducer=AtMostHalf(), schedule=Schedule.remove([9, 9, 0, 9])
+    )
+    assert patch.counts(12) == (6, 3, 12, 6)
+
+
+def test_a_flops_budget_is_met_by_the_share() -> None:
+    schedule = Schedule.budget("constant", flops=0.6)
+    patch = dataclasses.replace(reduction(costs=COSTS), schedule=schedule)
+    counts = patch.counts(60)
+    assert patch.share(60, counts) == pytest.approx(0.6, abs=0.02) and min(counts) < 40
+    assert patch.share(60, counts) == pytest.approx(macs((60, *counts[:-1]), counts) / macs((60,) * 4, (60,) * 4))
 
 
 class Bill:

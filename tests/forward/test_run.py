@@ -28,7 +28,7 @@ class Watched(Reducer):
     placement: ClassVar[str] = "mid"
 
     def begin(self, tokens: Any) -> str:
-        SEEN.append(("begin", (tokens.count, current_phase())))
+        SEEN.append(("begin", (tokens.layer, tokens.count, current_phase())))
         return "state"
 
     def plan(self, tokens: Any, keep: int, state: Any = None) -> TokenMap:
@@ -71,6 +71,7 @@ def forward(run: Run, x: Tensor) -> list[Tensor]:
 def test_reduces_where_the_schedule_says_at_its_placement() -> None:
     patch = watched(Schedule.keep({1: 8, 2: 20, 3: 5}))
     run, x = Run(patch, COUNT, GRID), tokens()
+    assert not run.surrounded and run.taps.layers == frozenset() and run.shown.video is None
     assert [run.may_reduce(layer) for layer in range(DEPTH)] == [False, True, False, True]
     for layer, placement in ((1, "pre"), (1, "post"), (0, "mid"), (2, "mid")):
         assert run.reduce(layer, x, placement) is x
@@ -78,7 +79,7 @@ def test_reduces_where_the_schedule_says_at_its_placement() -> None:
     out = forward(run, x)
     assert [one.shape[1] for one in out] == [15, 11, 11, 8] and run.counts == [12, 8, 8, 5] and run.next_layer == 4
     assert SEEN == [
-        ("begin", (12, "reducer")),
+        ("begin", (0, 12, "reducer")),
         ("plan", (1, 12, 8, "state", "reducer", False)),
         ("plan", (3, 8, 5, "state", "reducer", False)),
     ]
@@ -97,7 +98,7 @@ def test_before_a_layer() -> None:
 
 def test_an_adaptive_method_decides_in_its_layers() -> None:
     patch = watched(Schedule.adaptive([0, 1, 3]), needs_all=frozenset({0}))
-    assert patch.adaptive and patch.deciding_layers == (1, 3) and not patch.is_identity(COUNT)
+    assert patch.adaptive and patch.deciding_layers == (1, 3) and patch.is_identity(COUNT) is False
     run = Run(patch, COUNT, GRID)
     assert [run.may_reduce(layer) for layer in range(DEPTH)] == [False, True, False, True]
     out = forward(run, tokens())
@@ -157,6 +158,17 @@ def test_tapped_layers_return_all_tokens_and_go_on_with_the_reduced() -> None:
     assert torch.equal(run.restore(out[2]), x)
 
 
+def test_what_a_tapped_layer_handed_out_enters_a_layer_that_needs_all_tokens() -> None:
+    run = Run(watched(Schedule.keep({0: 6}), needs_all=frozenset({2})), COUNT, GRID, frozenset({1}))
+    x, change = tokens(0), tokens(1)
+    reduced = run.leave(0, run.reduce(0, run.enter(0, x), "mid"))
+    handed_out = run.leave(1, run.enter(1, reduced))
+    assert reduced.shape[1] == 9 and handed_out.shape[1] == 15
+    changed = handed_out + change
+    assert run.enter(2, changed) is changed, "what a hook made of it, as it is"
+    assert run.maps == [] and run.taps.waiting is None
+
+
 def test_everything_comes_back_at_the_end_in_the_mode_of_the_end() -> None:
     restoring = Restoring("copy", "delta", ends=True, taps=True, charged=False)
     run, x = Run(watched(Schedule.keep({0: 6}), restoring=restoring), COUNT, GRID), tokens()
@@ -180,11 +192,23 @@ def test_sizes_stay_unknown_while_tokens_are_only_dropped() -> None:
     run = Run(watched(Schedule.keep({1: 6})), COUNT, GRID)
     run.reduce(1, tokens(), "mid")
     assert run.sizes is None
-    merging = Run(reduction({1: 6}, method="kmeans"), COUNT, GRID)
+
+
+def test_sizes_and_places_follow_what_is_merged() -> None:
+    merging, x = Run(reduction({1: 6, 2: 3}, method="kmeans", follows_origin=True), COUNT, GRID), tokens()
     merging.shown.add("mean_keys", tokens(1, channels=4))
-    merging.reduce(1, tokens(), "mid")
+    reduced = merging.reduce(1, x, "mid")
+    [token_map] = merging.maps
+    assert torch.equal(reduced[:, :2], x[:, :2]) and torch.equal(reduced[:, -1:], x[:, -1:])
+    assert torch.allclose(reduced[:, 2:-1], token_map.apply(x[:, 2:14]), atol=1e-6)
+    assert torch.equal(merging.places.origin(2, x.device), token_map.rep)
     assert merging.sizes is not None and merging.sizes.shape == (2, 6) and merging.sizes.sum(1).tolist() == [12, 12]
-    assert torch.equal(merging.sizes, merging.maps[0].sizes(None))
+    assert torch.equal(merging.sizes, token_map.sizes(None))
+    merging.shown.add("mean_keys", tokens(1, count=6, channels=4))
+    twice = merging.reduce(2, reduced, "mid")
+    assert torch.allclose(twice[:, 2:-1], merging.maps[1].apply(reduced[:, 2:-1], token_map.sizes(None)), atol=1e-6)
+    assert merging.sizes.shape == (2, 3) and merging.sizes.sum(1).tolist() == [12, 12]
+    assert torch.equal(merging.places.origin(2, x.device), token_map.rep.gather(1, merging.maps[1].rep))
 
 
 def test_what_a_layer_has_shown_is_forgotten_when_it_ends() -> None:

@@ -92,7 +92,7 @@ def test_another_thread_has_runs_of_its_own() -> None:
 
 
 def test_layers_alone_may_run_where_nothing_is_removed(runs) -> None:
-    one = reduction({1: 1.0})
+    one = reduction({1: 12})  # of more tokens it would remove some
     assert stack.join(one, 2, tokens()) is None and stack.join(one, 0, tokens()) is None
     assert stack.open_run(one, tokens()) is None and runs == []
 
