@@ -46,6 +46,15 @@ def finds_duplicates(method: str) -> bool:
     return facts["kind"] in ("merging", "clustering") and not {"class_attention", "frames"} & {*facts["needs"]}
 
 
+def one_of_each_family_kind() -> list[Backbone]:
+    """Of the first rows of all adapters, the first of those whose library and facts are the same."""
+    first: dict[tuple[Any, ...], Backbone] = {}
+    for row in (rows[0] for rows in ROWS if rows[0].traceable):
+        facts = row.rotary, row.biased, row.unmasked, row.videos, bool(row.map_attention), row.suffix > 0
+        first.setdefault((row.name.split("_")[0], *facts), row)
+    return [*first.values()]
+
+
 def first_rows(method: str, where: Callable[[Backbone], bool] = lambda row: True) -> list[Backbone]:
     """The first row of every adapter, among those `where` says, that the method fits."""
     fitting = ([row for row in rows if where(row) and row.fits(method)] for rows in ROWS)
@@ -61,26 +70,27 @@ def pairs(
     everywhere: Iterable[str] = (),
     first: Iterable[str] = (),
     main: Iterable[str] = (),
-    somewhere: Iterable[str] = (),
+    chosen: Iterable[tuple[str, str]] = (),
     where: Callable[[Backbone], bool] = lambda row: True,
     among: Callable[[str], bool] = lambda method: True,
 ) -> Any:
-    """Parametrize `backbone` and `method`: the methods `everywhere` on every row, `first` on the first row of every
-    adapter that they fit, `main` on one row, `somewhere` on the first row of each adapter that is `where`; all other
-    pairs only in the full product.
+    """Parametrize `backbone` and `method` with pairs that run every day, and all others in the full product.
 
     Args:
+        everywhere: methods for every row.
+        first: methods for the first row of every adapter that they fit.
+        main: methods for one row.
+        chosen: pairs of a row's name and a method.
         where: the rows that the law holds for.
         among: the methods that it holds for.
     """
     on_every_row = set(everywhere)
-    chosen = {(row.name, method) for method in first for row in first_rows(method)}
-    chosen |= {(row.name, method) for method in somewhere for row in first_rows(method, where)}
-    chosen |= {(main_row(method).name, method) for method in main}
+    daily = {*chosen} | {(row.name, method) for method in first for row in first_rows(method, where)}
+    daily |= {(main_row(method).name, method) for method in main}
     rows = []
     for row in filter(where, BACKBONES):
         for method in filter(among, row.methods):
-            every_day = method in on_every_row or (row.name, method) in chosen
+            every_day = method in on_every_row or (row.name, method) in daily
             if every_day or full_product:
                 marks = () if every_day else (pytest.mark.full,)
                 rows.append(pytest.param(row, method, id=f"{row.name}-{method}", marks=marks))

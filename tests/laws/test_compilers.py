@@ -1,5 +1,5 @@
 """Patched models compile whole and once, and export with a free batch size. Methods of one kind make their maps of the
-same parts, so one of each kind does, on a short model; and on one model of each family, one method."""
+same parts, so one of each kind does, on a short model, and on one model of each family one method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import backbone_checks as checks
 import pytest
 import torch
 from backbones import BY_NAME, Backbone, fresh_model
-from choosing import MAIN, SAMPLE, SHORT, exportable, on_one_row, one_of_each_kind, pairs
+from choosing import MAIN, SAMPLE, SHORT, exportable, on_one_row, one_of_each_family_kind, one_of_each_kind, pairs
 
 import tokenreduce
 from tokenreduce import patch, report
@@ -17,7 +17,8 @@ from tokenreduce import patch, report
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 KINDS = one_of_each_kind()
 of_each_kind = on_one_row(KINDS, SHORT)
-of_each_family = pairs(first=("tome",), where=lambda row: row.traceable, among=exportable)
+FAMILIES = one_of_each_family_kind()
+traceable = {"where": lambda row: row.traceable, "among": exportable}
 
 
 @of_each_kind
@@ -30,12 +31,12 @@ def test_every_kind_exports_with_a_free_batch_size(backbone: Backbone, method: s
     checks.check_export(backbone, method)
 
 
-@of_each_family
+@pairs(first=("tome",), **traceable)
 def test_compiles_whole_and_once(backbone: Backbone, method: str) -> None:
     checks.check_compile(backbone, method)
 
 
-@of_each_family
+@pairs(chosen=((row.name, "tome") for row in FAMILIES), **traceable)
 def test_exports_with_a_free_batch_size(backbone: Backbone, method: str) -> None:
     checks.check_export(backbone, method)
 

@@ -10,6 +10,7 @@ from torch import nn
 from tokenreduce import patch
 from tokenreduce.forward import layer_tokens
 from tokenreduce.ops import attention
+from tokenreduce.patching.finding import find_backbone
 
 
 def may_differ(row: Backbone) -> bool:
@@ -20,13 +21,14 @@ def may_differ(row: Backbone) -> bool:
 def used_attention(model: nn.Module) -> list[torch.Tensor]:
     """The attention of every layer after softmax, as the library computes it without fused kernels."""
     used: list[torch.Tensor] = []
-    if hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation("eager")
-        for module in model.modules():
+    _, part, adapter = find_backbone(model)
+    if hasattr(part, "set_attn_implementation"):
+        part.set_attn_implementation("eager")
+        for module in part.modules():
             if hasattr(module, "k_proj"):
                 module.register_forward_hook(lambda m, args, out: used.append(out[1]))
     else:
-        for block in model.blocks:
+        for block in adapter.layers(part):
             block.attn.fused_attn = False
             block.attn.attn_drop.register_forward_hook(lambda m, args, out: used.append(out))
     return used

@@ -16,9 +16,9 @@ in_families = every_backbone(lambda row: row.unmasked)
 def pairs(backbone: Backbone, implementation: str):
     """The first layer's self-attention, unpatched and patched, with tokens for it."""
     model = fresh_model(backbone)
-    model.set_attn_implementation(implementation)
     _, part, adapter = tokenreduce.patching.finding.find_backbone(model)
     attention = adapter.layers(part)[0].attention.attention
+    attention.config._attn_implementation = implementation
     x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
     yield attention(x)[0], attention, x
     tokenreduce.patch(model, "tome", ratio=0.5)
