@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,12 +18,10 @@ import rows
 import torch
 from torch import Tensor, nn
 
+import tokenreduce
+from tokenreduce.reducers.entries import VIDEO
+
 PATCH, CHANNELS = 4, 3
-NO_CLASS = frozenset({"evit", "diffrate", "ats", "topk"})
-NO_GRID = frozenset({"algm", "dsm", "expedit", "gtp", "pool"})
-ALONE = frozenset({"expedit", "zero_tprune"})  # they reduce behind a layer, for the next one
-VIDEO = frozenset({"centerclip", "rlt"})
-HEADS = frozenset({"dtop"})  # no row has auxiliary heads
 
 Inputs = dict[str, Any]
 
@@ -57,16 +56,28 @@ class Backbone:
         silence: ends of the names of the modules that write into the residual stream; zeroed, layers change nothing.
         equal_positions: makes the positions of all image tokens equal, for the forced-merge oracle; None where that is
             impossible.
-        grid: of the image tokens; the input has PATCH pixels a token and side.
+        grid: of the image tokens, with a third axis, time, first for videos; the input has PATCH pixels a token and
+            side.
         argument: the name of the images among the model's arguments.
         collect: runs the model so that it returns what its layers put out, as maps of the image tokens `(B, N, C)` in
             raster order; None where it cannot.
-        refuses: methods that must be refused; those for videos are added where the grid has no time.
-        prefix, suffix: protected tokens.
+        also: calls the model in the other ways it has, whose outputs the laws hold for too.
+        make_inputs: makes the arguments of images, where they are more than these.
         shares: budgets to test; where layers need all tokens, not much can be saved.
         traceable: whether the library's own model compiles whole and can be exported.
         tokens_stay_reduced: whether an output of the model has the reduced tokens.
-        make_inputs: makes the arguments of images, where they are more than these.
+
+    Facts, from which follows what must be refused and which special suites run:
+        prefix, suffix: protected tokens.
+        class_token: whether one is among them; by default, where there is a prefix.
+        lacks: entries of `ENTRIES` that the model cannot show, beyond those that follow from the other facts.
+        in_a_row: whether a layer that can reduce follows another.
+        auxiliary_heads: whether there are heads for inner layers around the backbone.
+        rotary, biased: whether queries and keys are rotated, or logits of attention have a position bias.
+        padded: the argument that says which tokens are real, where others only pad.
+        unmasked: whether the library's attention takes no mask and is restated.
+        map_attention: an attention on maps, with relative positions or windows beside it, which is restated.
+        one_size: whether that attention takes maps of the configured size only.
     """
 
     name: str
@@ -77,30 +88,66 @@ class Backbone:
     grid: tuple[int, ...] = (8, 8)
     argument: str = "pixel_values"
     collect: Callable[[nn.Module, Inputs], list[Tensor]] | None = None
+    also: Callable[[nn.Module, Inputs], list[Tensor]] | None = None
     outputs: Callable[[nn.Module, Inputs], list[Tensor]] = call
     make_inputs: Callable[[Backbone, Tensor], Inputs] | None = None
-    refuses: frozenset[str] = frozenset()
-    prefix: int = 1
-    suffix: int = 0
     shares: tuple[float, ...] = (0.8, 0.6)
     traceable: bool = True
     tokens_stay_reduced: bool = False
-
-    def __post_init__(self) -> None:
-        refuses = self.refuses | HEADS | (VIDEO if len(self.grid) == 2 else frozenset())
-        object.__setattr__(self, "refuses", refuses)
+    prefix: int = 1
+    suffix: int = 0
+    class_token: bool | None = None
+    lacks: frozenset[str] = frozenset()
+    in_a_row: bool = True
+    auxiliary_heads: bool = False
+    rotary: bool = False
+    biased: bool = False
+    padded: str = ""
+    unmasked: bool = False
+    map_attention: str = ""
+    one_size: bool = False
 
     @property
     def count(self) -> int:
-        n = 1
-        for side in self.grid:
-            n *= side
-        return n
+        return math.prod(self.grid)
+
+    @property
+    def videos(self) -> bool:
+        return len(self.grid) == 3
+
+    @property
+    def unseen(self) -> frozenset[str]:
+        """The entries that the model cannot show."""
+        has_class_token = self.prefix > 0 if self.class_token is None else self.class_token
+        return (
+            self.lacks
+            | ({"grid"} if self.videos else VIDEO)
+            | (frozenset() if has_class_token else {"class_attention"})
+            | (frozenset() if self.auxiliary_heads else {"auxiliary_logits"})
+        )
+
+    def fits(self, method: str) -> bool:
+        """Whether the method must run on this model; otherwise it must be refused."""
+        facts = tokenreduce.describe(method)
+        return not self.unseen & set(facts["needs"]) and (self.in_a_row or facts["placement"] != "post")
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that fit."""
+        return [method for method in tokenreduce.methods() if self.fits(method)]
+
+    @property
+    def refuses(self) -> frozenset[str]:
+        return frozenset(tokenreduce.methods()) - {*self.methods}
+
+    def images(self, batch: int = 2, seed: int = 0) -> Tensor:
+        """Random images, or videos."""
+        shape = (batch, CHANNELS, *(side * PATCH for side in self.grid))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
     def inputs(self, batch: int = 2, seed: int = 0) -> Inputs:
-        """Random images."""
-        shape = (batch, CHANNELS, *(side * PATCH for side in self.grid))
-        return self.given(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+        """The model's arguments for random images."""
+        return self.given(self.images(batch, seed))
 
     def repeated(self, times: tuple[int, ...], batch: int = 2) -> Inputs:
         """Images whose neighbouring patches are identical, `times` along each axis of the grid."""
@@ -155,5 +202,4 @@ def load_rows() -> list[list[Backbone]]:
 
 ROWS = load_rows()
 BACKBONES = [row for of_one_adapter in ROWS for row in of_one_adapter]
-REFERENCE = {of_one_adapter[0].name for of_one_adapter in ROWS}  # run with all methods every day
 BY_NAME = {backbone.name: backbone for backbone in BACKBONES}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+import choosing
 import pytest
 import timm  # noqa: F401  adapters load only when their library is there
 import torch
@@ -43,3 +44,7 @@ def fake_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[nn.Module, 
         monkeypatch.setattr(time, "perf_counter", lambda: now)
 
     return set_seconds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    choosing.full_product = "full" in config.option.markexpr.replace("not full", "")

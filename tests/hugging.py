@@ -7,8 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from backbones import PATCH, Backbone, Inputs
 from torch import Tensor, nn
+
+Build = Callable[[Any], nn.Module]
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -35,8 +38,13 @@ def equal_rows(name: str, prefix: int, model: nn.Module) -> None:
         rows[prefix:] = rows[prefix].clone()
 
 
+def build(model: str | Build, config: Any) -> nn.Module:
+    """The model; classes have names until then, because importing all of them takes seconds."""
+    return (getattr(transformers, model) if isinstance(model, str) else model)(config)
+
+
 def hf(
-    name: str, model: type[nn.Module], config: Any, *, last: str, positions: str | None = None, **fields: Any
+    name: str, model: str | Build, config: Any, *, last: str, positions: str | None = None, **fields: Any
 ) -> Backbone:
     """A row; `positions` names the table of position embeddings, prefix rows included."""
     prefix, suffix = fields.get("prefix", 1), fields.get("suffix", 0)
@@ -44,4 +52,4 @@ def hf(
         {} if positions is None else {"equal_positions": partial(equal_rows, positions, prefix)}
     )
     collect = {"collect": partial(hidden_states, prefix, suffix)}
-    return Backbone(name, partial(model, config), last, **(equal | collect | fields))
+    return Backbone(name, partial(build, model, config), last, **(equal | collect | fields))

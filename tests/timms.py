@@ -1,4 +1,4 @@
-"""What the rows of timm's models share, apart from plain vision transformers, which `families.py` has."""
+"""What the rows of timm's models share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from backbones import Backbone, Inputs
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 SMALL: dict[str, Any] = {
@@ -17,6 +18,11 @@ SMALL: dict[str, Any] = {
     "mlp_ratio": 2,
     "num_classes": 7,
 }
+
+
+def small_vit(**arguments: Any) -> nn.Module:
+    """A plain vision transformer with random weights."""
+    return VisionTransformer(**SMALL | {"mlp_ratio": 4} | arguments)
 
 
 def intermediates(model: nn.Module, inputs: Inputs) -> list[Tensor]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from families import BY_NAME, METHODS, model_of
+from backbones import BY_NAME, fresh_model
+from choosing import MAIN
 
 import tokenreduce
 from tokenreduce.forward.records import last_record
 from tokenreduce.lab.shipped.fashion_vit import fashion_vit
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MAIN.methods)
 def test_budgets_of_all_methods_land_within_two_points_with_nothing_uncounted(method) -> None:
     """On a narrow model, where a method's own work is a large part, as counted by dispatch on a forward."""
     model, x = fashion_vit(), torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -25,7 +24,7 @@ def test_budgets_of_all_methods_land_within_two_points_with_nothing_uncounted(me
     assert counted.uncounted == {}
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if tokenreduce.describe(m)["adaptive"]])
+@pytest.mark.parametrize("method", [m for m in MAIN.methods if tokenreduce.describe(m)["adaptive"]])
 def test_what_an_adaptive_method_spends_on_deciding_counts(method) -> None:
     model, x = fashion_vit(), torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     full = tokenreduce.count_flops(model, x).total
@@ -35,7 +34,7 @@ def test_what_an_adaptive_method_spends_on_deciding_counts(method) -> None:
 
 
 def test_rehearsing_at_a_size_first_seen_is_not_counted() -> None:
-    model = copy.deepcopy(model_of("dynamic_size"))
+    model = fresh_model(BY_NAME["timm_vit_dynamic_size"])
     tokenreduce.patch(model, "gtp", flops=0.6)
     x = torch.randn(1, 3, 48, 24)
     assert tokenreduce.count_flops(model, x) == tokenreduce.count_flops(model, x)
@@ -43,9 +42,9 @@ def test_rehearsing_at_a_size_first_seen_is_not_counted() -> None:
 
 def test_sizes_stay_in_fp32_and_exact_under_autocast() -> None:
     """Also where the map is dense, and with medoids that stand for their clusters without being averaged."""
-    family = BY_NAME["qk_norm"]
+    family = BY_NAME["timm_vit_qk_norm"]
     for method, options in (("token_transforming", {}), ("gtp", {}), ("kmedoids", {"aggregate": False})):
-        model = copy.deepcopy(model_of("qk_norm"))
+        model = fresh_model(BY_NAME["timm_vit_qk_norm"])
         tokenreduce.patch(model, method, ratio=0.5, **options)
         model(family.images())
         expected = [m.sizes(None).sum() for _, m in last_record(model._tokenreduce.reduction).maps[:1]]

@@ -1,4 +1,4 @@
-"""Every method in ONNX Runtime: exported models answer as the patched ones do, also for another batch size."""
+"""Methods in ONNX Runtime: exported models answer as the patched ones do, also for another batch size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
-from families import METHODS, VIDEO, small_vit
+from choosing import MAIN, exportable, one_of_each_kind
+from timms import small_vit
 from torch import Tensor, nn
 
 import tokenreduce
@@ -22,17 +23,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-EXPORTED = [method for method in METHODS if tokenreduce.describe(method)["exportable"]]
+VIDEO = BY_NAME["hf_videomae"]
 # Every round makes the graph longer and none is different.
-FEW_ROUNDS: dict[str, dict[str, Any]] = {
-    "kmeans": {"iterations": 2},
-    "kmedoids": {"iterations": 2},
-    "spectral": {"iterations": 1, "seeding": "weight"},
-    "ward": {"rounds": 2},
-    "zero_tprune": {"iterations": 2},
-    "gtp": {"neighbours": 2},
-    "centerclip": {"iterations": 1},
-}
+FEW_ROUNDS = {"iterations": 2, "rounds": 2, "neighbours": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -81,18 +74,29 @@ def images(batch: int, seed: int) -> Tensor:
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("method", EXPORTED)
-def test_every_method(method: str) -> None:
-    model = patch(two_blocks(), method, ratio=0.5, **FEW_ROUNDS.get(method, {}))
+def few_rounds(method: str) -> dict[str, Any]:
+    """Options of the method that make its graph short."""
+    return {name: few for name, few in FEW_ROUNDS.items() if name in tokenreduce.describe(method)["options"]}
+
+
+def methods(fit: Callable[[str], bool]) -> list[Any]:
+    """One method of each kind every day, all in the full suite."""
+    found = [method for method in tokenreduce.methods() if exportable(method) and fit(method)]
+    daily = one_of_each_kind()
+    return [pytest.param(m, marks=() if m in daily else (pytest.mark.full,)) for m in found]
+
+
+@pytest.mark.parametrize("method", methods(MAIN.fits))
+def test_methods_for_images(method: str) -> None:
+    model = patch(two_blocks(), method, ratio=0.5, **few_rounds(method))
     check_onnx(model, images(2, seed=0), images(3, seed=1))
 
 
-@pytest.mark.parametrize("method", sorted(VIDEO))
-def test_every_method_for_videos(method: str) -> None:
-    backbone = BY_NAME["hf_videomae"]
-    model = patch(fresh_model(backbone), method, ratio=0.5, **FEW_ROUNDS.get(method, {}))
+@pytest.mark.parametrize("method", methods(lambda method: VIDEO.fits(method) and not MAIN.fits(method)))
+def test_methods_for_videos(method: str) -> None:
+    model = patch(fresh_model(VIDEO), method, ratio=0.5, **few_rounds(method))
     wrapped = Only(model, lambda model, x: model(pixel_values=x).logits)
-    check_onnx(wrapped, *(backbone.inputs(batch, seed)["pixel_values"] for batch, seed in ((2, 0), (3, 1))))
+    check_onnx(wrapped, *(VIDEO.inputs(batch, seed)["pixel_values"] for batch, seed in ((2, 0), (3, 1))))
 
 
 def test_optimised_with_protected_tokens() -> None:

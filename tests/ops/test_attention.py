@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from families import small_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timms import small_vit
 
 import tokenreduce
 from tokenreduce.ops import attention

@@ -5,28 +5,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backbones import BY_NAME, fresh_model
+from backbones import BY_NAME, Backbone, fresh_model
+from choosing import every_backbone
 from tokenreduce.patches.shared.windows import relative_logits
 
 import tokenreduce
 from tokenreduce import InvalidValueError, Schedule, TokenMap, compatible, patch, report, unpatch
 from tokenreduce.forward.run import Run
 
-GLOBAL = {
-    "timm_sam": "blocks.1.attn",
-    "timm_sam_in_a_row": "blocks.3.attn",
-    "timm_sam_rope": "blocks.1.attn",
-    "timm_sam_global": "blocks.0.attn",
-    "hf_sam_vision": "vision_encoder.layers.1.attn",
-    "hf_vitdet": "encoder.layer.1.attention",
-    "hf_vitdet_plain": "encoder.layer.1.attention",
-}
+of_maps = every_backbone(lambda row: bool(row.map_attention))
 
 
-def reduced_attention(name: str):
-    model = patch(fresh_model(BY_NAME[name]), "tome", ratio=0.5)
+def reduced_attention(backbone: Backbone):
+    model = patch(fresh_model(backbone), "tome", ratio=0.5)
     reduction = tokenreduce.patching.finding.reduction_of(model)
-    return model.get_submodule(GLOBAL[name]), Run(reduction, 64, (8, 8))
+    return model.get_submodule(backbone.map_attention), Run(reduction, 64, (8, 8))
 
 
 def library_forward(attention, x: torch.Tensor) -> torch.Tensor:
@@ -34,12 +27,12 @@ def library_forward(attention, x: torch.Tensor) -> torch.Tensor:
     return (out[0] if isinstance(out, tuple) else out).flatten(1, 2)
 
 
-@pytest.mark.parametrize("name", GLOBAL)
+@of_maps
 @pytest.mark.parametrize("size", [8, 6])  # of another size than configured, where the library can
-def test_restated_attention_is_the_librarys(name, size) -> None:
-    if size != 8 and name in ("timm_sam_rope", "hf_sam_vision"):
-        pytest.skip("the model takes images of one size")
-    attention, run = reduced_attention(name)
+def test_restated_attention_is_the_librarys(backbone, size) -> None:
+    if backbone.one_size:
+        size = 8
+    attention, run = reduced_attention(backbone)
     run.grid, run.entered = (size, 8), size * 8
     run.restart()
     x = torch.randn(3, size * 8, 32)
@@ -51,17 +44,17 @@ def test_restated_attention_is_the_librarys(name, size) -> None:
 
 
 def test_eager_and_training_of_sam() -> None:
-    attention, run = reduced_attention("timm_sam")
+    attention, run = reduced_attention(BY_NAME["timm_sam"])
     x = torch.randn(3, 64, 32)
     for module, fused in ((attention, False), (attention.train(), True)):
         module.fused_attn = fused
         torch.testing.assert_close(attention.restated(run, x), library_forward(module, x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", GLOBAL)
-def test_tokens_at_any_places_see_their_relative_positions(name) -> None:
+@of_maps
+def test_tokens_at_any_places_see_their_relative_positions(backbone) -> None:
     """Dropping tokens gives what masking them gives."""
-    attention, run = reduced_attention(name)
+    attention, run = reduced_attention(backbone)
     x = torch.randn(2, 64, 32)
     kept = torch.stack([torch.randperm(64)[:20] for _ in range(2)])
     rest = torch.stack([torch.tensor(sorted(set(range(64)) - set(row.tolist()))) for row in kept])
@@ -90,9 +83,9 @@ def test_relative_logits_are_those_of_the_definition() -> None:
                 torch.testing.assert_close(found[b, :, i, j], expected)
 
 
-@pytest.mark.parametrize("name", ["timm_sam", "hf_sam_vision", "hf_vitdet"])
-def test_windows_get_all_tokens_and_reports_say_so(name) -> None:
-    backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
+@every_backbone(lambda row: not row.in_a_row)
+def test_windows_get_all_tokens_and_reports_say_so(backbone) -> None:
+    model = fresh_model(backbone)
     patch(model, "tome", ratio=0.5)
     backbone.outputs(model, backbone.inputs())
     assert report(model).tokens == (64, 32, 64, 32)

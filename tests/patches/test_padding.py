@@ -4,49 +4,54 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backbones import BY_NAME, Inputs, fresh_model
+from backbones import Backbone, Inputs, fresh_model
+from choosing import pairs
 
 import tokenreduce
 from tokenreduce import Schedule, patch, report
 from tokenreduce.reducers.entries import far_away
 
-ROWS = {
-    "hf_siglip2_padded": ("pixel_values", "pixel_attention_mask"),
-    "timm_naflex_padded": ("x", "patch_valid"),
-    "timm_naflex_padded_rope": ("x", "patch_valid"),
-}
-METHODS = [(name, m) for name in ROWS for m in tokenreduce.methods() if m not in BY_NAME[name].refuses]
+
+def has_padding(row: Backbone) -> bool:
+    return bool(row.padded)
 
 
-def other_padding(name: str, inputs: Inputs) -> Inputs:
+def moves_whole_tokens(method: str) -> bool:
+    """Not so methods that share tokens out, whose maps are matrices."""
+    return "soft" not in tokenreduce.describe(method)["modes"]
+
+
+# Of those that merge what is nearest or drop what gets no attention: padding is nearest to padding, and gets none.
+BY_LIKENESS_OR_ATTENTION = ("tome", "ward", "atc", "mctf", "evit", "topk")
+each_method = pairs(where=has_padding, first=tokenreduce.methods())
+
+
+def other_padding(backbone: Backbone, inputs: Inputs) -> Inputs:
     """The same images with padding of large and of undefined numbers."""
-    argument, mask = ROWS[name]
-    images, real = inputs[argument].clone(), inputs[mask].bool()
+    images, real = inputs[backbone.argument].clone(), inputs[backbone.padded].bool()
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(3)) * 100
     noise[-1] = torch.nan
-    return inputs | {argument: images.where(real[..., None], noise)}
+    return inputs | {backbone.argument: images.where(real[..., None], noise)}
 
 
-@pytest.mark.parametrize(("name", "method"), METHODS)
+@each_method
 @pytest.mark.parametrize("budget", [{"ratio": 0.3}, {"ratio": 0.6}])
-def test_content_of_padding_changes_nothing(name: str, method: str, budget: dict) -> None:
-    backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
+def test_content_of_padding_changes_nothing(backbone: Backbone, method: str, budget: dict) -> None:
+    model = fresh_model(backbone)
     inputs = backbone.inputs(4)
     patch(model, method, **budget)
     with torch.no_grad():
         expected = backbone.outputs(model, inputs)
-        changed = [out.nan_to_num() for out in backbone.outputs(model, other_padding(name, inputs))]
+        changed = [out.nan_to_num() for out in backbone.outputs(model, other_padding(backbone, inputs))]
     assert all(out.isfinite().all() for out in expected)
     assert all(torch.equal(a, b) for a, b in zip(expected, changed, strict=True))
     assert report(model).tokens_left < backbone.count
 
 
-@pytest.mark.parametrize(
-    ("name", "method"), [pair for pair in METHODS if pair[1] in ("tome", "ward", "atc", "mctf", "evit", "topk")]
-)
-def test_padding_goes_first(name: str, method: str) -> None:
+@pairs(where=has_padding, first=tokenreduce.methods(), among=lambda method: method in BY_LIKENESS_OR_ATTENTION)
+def test_padding_goes_first(backbone: Backbone, method: str) -> None:
     """Methods that merge the nearest or drop what gets no attention change nothing while there is padding to remove."""
-    backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
+    model = fresh_model(backbone)
     inputs = backbone.inputs(3)  # with 24, 16 and 8 tokens of padding, half of them possible sources
     with torch.no_grad():
         expected = backbone.outputs(model, inputs)
@@ -57,17 +62,15 @@ def test_padding_goes_first(name: str, method: str) -> None:
         assert torch.allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "method"), METHODS)
-def test_no_two_real_tokens_meet_in_padding(name: str, method: str) -> None:
-    backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
+@pairs(where=has_padding, first=tokenreduce.methods(), among=moves_whole_tokens)
+def test_no_two_real_tokens_meet_in_padding(backbone: Backbone, method: str) -> None:
+    model = fresh_model(backbone)
     inputs = backbone.inputs(4)
-    real = inputs[ROWS[name][1]].bool()
+    real = inputs[backbone.padded].bool()
     patch(model, method, schedule=Schedule.keep({2: 40}))
     with torch.no_grad():
         backbone.outputs(model, inputs)
     [(_, token_map)] = report(model).maps
-    if token_map.dest is None or token_map.rep is None:
-        pytest.skip("shares tokens out")
     moved = real if token_map.weight is None else real & (token_map.weight > 0)
     members = torch.zeros(4, token_map.count).scatter_add(1, token_map.dest, moved.float())
     assert members.where(~real.gather(1, token_map.rep), 0).max() <= 1

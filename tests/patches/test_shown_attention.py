@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from backbones import BY_NAME, fresh_model
+from backbones import Backbone, fresh_model
+from choosing import every_backbone
 from torch import nn
 
 from tokenreduce import patch
 from tokenreduce.forward import layer_tokens
 from tokenreduce.ops import attention
+from tokenreduce.patching.finding import find_backbone
 
-NAMES = [
-    "timm_eva",
-    "timm_dinov3",
-    "timm_rope_mixed",
-    "timm_rope_grouped",
-    "timm_beit",
-    "timm_beit_shared",
-    "timm_beit_only_shared",
-    "timm_naflex",
-    "timm_naflex_padded_rope",
-    "timm_naflex_padded_mixed",
-    "hf_beit",
-    "hf_beit_shared",
-    "hf_siglip2_padded",
-]
+
+def may_differ(row: Backbone) -> bool:
+    """Whether attention is more than queries and keys, in layers of tokens."""
+    return (row.rotary or row.biased or bool(row.padded)) and not row.map_attention
 
 
 def used_attention(model: nn.Module) -> list[torch.Tensor]:
     """The attention of every layer after softmax, as the library computes it without fused kernels."""
     used: list[torch.Tensor] = []
-    if hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation("eager")
-        for module in model.modules():
+    _, part, adapter = find_backbone(model)
+    if hasattr(part, "set_attn_implementation"):
+        part.set_attn_implementation("eager")
+        for module in part.modules():
             if hasattr(module, "k_proj"):
                 module.register_forward_hook(lambda m, args, out: used.append(out[1]))
     else:
-        for block in model.blocks:
+        for block in adapter.layers(part):
             block.attn.fused_attn = False
             block.attn.attn_drop.register_forward_hook(lambda m, args, out: used.append(out))
     return used
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_statistics_are_those_of_the_attention_used(name: str, monkeypatch) -> None:
-    backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
+@every_backbone(may_differ)
+def test_statistics_are_those_of_the_attention_used(backbone: Backbone, monkeypatch) -> None:
+    model = fresh_model(backbone)
     used, shown = used_attention(model), []
     spied = layer_tokens.image_sources
 

@@ -6,7 +6,7 @@ from backbones import BY_NAME, fresh_model
 from timm.models.beit import Attention
 from tokenreduce.patches.timm.beit import ReducedAttention
 
-from tokenreduce import Schedule, patch, report
+from tokenreduce import Schedule, patch, report, unpatch
 from tokenreduce.patching.finding import find_backbone
 
 NAMES = ["timm_beit", "timm_beit_shared", "timm_beit_only_shared"]
@@ -29,7 +29,7 @@ def test_restated_attention_is_the_same(name, fused) -> None:
 
 
 def test_bias_belongs_to_the_representatives() -> None:
-    """Cutting tokens off gives the bias of the first tokens, as dropping the others would."""
+    """Cutting tokens off gives what masking them gives: those that are left keep the bias of their own places."""
     model = fresh_model(BY_NAME["timm_beit"])
     _, backbone, adapter = find_backbone(model)
     with torch.no_grad(), adapter.sliced(backbone, (40, 40, 40, 40), "pre"):
@@ -37,6 +37,36 @@ def test_bias_belongs_to_the_representatives() -> None:
     assert cut.shape == (2, 41, 32)
     assert all(type(block.attn) is Attention for block in model.blocks)
     assert not hasattr(model.blocks[0], "_tokenreduce")
+    hidden = torch.zeros(1, 1, 1, 65).index_fill(3, torch.arange(41, 65), -torch.inf)
+    for block in model.blocks:
+        block.attn.register_forward_pre_hook(
+            lambda m, args, kwargs: (args, kwargs | {"shared_rel_pos_bias": hidden}), with_kwargs=True
+        )
+    with torch.no_grad():
+        masked = model.forward_features(X)[:, :41]
+    assert torch.allclose(cut, masked, atol=1e-5)
+
+
+def test_a_position_bias_follows_tokens_that_stand_anywhere() -> None:
+    """Tokens that a method keeps, wherever they stand, keep the bias between their own places."""
+    model = fresh_model(BY_NAME["timm_beit"])
+    patch(model, "random", schedule=Schedule.keep({1: 30}), prop_attn=False, restore=False)
+    with torch.no_grad():
+        kept = model.forward_features(X)
+        rep = report(model).map.rep
+        hidden = torch.full((2, 1, 1, 65), -torch.inf)
+        hidden[..., 0] = 0
+        hidden.scatter_(3, 1 + rep[:, None, None], 0.0)
+        unpatch(model)
+        for block in model.blocks[2:]:
+            block.attn.register_forward_pre_hook(
+                lambda m, args, kwargs: (args, kwargs | {"shared_rel_pos_bias": hidden}), with_kwargs=True
+            )
+        masked = model.forward_features(X)
+    expected = masked.gather(
+        1, torch.cat([torch.zeros(2, 1, dtype=torch.long), 1 + rep], 1)[..., None].expand(-1, -1, 32)
+    )
+    assert torch.allclose(kept, expected, atol=1e-5)
 
 
 def test_set_input_size() -> None:

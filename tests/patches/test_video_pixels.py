@@ -11,7 +11,8 @@ import weakref
 import backbone_checks as checks
 import pytest
 import torch
-from backbones import BY_NAME, PATCH, fresh_model, new_model
+from backbones import PATCH, Backbone, fresh_model, new_model
+from choosing import every_backbone
 from torch import Tensor, nn
 from videos import moving
 
@@ -21,12 +22,12 @@ from tokenreduce.forward.noted import _notes
 from tokenreduce.forward.stack import _thread
 from tokenreduce.reducers.entries import tubelets
 
-both_models = pytest.mark.parametrize("name", ["hf_videomae_model", "hf_vivit_model"])
+of_videos = every_backbone(lambda row: row.videos and row.tokens_stay_reduced)
 
 
-@both_models
-def test_tubelets_are_what_the_embedding_makes_tokens_of(name: str) -> None:
-    model = fresh_model(BY_NAME[name])
+@of_videos
+def test_tubelets_are_what_the_embedding_makes_tokens_of(backbone: Backbone) -> None:
+    model = fresh_model(backbone)
     projection = next(m for m in model.modules() if isinstance(m, nn.Conv3d))
     video = torch.randn(2, 3, 18, 17, 16)
     pixels = tubelets(video, projection.kernel_size)
@@ -51,9 +52,9 @@ def fail(module: nn.Module, args: object) -> None:
     raise DeliberateError
 
 
-@both_models
-def test_videos_do_not_outlive_their_forward(name: str) -> None:
-    backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
+@of_videos
+def test_videos_do_not_outlive_their_forward(backbone: Backbone) -> None:
+    model = fresh_model(backbone)
     x, y = moving(backbone), moving(backbone, 2, seed=1)
     patch(model, "rlt")
     with torch.no_grad():
@@ -75,9 +76,9 @@ def test_videos_do_not_outlive_their_forward(name: str) -> None:
         assert alive() is None
 
 
-@both_models
-def test_threads_and_models_in_turns_keep_their_videos_apart(name: str) -> None:
-    backbone, model = BY_NAME[name], fresh_model(BY_NAME[name])
+@of_videos
+def test_threads_and_models_in_turns_keep_their_videos_apart(backbone: Backbone) -> None:
+    model = fresh_model(backbone)
     patch(model, "rlt", threshold=0.5)
     inputs = [moving(backbone, 1 + seed % 3, seed) for seed in range(4)]
     with torch.no_grad():
@@ -107,9 +108,9 @@ def test_threads_and_models_in_turns_keep_their_videos_apart(name: str) -> None:
     assert checks.same(backbone.outputs(unpatch(twin), inputs[0]), backbone.outputs(unpatch(model), inputs[0]))
 
 
-@both_models
-def test_a_model_is_copied_with_its_way_to_the_pixels(name: str) -> None:
-    backbone, model = BY_NAME[name], patch(new_model(BY_NAME[name]), "rlt")
+@of_videos
+def test_a_model_is_copied_with_its_way_to_the_pixels(backbone: Backbone) -> None:
+    model = patch(new_model(backbone), "rlt")
     twins, x = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))], moving(backbone)
     with torch.no_grad():
         expected = backbone.outputs(model, x)
@@ -118,9 +119,9 @@ def test_a_model_is_copied_with_its_way_to_the_pixels(name: str) -> None:
         assert all(checks.same(backbone.outputs(unpatch(twin), x), plain) for twin in twins)
 
 
-@both_models
-def test_hooks_are_there_for_methods_that_ask_and_go_again(name: str) -> None:
-    model = fresh_model(BY_NAME[name])
+@of_videos
+def test_hooks_are_there_for_methods_that_ask_and_go_again(backbone: Backbone) -> None:
+    model = fresh_model(backbone)
     projection = next(m for m in model.modules() if isinstance(m, nn.Conv3d))
 
     def hooks() -> list[str]:

@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from families import BY_NAME, METHODS, model_of
+from backbones import shared_model
+from choosing import MAIN
 
 import tokenreduce
 from tokenreduce import Schedule, load_patch, patch, report, save_patch, unpatch
 
-FAMILY = BY_NAME["qk_norm"]
-ADAPTIVE = [m for m in METHODS if tokenreduce.describe(m)["adaptive"]]
+ADAPTIVE = [m for m in MAIN.methods if tokenreduce.describe(m)["adaptive"]]
 BY_SIMILARITY = ("algm", "atm", "mame")
 
 every_adaptive = pytest.mark.parametrize("method", ADAPTIVE)
@@ -22,7 +22,7 @@ by_similarity = pytest.mark.parametrize("method", BY_SIMILARITY)
 @pytest.fixture
 def model():
     """8 x 8 image tokens behind a class token, 4 blocks."""
-    shared = model_of(FAMILY.name)
+    shared = shared_model(MAIN.name)
     with torch.no_grad():
         yield shared
     unpatch(shared)
@@ -36,7 +36,7 @@ def counts(model: torch.nn.Module, x: torch.Tensor) -> tuple[int, ...]:
 @by_similarity
 def test_a_constant_image_keeps_fewer_tokens_than_a_noisy_one(model, method) -> None:
     patch(model, method)
-    noisy = FAMILY.images(1)
+    noisy = MAIN.images(1)
     constant, varied = counts(model, torch.ones_like(noisy)), counts(model, noisy)
     assert constant[-1] < varied[-1] <= 64
     assert all(a <= b for a, b in zip(constant, varied, strict=True))
@@ -49,7 +49,7 @@ def test_a_report_waits_for_a_forward_and_shows_its_counts(model, method) -> Non
         report(model)
     seen = []
     handles = [b.mlp.fc1.register_forward_hook(lambda m, a, out: seen.append(out.shape[1] - 1)) for b in model.blocks]
-    model(torch.ones_like(FAMILY.images()))
+    model(torch.ones_like(MAIN.images()))
     for handle in handles:
         handle.remove()
     shown = report(model)
@@ -63,8 +63,8 @@ def test_a_report_waits_for_a_forward_and_shows_its_counts(model, method) -> Non
 
 @every_adaptive
 def test_unpatch_and_forwards_that_do_not_leak(model, method) -> None:
-    x = FAMILY.images()
-    y = torch.ones_like(FAMILY.images(3))
+    x = MAIN.images()
+    y = torch.ones_like(MAIN.images(3))
     plain = model(x)
     patch(model, method)
     first, other = model(x), model(y)
@@ -76,7 +76,7 @@ def test_unpatch_and_forwards_that_do_not_leak(model, method) -> None:
 
 @every_adaptive
 def test_a_patch_without_budget_is_saved_and_loaded(model, method, tmp_path) -> None:
-    x = torch.ones_like(FAMILY.images())
+    x = torch.ones_like(MAIN.images())
     patch(model, method, layers=[1, 2])
     save_patch(model, tmp_path / "patch.json")
     twin = load_patch(unpatch(copy.deepcopy(model)), tmp_path / "patch.json")
@@ -87,7 +87,7 @@ def test_a_patch_without_budget_is_saved_and_loaded(model, method, tmp_path) -> 
 
 @by_similarity
 def test_options_travel_with_the_patch(model, method, tmp_path) -> None:
-    x = FAMILY.images()
+    x = MAIN.images()
     options = {"atm": {"alpha": 2, "theta_min": 2}, "mame": {"tau": 1}, "algm": {"tau": 2, "layers": [0]}}[method]
     patch(model, method, **options)
     save_patch(model, tmp_path / "patch.json")
@@ -117,7 +117,7 @@ def test_with_a_budget_the_counts_are_known_before_a_forward(model, method) -> N
     patch(model, method, ratio=0.5)
     planned = report(model).tokens
     assert planned[-1] == 32
-    assert counts(model, FAMILY.images()) == planned == counts(model, torch.ones_like(FAMILY.images()))
+    assert counts(model, MAIN.images()) == planned == counts(model, torch.ones_like(MAIN.images()))
 
 
 def test_a_static_method_needs_a_budget(model) -> None:

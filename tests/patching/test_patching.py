@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import json
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
 import timm
 import torch
-from families import BY_NAME, HEADS, METHODS, NO_CLASS, VIDEO, model_of, small_vit
+from backbones import fresh_model, shared_model
+from choosing import MAIN
 from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTransformer
+from timms import small_vit
 from torch import nn
 
 import tokenreduce
-from tokenreduce import Schedule, TokenMap, compatible, load_patch, patch, reduced, report, save_patch, unpatch
+from tokenreduce import Schedule, compatible, patch, reduced, report, unpatch
 
-X = BY_NAME["qk_norm"].images()
+X = MAIN.images()
 
 
 @pytest.fixture
 def model() -> nn.Module:
-    return copy.deepcopy(model_of("qk_norm"))
+    return fresh_model(MAIN)
 
 
 class OtherBlock(Block):
@@ -172,39 +169,10 @@ def test_patch_dropout_in_training() -> None:
         model(X)
 
 
-@pytest.mark.parametrize("flops", [0.80, 0.60, 0.45])
-@pytest.mark.parametrize("method", METHODS)
-def test_flops_lands_within_two_points_on_deit_small(method, flops) -> None:
-    model = timm.create_model("deit_small_patch16_224").eval()
-    x = torch.zeros(1, 3, 224, 224)
-    whole = 4_598_882_304
-    try:
-        patch(model, method, flops=flops)
-    except ValueError as error:
-        assert "reachable minimum is flops=" in str(error)
-        return
-    counted = tokenreduce.count_flops(model, x)
-    assert counted.uncounted == {}
-    assert abs(counted.total / whole - flops) < 0.02
-    assert report(model).flops_share == pytest.approx(counted.total / whole, abs=0.002)
-
-
-@pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224", "gated", "deit_small_distilled_patch16_224"]
-)
-@pytest.mark.parametrize("method", ["tome", "pool"])
-def test_closed_costs_agree_with_counting(name, method) -> None:
-    model, x = copy.deepcopy(model_of(name)), BY_NAME[name].images(1)
-    whole = tokenreduce.count_flops(model, x).total
-    patch(model, method, flops=0.7)
-    counted = tokenreduce.count_flops(model, x)
-    assert report(model).flops_share == pytest.approx(counted.total / whole, rel=0.005)
-
-
 def test_patching_again_replaces(model) -> None:
     patch(model, "tome", ratio=0.5)
     patch(model, "pool", ratio=0.25)
-    fresh = patch(copy.deepcopy(model_of("qk_norm")), "pool", ratio=0.25)
+    fresh = patch(fresh_model(MAIN), "pool", ratio=0.25)
     assert torch.equal(model(X), fresh(X))
     assert sum(len(m._forward_hooks) for m in model.modules()) == sum(len(m._forward_hooks) for m in fresh.modules())
 
@@ -222,64 +190,6 @@ def test_reduced_undoes_itself_also_after_an_exception(model) -> None:
     with pytest.raises(ValueError, match="unknown method"), reduced(model, "nothing", ratio=0.5):
         pass
     assert torch.equal(model(X), pooled)
-
-
-def test_report(model) -> None:
-    patch(model, "tome", r=[8, 0, 16])
-    assert report(model).tokens == (56, 56, 40, 40)
-    with pytest.raises(ValueError, match="there are no maps"):
-        _ = report(model).map
-    model.train()(X)
-    result = report(model)
-    assert result.sizes.shape == (2, 40) and result.sizes.sum(1).tolist() == [64, 64]
-    assert not result.sizes.requires_grad
-    assert [layer for layer, _ in result.maps] == [0, 2]
-    assert result.map.dest.shape == (2, 64) and result.map.count == 40
-    assert result.map_after(1).count == 56
-    counted = torch.zeros(2, 40).scatter_add(1, result.map.dest, torch.ones(2, 64))
-    assert torch.equal(counted, result.sizes)
-    assert "tome(metric='keys'): 64 image tokens + 1 protected" in str(result)
-    assert json.loads(json.dumps(result.to_json()))["tokens"] == [56, 56, 40, 40]
-
-
-def test_restore_of_the_report_equals_forced_restoring(model) -> None:
-    patch(model, "tome", ratio=0.5, restore=True)
-    full = model.forward_features(X)
-    patch(model, "tome", ratio=0.5)
-    short = model.forward_features(X)
-    assert torch.allclose(report(model).restore(short[:, 1:]), full[:, 1:], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("method", "arguments"),
-    [
-        ("tome", {"flops": 0.6}),
-        ("random", {"r": 5, "seed": 4}),
-        ("evit", {"ratio": 0.5, "fuse": False, "prop_attn": False}),
-        ("pool", {"schedule": Schedule.keep({1: 0.5, 2: 20}), "restore": True}),
-    ],
-)
-def test_a_saved_patch_loads(model, tmp_path, method, arguments) -> None:
-    patch(model, method, **arguments)
-    save_patch(model, tmp_path / "patch.json")
-    twin = load_patch(copy.deepcopy(model_of("qk_norm")), tmp_path / "patch.json")
-    assert torch.equal(twin(X), model(X))
-    assert torch.equal(twin.forward_features(X), model.forward_features(X))
-
-
-def test_automatic_modes_stay_automatic_in_a_file(model, tmp_path) -> None:
-    save_patch(patch(model, "tome", ratio=0.6), tmp_path / "patch.json")
-    auto_encoder = copy.deepcopy(model_of("qk_norm"))
-    auto_encoder.pretrained_cfg = {"tag": "mae"}
-    load_patch(auto_encoder, tmp_path / "patch.json")
-    assert torch.equal(auto_encoder(X), patch(model, "tome", ratio=0.6, prop_attn=False)(X))
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tokenreduce": 99}', '{"tokenreduce": 1, "method": "tome"}'])
-def test_a_wrong_file_is_refused(model, tmp_path, text) -> None:
-    (tmp_path / "patch.json").write_text(text)
-    with pytest.raises(ValueError, match=r"patch\.json"):
-        load_patch(model, tmp_path / "patch.json")
 
 
 def test_proportional_attention_follows_the_weights(model) -> None:
@@ -304,100 +214,10 @@ def test_proportional_attention_equals_repeated_keys() -> None:
     assert torch.allclose(biased, repeated, atol=1e-5)
 
 
-def test_dynamic_input_sizes_have_their_own_counts() -> None:
-    model = copy.deepcopy(model_of("dynamic_size"))
-    patch(model, "tome", ratio=0.5)
-    for size in ((32, 32), (24, 40), (16, 64)):
-        x = torch.randn(1, 3, *size)
-        model(x)
-        n = size[0] * size[1] // 16
-        assert report(model).input_tokens == n and report(model).tokens_left == n // 2
-        assert model.forward_intermediates(x, intermediates_only=True)[-1].shape[-2:] == (size[0] // 4, size[1] // 4)
-    for size in ((40, 40), (24, 72)):
-        with reduced(model, "pool", flops=0.6):
-            x = torch.randn(1, 3, *size)
-            first = tokenreduce.count_flops(model, x)
-            assert tokenreduce.count_flops(model, x) == first, "resolving a budget must not be counted"
-            assert report(model).flops_share == pytest.approx(0.6, abs=0.02)
-    with reduced(model, "pool", ratio=0.5):
-        model(torch.randn(1, 3, 16, 64))
-        assert report(model).map.dest.view(4, 16)[0, :2].tolist() == [0, 0]
-
-
 def test_compatible() -> None:
-    fits = compatible(model_of("average_pool"))
-    assert set(fits.refused) == NO_CLASS | VIDEO | HEADS and sorted([*fits, *fits.refused]) == tokenreduce.methods()
+    fits = compatible(shared_model("timm_vit_average"))
+    assert sorted([*fits, *fits.refused]) == tokenreduce.methods()
     assert fits.refused["evit"] == "it needs class_attention, but the model has no class token"
     assert fits.refused["centerclip"] == "it needs frames, but the model takes images, not videos"
-    assert compatible(model_of("qk_norm")) == METHODS
+    assert compatible(shared_model(MAIN.name)) == MAIN.methods
     assert "not evit" in repr(fits)
-
-
-def test_functional_layer_errors() -> None:
-    x = torch.randn(2, 8, 4)
-    for arguments, message in [
-        ({"keep": 3}, "tome can leave 4 to 8 of 8 tokens, not 3"),
-        ({"keep": 5, "keys": torch.randn(2, 7, 4)}, r"keys has shape \(2, 1, 7, 4\)"),
-        ({"keep": 5, "sizes": torch.ones(2, 7)}, "sizes has shape"),
-        ({"ratio": 1.0}, "ratio is 1.0"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            tokenreduce.plan(x, "tome", **arguments)
-    with pytest.raises(ValueError, match="evit needs class_attention; pass it to plan"):
-        tokenreduce.plan(x, "evit", keep=4)
-    with pytest.raises(TypeError, match="exactly one of keep"):
-        tokenreduce.plan(x, "tome")
-    token_map = tokenreduce.plan(x, "tome", ratio=0.5)
-    with pytest.raises(ValueError, match=r"the map takes \(B, 8, C\)"):
-        tokenreduce.apply(token_map, x[:, :5])
-    with pytest.raises(ValueError, match=r"the map leaves \(B, 4, C\)"):
-        tokenreduce.restore(token_map, x)
-
-
-def test_a_new_method_is_one_class() -> None:
-    from tokenreduce.reducers import registry
-
-    @tokenreduce.register
-    @dataclass(frozen=True)
-    class First(tokenreduce.Reducer):
-        """Keep the first tokens."""
-
-        name: ClassVar[str] = "first"
-        kind: ClassVar[str] = "pruning"
-        paper: ClassVar[str] = "none"
-        year: ClassVar[int] = 2026
-
-        def plan(self, tokens, keep, state=None):
-            index = torch.arange(tokens.count).expand(tokens.features.shape[0], -1)
-            return TokenMap(keep, dest=index.clamp_max(keep - 1), rep=index[:, :keep], drops=True)
-
-    try:
-        model = patch(small_vit(), "first", flops=0.7)
-        model(X)
-        assert report(model).tokens_left < 64 and tokenreduce.describe("first")["summary"] == "Keep the first tokens."
-        with pytest.raises(ValueError, match="'tome' is taken"):
-            tokenreduce.register(dataclass(frozen=True)(type("Tome2", (First,), {"name": "tome"})))
-        with pytest.raises(ValueError, match="lacks the class attribute 'kind'"):
-            tokenreduce.register(type("Nameless", (tokenreduce.Reducer,), {"name": "nameless"}))
-        with pytest.raises(TypeError, match="must be a frozen dataclass"):
-            tokenreduce.register(type("Bare", (First,), {"name": "bare"}))
-        with pytest.raises(TypeError, match=r"derived from tokenreduce\.Reducer"):
-            tokenreduce.register(dict)
-    finally:
-        registry._registry.pop("first")
-
-
-@pytest.mark.parametrize("method", tokenreduce.methods())
-def test_describe_is_complete_and_json(method) -> None:
-    facts = tokenreduce.describe(method)
-    assert json.loads(json.dumps(facts)) == facts
-    assert {"name", "kind", "paper", "year", "needs", "options", "adaptive", "summary"} <= facts.keys()
-    assert facts["name"] == method and facts["summary"].endswith(".")
-
-
-def test_hybrid_embeddings_are_counted() -> None:
-    model = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64).eval()
-    x = torch.zeros(1, 3, 64, 64)
-    whole = tokenreduce.count_flops(model, x).total
-    patch(model, "pool", flops=0.9)
-    assert tokenreduce.count_flops(model, x).total / whole == pytest.approx(0.9, abs=0.02)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
+from backbones import BY_NAME, fresh_model
 from cases import Case, cases
-from families import BY_NAME, model_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -109,7 +107,7 @@ def test_keys_that_are_no_numbers_still_leave_the_count() -> None:
 
 
 def test_in_every_block_and_in_stages() -> None:
-    model, x = copy.deepcopy(model_of("qk_norm")), BY_NAME["qk_norm"].images()
+    model, x = fresh_model(BY_NAME["timm_vit_qk_norm"]), BY_NAME["timm_vit_qk_norm"].images()
     tokenreduce.patch(model, "atc", r=9)
     model(x)
     assert tokenreduce.report(model).tokens == (55, 46, 37, 28)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
+from backbones import BY_NAME, fresh_model
 from cases import Case, cases
-from families import BY_NAME, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -186,7 +184,7 @@ def test_options_and_layers() -> None:
 
 
 def test_an_adaptive_model_needs_no_budget() -> None:
-    model, x = copy.deepcopy(model_of("qk_norm")), BY_NAME["qk_norm"].images()
+    model, x = fresh_model(BY_NAME["timm_vit_qk_norm"]), BY_NAME["timm_vit_qk_norm"].images()
     tokenreduce.patch(model, "ats")
     assert torch.isfinite(model(x)).all()
     tokens = tokenreduce.report(model).tokens

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from families import BY_NAME, model_of
+from backbones import BY_NAME, fresh_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,7 +71,7 @@ def test_partial_pooling_is_spread_over_the_image() -> None:
 
 
 def test_pool_in_several_layers_and_without_a_grid() -> None:
-    model, x = copy.deepcopy(model_of("non_square")), BY_NAME["non_square"].images()
+    model, x = fresh_model(BY_NAME["timm_vit_not_square"]), BY_NAME["timm_vit_not_square"].images()
     tokenreduce.patch(model, "pool", schedule=tokenreduce.Schedule.keep({0: 0.5, 1: 0.5, 3: 0.5}))
     model(x)
     assert tokenreduce.report(model).tokens == (30, 15, 15, 7)

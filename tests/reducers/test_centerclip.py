@@ -6,10 +6,9 @@ import backbone_checks as checks
 import numpy as np
 import pytest
 import torch
-from backbones import BY_NAME, fresh_model
+from backbones import BY_NAME, fresh_model, shared_model
 from cases import cases
 from clustering import blobs, canonical, cheapest
-from families import model_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -201,7 +200,7 @@ def test_budgets_are_met_and_class_tokens_pass(name: str, aggregate: bool) -> No
 
 
 def test_images_and_masked_videos_are_refused_with_the_reason() -> None:
-    model = model_of("qk_norm")
+    model = shared_model("timm_vit_qk_norm")
     with pytest.raises(
         ValueError, match=r"centerclip cannot run on this .*: it needs frames, but the model takes imag"
     ):

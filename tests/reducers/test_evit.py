@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from families import BY_NAME, model_of
+from backbones import BY_NAME, fresh_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,7 +53,7 @@ def test_class_attention_is_that_of_the_full_softmax(name, monkeypatch) -> None:
     """The one-row score equals the class rows of the whole attention map, sizes in it, averaged over heads."""
     from tokenreduce.reducers.methods.evit import EViT
 
-    model, x, seen = copy.deepcopy(model_of(name)), BY_NAME[name].images(), []
+    model, x, seen = fresh_model(BY_NAME[name]), BY_NAME[name].images(), []
     plan = EViT.plan
 
     def spy(self, tokens, keep, state=None):
@@ -82,6 +80,6 @@ def test_class_attention_is_that_of_the_full_softmax(name, monkeypatch) -> None:
 
 
 def test_a_model_without_class_token_is_refused() -> None:
-    model = copy.deepcopy(model_of("average_pool"))
+    model = fresh_model(BY_NAME["timm_vit_average"])
     with pytest.raises(ValueError, match=r"evit cannot run .* no class token; methods that fit: .*tome"):
         tokenreduce.patch(model, "evit", flops=0.6)

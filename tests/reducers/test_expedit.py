@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
 import timm
 import torch
+from backbones import BY_NAME, fresh_model
 from cases import Case, cases
-from families import BY_NAME, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -234,7 +233,7 @@ def test_published_counts_of_vit_large_at_512(layer, side, published) -> None:
 
 
 def test_it_reduces_once_and_needs_the_whole_grid() -> None:
-    model, x = copy.deepcopy(model_of("qk_norm")), BY_NAME["qk_norm"].images()
+    model, x = fresh_model(BY_NAME["timm_vit_qk_norm"]), BY_NAME["timm_vit_qk_norm"].images()
     before = model(x)
     with pytest.raises(ValueError, match=r"one layer only, but this budget reduces in layers \[0, 2\]"):
         tokenreduce.patch(model, "expedit", schedule=tokenreduce.Schedule.keep({0: 0.5, 2: 0.5}))
@@ -247,7 +246,7 @@ def test_it_reduces_once_and_needs_the_whole_grid() -> None:
 
 @pytest.mark.parametrize("size", [(32, 24), (24, 24), (24, 40), (40, 48)])
 def test_budgets_for_images_of_other_sizes(size) -> None:
-    model = copy.deepcopy(model_of("dynamic_size"))
+    model = fresh_model(BY_NAME["timm_vit_dynamic_size"])
     tokenreduce.patch(model, "expedit", flops=0.7)
     assert model(torch.randn(1, 3, *size)).isfinite().all()
     assert tokenreduce.report(model).flops_share == pytest.approx(0.7, abs=0.03)

@@ -188,9 +188,9 @@ def test_deit_small_with_8_propagated_saves_the_published_26_percent() -> None:
 
 
 def test_scales_reach_the_attention_and_can_be_switched_off() -> None:
-    from families import BY_NAME, model_of
+    from backbones import BY_NAME, shared_model
 
-    model, x = model_of("non_square"), BY_NAME["non_square"].images()
+    model, x = shared_model("timm_vit_not_square"), BY_NAME["timm_vit_not_square"].images()
     for scales in (True, False):
         with tokenreduce.reduced(model, "gtp", r=5, scales=scales):
             model(x)

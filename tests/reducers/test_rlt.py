@@ -6,8 +6,7 @@ import backbone_checks as checks
 import numpy as np
 import pytest
 import torch
-from backbones import BY_NAME, PATCH, fresh_model
-from families import model_of
+from backbones import BY_NAME, PATCH, fresh_model, shared_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import moving, some_video
@@ -207,7 +206,7 @@ def test_budgets_that_cannot_be_are_refused_when_patching(name: str) -> None:
 
 def test_what_cannot_be_known_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match="it needs frames, but the model takes images, not videos; it needs pixels"):
-        patch(model_of("qk_norm"), "rlt")
+        patch(shared_model("timm_vit_qk_norm"), "rlt")
     x, pixels = torch.randn(1, 24, 4), torch.randn(1, 24, 2, 3)
     for arguments, message in [
         ({"keep": 12, "grid": (4, 6), "pixels": pixels}, r"rlt needs a grid \(T, H, W\); pass it to plan"),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
+from backbones import BY_NAME, fresh_model
 from cases import Case, cases
-from families import BY_NAME, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,7 +78,7 @@ def test_what_a_score_needs() -> None:
 
 @pytest.mark.parametrize("score", SCORES[1:])
 def test_all_scores_but_one_run_without_class_token(score) -> None:
-    model, x = copy.deepcopy(model_of("average_pool")), BY_NAME["average_pool"].images()
+    model, x = fresh_model(BY_NAME["timm_vit_average"]), BY_NAME["timm_vit_average"].images()
     tokenreduce.patch(model, "topk", flops=0.7, score=score)
     assert torch.isfinite(model(x)).all()
     assert tokenreduce.report(model).tokens[-1] < 64

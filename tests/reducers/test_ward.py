@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import pairwise
 
 import pytest
 import torch
+from backbones import BY_NAME, fresh_model
 from cases import Case, cases
-from families import BY_NAME, model_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -119,8 +118,8 @@ def test_the_sketch_keeps_distances_on_average() -> None:
 
 def test_restored_tokens_are_what_they_were_plus_the_change_since() -> None:
     """Blocks that change nothing after the reduction: restored tokens are the unreduced ones, not copies."""
-    family = BY_NAME["qk_norm"]
-    model, x = copy.deepcopy(model_of("qk_norm")), family.images()
+    family = BY_NAME["timm_vit_qk_norm"]
+    model, x = fresh_model(BY_NAME["timm_vit_qk_norm"]), family.images()
     with torch.no_grad():
         for block in model.blocks:
             block.ls1.gamma.zero_()

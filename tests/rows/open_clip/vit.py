@@ -60,7 +60,7 @@ def make_rows() -> list[Backbone]:
         tower(
             "open_clip_custom",
             {"pool_type": "avg", "final_ln_after_pool": True, **OWN},
-            refuses=frozenset({"ats"}),
+            lacks=frozenset({"values"}),
         ),
         tower("open_clip_coca", {"attentional_pool": True, "output_tokens": True, **POOLER}),
         Backbone(

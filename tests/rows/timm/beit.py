@@ -18,7 +18,7 @@ def equal_places(model: nn.Module) -> None:
 
 
 def make_rows() -> list[Backbone]:
-    row = partial(timm_row, model=Beit, silence=("attn.proj", "mlp.fc2"), equal_positions=equal_places)
+    row = partial(timm_row, model=Beit, silence=("attn.proj", "mlp.fc2"), biased=True, equal_positions=equal_places)
     own = {"use_rel_pos_bias": True, "use_abs_pos_emb": False, "init_values": 0.5}
     return [
         row("timm_beit", arguments=own),

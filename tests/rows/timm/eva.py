@@ -2,7 +2,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from backbones import NO_CLASS, Backbone
+from backbones import Backbone
 from hugging import equal_rows
 from timm.models._features import FeatureGetterNet
 from timm.models.eva import Eva
@@ -27,8 +27,7 @@ def equal_places(prefix: int, model: nn.Module) -> None:
 
 
 def eva(name: str, prefix: int = 1, **arguments: Any) -> Backbone:
-    refuses = arguments.pop("refuses", frozenset())
-    own = ("last", "tokens_stay_reduced", "silence")
+    own = ("last", "tokens_stay_reduced", "silence", "lacks")
     fields = {"silence": SILENCE} | {key: arguments.pop(key) for key in own if key in arguments}
     places = prefix if not arguments.get("no_embed_class") else 0
     return timm_row(
@@ -37,7 +36,7 @@ def eva(name: str, prefix: int = 1, **arguments: Any) -> Backbone:
         arguments,
         prefix=prefix,
         equal_positions=partial(equal_places, places),
-        refuses=refuses,
+        rotary=arguments.get("use_rot_pos_emb", False),
         **fields,
     )
 
@@ -73,7 +72,6 @@ def make_rows() -> list[Backbone]:
             use_abs_pos_emb=False,
             attn_type="rope",
             qk_norm=True,
-            refuses=NO_CLASS,
             **ROPE,
         ),
         eva(
@@ -90,7 +88,7 @@ def make_rows() -> list[Backbone]:
             init_values=0.5,
             dynamic_img_size=True,
             rope_mrope_section=(1, 1, 1),
-            refuses=frozenset({"ats"}),
+            lacks=frozenset({"values"}),
             **ROPE,
         ),
         eva("timm_eva_post_norm", silence=("norm1", "norm2"), use_post_norm=True, global_pool="token", **ROPE),
@@ -100,6 +98,7 @@ def make_rows() -> list[Backbone]:
             "model.blocks.3.mlp.fc1_g",
             SILENCE,
             argument="x",
+            rotary=True,
             equal_positions=partial(equal_places, 1),
         ),
     ]

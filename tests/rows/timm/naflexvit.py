@@ -1,7 +1,7 @@
 from typing import Any
 
 import torch
-from backbones import NO_CLASS, NO_GRID, PATCH, Backbone, Inputs
+from backbones import PATCH, Backbone, Inputs
 from timm.models.naflexvit import NaFlexVit
 from timms import timm_row
 from torch import Tensor, nn
@@ -33,25 +33,28 @@ def equal_places(model: nn.Module) -> None:
 
 
 def make_rows() -> list[Backbone]:
-    def row(name: str, refuses: frozenset[str] = NO_CLASS, prefix: int = 0, **arguments: Any) -> Backbone:
-        fields = {key: arguments.pop(key) for key in ("collect", "make_inputs", "traceable") if key in arguments}
+    def row(name: str, prefix: int = 0, **arguments: Any) -> Backbone:
+        fields = {
+            key: arguments.pop(key) for key in ("collect", "make_inputs", "traceable", "padded") if key in arguments
+        }
         return timm_row(
             name,
             NaFlexVit,
             {"pos_embed_grid_size": (8, 8)} | arguments,
             silence=("attn.proj", "mlp.fc2"),
             equal_positions=equal_places,
-            refuses=refuses | NO_GRID,
+            lacks=frozenset({"grid"}),
             prefix=prefix,
+            class_token=arguments.get("class_token", False),
+            rotary="rope_type" in arguments,
             **fields,
         )
 
-    images = {"make_inputs": padded, "collect": None, "traceable": False}
+    images = {"make_inputs": padded, "collect": None, "traceable": False, "padded": "patch_valid"}
     return [
         row("timm_naflex", init_values=0.5),
         row(
             "timm_naflex_rope",
-            frozenset(),
             3,
             class_token=True,
             reg_tokens=2,
@@ -64,7 +67,6 @@ def make_rows() -> list[Backbone]:
         row("timm_naflex_padded", **images),
         row(
             "timm_naflex_padded_rope",
-            frozenset(),
             1,
             class_token=True,
             global_pool="avg",

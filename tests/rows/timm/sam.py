@@ -1,5 +1,5 @@
 import torch
-from backbones import ALONE, NO_CLASS, Backbone, Inputs
+from backbones import Backbone, Inputs
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from timms import timm_row
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ def maps(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def sam(name: str, *, reducing: tuple[int, ...] = (1, 3), **arguments) -> Backbone:
-    fields = {key: arguments.pop(key) for key in ("shares", "equal_positions") if key in arguments}
+    fields = {key: arguments.pop(key) for key in ("shares", "equal_positions", "one_size") if key in arguments}
     arguments = {"global_attn_indexes": reducing, "window_size": 4, "neck_chans": 16, "use_rel_pos": True} | arguments
     return timm_row(
         name,
@@ -30,8 +30,11 @@ def sam(name: str, *, reducing: tuple[int, ...] = (1, 3), **arguments) -> Backbo
         arguments,
         silence=("attn.proj", "mlp.fc2"),
         collect=maps,
-        refuses=NO_CLASS if {1, 2} <= {*reducing} else NO_CLASS | ALONE,
         prefix=0,
+        in_a_row={1, 2} <= {*reducing},
+        biased=arguments["use_rel_pos"],
+        rotary=arguments.get("use_rope", False),
+        map_attention=f"blocks.{reducing[-1]}.attn",
         **{"equal_positions": no_positions} | fields,
     )
 
@@ -40,7 +43,15 @@ def make_rows() -> list[Backbone]:
     return [
         sam("timm_sam", shares=(0.95, 0.85), mlp_ratio=8),
         sam("timm_sam_in_a_row", reducing=(1, 2, 3), init_values=0.5, head_hidden_size=24),
-        sam("timm_sam_rope", use_rel_pos=False, use_rope=True, qk_norm=True, shares=(0.95, 0.85), mlp_ratio=8),
+        sam(
+            "timm_sam_rope",
+            use_rel_pos=False,
+            use_rope=True,
+            qk_norm=True,
+            one_size=True,
+            shares=(0.95, 0.85),
+            mlp_ratio=8,
+        ),
         sam("timm_sam_global", reducing=(0, 1, 2, 3), use_rel_pos=False, neck_chans=0, num_classes=0, global_pool=""),
         sam("timm_sam_padded", window_size=3, equal_positions=None, shares=(0.95, 0.85), mlp_ratio=8),
     ]

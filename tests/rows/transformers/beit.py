@@ -5,15 +5,9 @@ import torch
 from backbones import Backbone
 from hugging import SMALL, hf
 from torch import nn
-from transformers import (
-    BeitBackbone,
-    BeitConfig,
-    BeitForImageClassification,
-    BeitForSemanticSegmentation,
-    BeitModel,
-)
+from transformers import BeitConfig
 
-PARTS: dict[str, Any] = {"silence": ("attention.o_proj", "mlp.fc2")}
+PARTS: dict[str, Any] = {"silence": ("attention.o_proj", "mlp.fc2"), "biased": True}
 
 
 def equal_places(model: nn.Module) -> None:
@@ -27,9 +21,17 @@ def equal_places(model: nn.Module) -> None:
 
 def segmentation(config: BeitConfig) -> nn.Module:
     """Has run once: the first call, which adds hooks, is not for compilers, patched or not."""
+    from transformers import BeitForSemanticSegmentation
+
     model = BeitForSemanticSegmentation(config).eval()
     model(torch.zeros(1, 3, 32, 32))
     return model
+
+
+def without_pooling(config: BeitConfig) -> nn.Module:
+    from transformers import BeitModel
+
+    return BeitModel(config, add_pooling_layer=False)
 
 
 def make_rows() -> list[Backbone]:
@@ -40,16 +42,16 @@ def make_rows() -> list[Backbone]:
     dense = make(**own, out_indices=[1, 2, 3, 4], auxiliary_channels=8, pool_scales=[1, 2])
     row = partial(hf, **PARTS, equal_positions=equal_places)
     return [
-        row("hf_beit", BeitForImageClassification, make(**own), last="beit.layers.3.mlp.fc1"),
-        row("hf_beit_shared", BeitForImageClassification, make(**own, **shared), last="beit.layers.3.mlp.fc1"),
+        row("hf_beit", "BeitForImageClassification", make(**own), last="beit.layers.3.mlp.fc1"),
+        row("hf_beit_shared", "BeitForImageClassification", make(**own, **shared), last="beit.layers.3.mlp.fc1"),
         row(
             "hf_beit_model",
-            partial(BeitModel, add_pooling_layer=False),
+            without_pooling,
             make(**shared),
             last="layers.3.mlp.fc1",
             tokens_stay_reduced=True,
         ),
-        row("hf_beit_class_token", BeitForImageClassification, absolute, last="beit.layers.3.mlp.fc1"),
-        row("hf_beit_backbone", BeitBackbone, stages, last="beit.layers.3.mlp.fc1"),
+        row("hf_beit_class_token", "BeitForImageClassification", absolute, last="beit.layers.3.mlp.fc1"),
+        row("hf_beit_backbone", "BeitBackbone", stages, last="beit.layers.3.mlp.fc1"),
         row("hf_beit_segmentation", segmentation, dense, last="beit.layers.3.mlp.fc1"),
     ]

@@ -1,6 +1,6 @@
 from backbones import Backbone
 from hugging import SMALL, hf
-from transformers import CLIPConfig, CLIPForImageClassification, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPConfig, CLIPVisionConfig
 
 
 def make_rows() -> list[Backbone]:
@@ -10,7 +10,7 @@ def make_rows() -> list[Backbone]:
     return [
         hf(
             "hf_clip_vision",
-            CLIPVisionModel,
+            "CLIPVisionModel",
             vision,
             **parts,
             positions="embeddings.position_embedding.weight",
@@ -18,7 +18,7 @@ def make_rows() -> list[Backbone]:
         ),
         hf(
             "hf_clip_classifier",
-            CLIPForImageClassification,
+            "CLIPForImageClassification",
             both,
             **parts | {"last": "vision_model.encoder.layers.3.mlp.fc1"},
             positions="vision_model.embeddings.position_embedding.weight",

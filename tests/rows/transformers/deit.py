@@ -1,12 +1,6 @@
 from backbones import PATCH, Backbone
 from hugging import SMALL, hf
-from transformers import (
-    DeiTConfig,
-    DeiTForImageClassification,
-    DeiTForImageClassificationWithTeacher,
-    DeiTForMaskedImageModeling,
-    DeiTModel,
-)
+from transformers import DeiTConfig
 
 
 def make_rows() -> list[Backbone]:
@@ -19,14 +13,14 @@ def make_rows() -> list[Backbone]:
     return [
         hf(
             "hf_deit_model",
-            DeiTModel,
+            "DeiTModel",
             config,
             last="layers.3.mlp.fc1",
             positions="embeddings.position_embeddings",
             tokens_stay_reduced=True,
             **parts,
         ),
-        hf("hf_deit", DeiTForImageClassification, config, **held, **parts),
-        hf("hf_deit_distilled", DeiTForImageClassificationWithTeacher, config, **held, **parts),
-        hf("hf_deit_masked", DeiTForMaskedImageModeling, config, **held, **parts),
+        hf("hf_deit", "DeiTForImageClassification", config, **held, **parts),
+        hf("hf_deit_distilled", "DeiTForImageClassificationWithTeacher", config, **held, **parts),
+        hf("hf_deit_masked", "DeiTForMaskedImageModeling", config, **held, **parts),
     ]

@@ -1,13 +1,6 @@
 from backbones import Backbone
 from hugging import LAYERSCALE, SMALL, hf
-from transformers import (
-    DepthAnythingConfig,
-    DepthAnythingForDepthEstimation,
-    Dinov2Backbone,
-    Dinov2Config,
-    Dinov2ForImageClassification,
-    Dinov2Model,
-)
+from transformers import DepthAnythingConfig, Dinov2Config
 
 PARTS = {"silence": ("layer_scale1", "layer_scale2"), "positions": "embeddings.position_embeddings"}
 
@@ -26,24 +19,24 @@ def make_rows() -> list[Backbone]:
         depth_estimation_type="metric",  # ends in a sigmoid; the other type's ReLU makes a random model's depth zero
     )
     return [
-        hf("hf_dinov2_model", Dinov2Model, config, last="encoder.layer.3.mlp.fc1", tokens_stay_reduced=True, **PARTS),
+        hf("hf_dinov2_model", "Dinov2Model", config, last="encoder.layer.3.mlp.fc1", tokens_stay_reduced=True, **PARTS),
         hf(
             "hf_dinov2",
-            Dinov2ForImageClassification,
+            "Dinov2ForImageClassification",
             config,
             last="dinov2.encoder.layer.3.mlp.fc1",
             **PARTS | {"positions": "dinov2.embeddings.position_embeddings"},
         ),
         hf(
             "hf_dinov2_backbone",
-            Dinov2Backbone,
+            "Dinov2Backbone",
             stages,
             last="encoder.layer.3.mlp.fc1",
             **PARTS,
         ),
         hf(
             "hf_depth_anything",
-            DepthAnythingForDepthEstimation,
+            "DepthAnythingForDepthEstimation",
             depth,
             last="backbone.encoder.layer.3.mlp.fc1",
             **PARTS | {"positions": "backbone.embeddings.position_embeddings"},

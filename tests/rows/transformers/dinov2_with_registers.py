@@ -2,12 +2,7 @@ from functools import partial
 
 from backbones import Backbone
 from hugging import LAYERSCALE, SMALL, equal_rows, hf
-from transformers import (
-    Dinov2WithRegistersBackbone,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersForImageClassification,
-    Dinov2WithRegistersModel,
-)
+from transformers import Dinov2WithRegistersConfig
 
 
 def make_rows() -> list[Backbone]:
@@ -25,7 +20,7 @@ def make_rows() -> list[Backbone]:
     }
     stages = make(out_features=["stage2", "stage4"])
     return [
-        hf("hf_dinov2_reg_model", Dinov2WithRegistersModel, make(), **inside, tokens_stay_reduced=True),
-        hf("hf_dinov2_reg", Dinov2WithRegistersForImageClassification, make(), **held),
-        hf("hf_dinov2_reg_backbone", Dinov2WithRegistersBackbone, stages, **inside),
+        hf("hf_dinov2_reg_model", "Dinov2WithRegistersModel", make(), **inside, tokens_stay_reduced=True),
+        hf("hf_dinov2_reg", "Dinov2WithRegistersForImageClassification", make(), **held),
+        hf("hf_dinov2_reg_backbone", "Dinov2WithRegistersBackbone", stages, **inside),
     ]

@@ -1,7 +1,7 @@
 from backbones import PATCH, Backbone, Inputs
 from hugging import SMALL, hf
 from torch import Tensor, nn
-from transformers import BitConfig, DPTConfig, DPTForDepthEstimation, DPTForSemanticSegmentation, DPTModel
+from transformers import BitConfig, DPTConfig
 
 NECK = {"fusion_hidden_size": 8, "num_labels": 7}
 
@@ -13,6 +13,8 @@ def four_times_as_wide(backbone: Backbone, images: Tensor) -> Inputs:
 
 def far_away(config: DPTConfig) -> nn.Module:
     """A depth model whose last ReLU is open, as that of a random model is not."""
+    from transformers import DPTForDepthEstimation
+
     model = DPTForDepthEstimation(config)
     nn.init.ones_(model.head.head[4].bias)
     return model
@@ -42,19 +44,21 @@ def make_rows() -> list[Backbone]:
     return [
         hf(
             "hf_dpt_model",
-            DPTModel,
+            "DPTModel",
             config,
             last="encoder.layer.3.intermediate.dense",
             silence=("output.dense",),
+            unmasked=True,
             positions="embeddings.position_embeddings",
             tokens_stay_reduced=True,
         ),
         hf(
             "hf_dpt_segmentation",
-            DPTForSemanticSegmentation,
+            "DPTForSemanticSegmentation",
             config,
             last="dpt.encoder.layer.3.intermediate.dense",
             silence=("output.dense",),
+            unmasked=True,
             positions="dpt.embeddings.position_embeddings",
         ),
         hf(
@@ -63,6 +67,7 @@ def make_rows() -> list[Backbone]:
             config,
             last="dpt.encoder.layer.3.intermediate.dense",
             silence=("output.dense",),
+            unmasked=True,
             positions="dpt.embeddings.position_embeddings",
         ),
         hf(
@@ -71,6 +76,7 @@ def make_rows() -> list[Backbone]:
             hybrid,
             last="dpt.encoder.layer.3.intermediate.dense",
             silence=("output.dense",),
+            unmasked=True,
             equal_positions=None,
             make_inputs=four_times_as_wide,
             shares=(0.9, 0.82),  # the convolutions are part of the work

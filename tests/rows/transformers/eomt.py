@@ -4,7 +4,7 @@ from typing import Any
 from backbones import Backbone
 from hugging import LAYERSCALE, SMALL, equal_rows, hf
 from torch import Tensor, nn
-from transformers import EomtConfig, EomtForUniversalSegmentation
+from transformers import EomtConfig
 
 CONFIG: dict[str, Any] = {k: v for k, v in SMALL.items() if k != "intermediate_size"} | {
     "num_hidden_layers": 6,
@@ -24,6 +24,8 @@ def before_queries(prefix: int, model: nn.Module, inputs: dict[str, Any]) -> lis
 
 def unmasked(config: EomtConfig) -> nn.Module:
     """As after training: the last layers' attention is not masked."""
+    from transformers import EomtForUniversalSegmentation
+
     model = EomtForUniversalSegmentation(config)
     model.attn_mask_probs.zero_()
     return model
@@ -46,6 +48,6 @@ def make_rows() -> list[Backbone]:
         )
 
     return [
-        row("hf_eomt", EomtForUniversalSegmentation, 3, "layers.3.mlp.fc1"),
+        row("hf_eomt", "EomtForUniversalSegmentation", 3, "layers.3.mlp.fc1"),
         row("hf_eomt_unmasked", unmasked, 1, "layers.3.mlp.up_proj", use_swiglu_ffn=True),
     ]

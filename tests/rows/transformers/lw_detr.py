@@ -1,12 +1,11 @@
 from functools import partial
 from typing import Any
 
-from backbones import NO_CLASS, Backbone, Inputs
+from backbones import Backbone, Inputs
 from hugging import SMALL, equal_rows, hf
 from torch import Tensor, nn
-from transformers import LwDetrConfig, LwDetrForObjectDetection
+from transformers import LwDetrConfig
 from transformers.models.lw_detr.configuration_lw_detr import LwDetrViTConfig
-from transformers.models.lw_detr.modeling_lw_detr import LwDetrViTBackbone
 
 CONFIG: dict[str, Any] = {k: v for k, v in SMALL.items() if k != "intermediate_size"} | {
     "num_hidden_layers": 5,
@@ -15,6 +14,12 @@ CONFIG: dict[str, Any] = {k: v for k, v in SMALL.items() if k != "intermediate_s
     "num_windows": 4,
     "window_block_indices": [0, 3],
 }
+
+
+def vit(config: LwDetrViTConfig) -> nn.Module:
+    from transformers.models.lw_detr.modeling_lw_detr import LwDetrViTBackbone
+
+    return LwDetrViTBackbone(config)
 
 
 def maps(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -31,7 +36,6 @@ def make_rows() -> list[Backbone]:
     parts = {
         "silence": ("attention.o_proj", "intermediate.fc2"),
         "prefix": 0,
-        "refuses": NO_CLASS,
         "shares": (0.9, 0.8),
     }
     config = LwDetrViTConfig(**CONFIG, out_features=[f"stage{i}" for i in range(1, 6)])
@@ -51,7 +55,7 @@ def make_rows() -> list[Backbone]:
     return [
         hf(
             "hf_lw_detr_backbone",
-            LwDetrViTBackbone,
+            vit,
             config,
             last="encoder.layer.4.intermediate.fc1",
             equal_positions=partial(equal_rows, "embeddings.position_embeddings", 1),
@@ -60,7 +64,7 @@ def make_rows() -> list[Backbone]:
         ),
         hf(
             "hf_lw_detr",
-            LwDetrForObjectDetection,
+            "LwDetrForObjectDetection",
             detector,
             last="model.backbone.backbone.encoder.layer.4.intermediate.fc1",
             equal_positions=partial(equal_rows, "model.backbone.backbone.embeddings.position_embeddings", 1),

@@ -1,17 +1,10 @@
 from functools import partial
 
 import torch
-from backbones import ALONE, NO_CLASS, Backbone, Inputs
+from backbones import Backbone, Inputs
 from hugging import SMALL, hf
 from torch import Tensor, nn
-from transformers import (
-    SamConfig,
-    SamMaskDecoderConfig,
-    SamModel,
-    SamPromptEncoderConfig,
-    SamVisionConfig,
-    SamVisionModel,
-)
+from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
 
 
 def no_positions(model: nn.Module) -> None:
@@ -31,13 +24,15 @@ def with_points(backbone: Backbone, images: Tensor) -> Inputs:
     return {"pixel_values": images, "input_points": images.new_tensor([[[9.0, 20.0]]]).expand(len(images), 1, 1, 2)}
 
 
-def sam(name: str, model: type[nn.Module], config: object, **fields) -> Backbone:
+def sam(name: str, model: str, config: object, **fields) -> Backbone:
     parts = {
         "last": "vision_encoder.layers.3.mlp.lin1",
         "silence": ("attn.proj", "mlp.lin2"),
         "equal_positions": no_positions,
         "prefix": 0,
-        "refuses": NO_CLASS,
+        "biased": True,
+        "map_attention": "vision_encoder.layers.1.attn",
+        "one_size": True,
     }
     return hf(name, model, config, **parts | fields)
 
@@ -56,6 +51,6 @@ def make_rows() -> list[Backbone]:
         ),
     )
     return [
-        sam("hf_sam_vision", SamVisionModel, alternating, collect=maps, shares=(0.95, 0.85), refuses=NO_CLASS | ALONE),
-        sam("hf_sam", SamModel, config, collect=None, make_inputs=with_points),
+        sam("hf_sam_vision", "SamVisionModel", alternating, collect=maps, shares=(0.95, 0.85), in_a_row=False),
+        sam("hf_sam", "SamModel", config, collect=None, make_inputs=with_points),
     ]

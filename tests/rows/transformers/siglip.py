@@ -1,15 +1,8 @@
 import torch
-from backbones import NO_CLASS, Backbone, Inputs
+from backbones import Backbone, Inputs
 from hugging import SMALL, hf
 from torch import Tensor, nn
-from transformers import (
-    SiglipConfig,
-    SiglipForImageClassification,
-    SiglipModel,
-    SiglipTextConfig,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 
 
 def with_text(backbone: Backbone, images: Tensor) -> Inputs:
@@ -35,7 +28,7 @@ def make_rows() -> list[Backbone]:
         eos_token_id=None,
     )
     both = SiglipConfig(vision_config=vision, text_config=text, num_labels=7)
-    parts = {"silence": ("self_attn.out_proj", "mlp.fc2"), "prefix": 0, "refuses": NO_CLASS}
+    parts = {"silence": ("self_attn.out_proj", "mlp.fc2"), "prefix": 0}
     held = {
         "last": "vision_model.encoder.layers.3.mlp.fc1",
         "positions": "vision_model.embeddings.position_embedding.weight",
@@ -43,16 +36,16 @@ def make_rows() -> list[Backbone]:
     return [
         hf(
             "hf_siglip_vision",
-            SiglipVisionModel,
+            "SiglipVisionModel",
             vision,
             last="encoder.layers.3.mlp.fc1",
             positions="embeddings.position_embedding.weight",
             **parts,
         ),
-        hf("hf_siglip_classifier", SiglipForImageClassification, both, **held, **parts),
+        hf("hf_siglip_classifier", "SiglipForImageClassification", both, **held, **parts),
         hf(
             "hf_siglip",
-            SiglipModel,
+            "SiglipModel",
             both,
             **held,
             **parts,

@@ -2,17 +2,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from backbones import NO_CLASS, NO_GRID, PATCH, Backbone, Inputs, call
+from backbones import PATCH, Backbone, Inputs, call
 from hugging import SMALL, hf
 from torch import Tensor, nn
-from transformers import (
-    Siglip2Config,
-    Siglip2ForImageClassification,
-    Siglip2Model,
-    Siglip2TextConfig,
-    Siglip2VisionConfig,
-    Siglip2VisionModel,
-)
+from transformers import Siglip2Config, Siglip2TextConfig, Siglip2VisionConfig
+
+MASK = "pixel_attention_mask"
 
 
 def patches(padded: bool, backbone: Backbone, images: Tensor) -> Inputs:
@@ -22,13 +17,13 @@ def patches(padded: bool, backbone: Backbone, images: Tensor) -> Inputs:
     heights = torch.tensor([5 + i % 4 if padded else rows for i in range(images.shape[0])])
     return {
         "pixel_values": cut.flatten(1, 2).flatten(2),
-        "pixel_attention_mask": (torch.arange(rows * columns) < heights[:, None] * columns).long(),
+        MASK: (torch.arange(rows * columns) < heights[:, None] * columns).long(),
         "spatial_shapes": torch.stack([heights, torch.full_like(heights, columns)], 1),
     }
 
 
 def without_padding(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    mask = inputs["pixel_attention_mask"][..., None]
+    mask = inputs[MASK][..., None]
     return [out * mask if out.ndim == 3 else out for out in call(model, inputs)]
 
 
@@ -58,24 +53,25 @@ def make_rows() -> list[Backbone]:
     parts: dict[str, Any] = {
         "silence": ("self_attn.out_proj", "mlp.fc2"),
         "prefix": 0,
-        "refuses": NO_CLASS | NO_GRID,
+        "lacks": frozenset({"grid"}),
         "traceable": False,
     }
     inside = {"last": "encoder.layers.3.mlp.fc1", "positions": "embeddings.position_embedding.weight"}
     held = {name: f"vision_model.{path}" for name, path in inside.items()}
-    padded = {"make_inputs": partial(patches, True), "outputs": without_padding, "collect": None}
+    padded = {"make_inputs": partial(patches, True), "outputs": without_padding, "collect": None, "padded": MASK}
     return [
-        hf("hf_siglip2_vision", Siglip2VisionModel, vision, **inside, **parts, make_inputs=partial(patches, False)),
-        hf("hf_siglip2_padded", Siglip2VisionModel, vision, **inside, **parts, **padded),
-        hf("hf_siglip2_classifier", Siglip2ForImageClassification, both, **held, **parts, **padded),
+        hf("hf_siglip2_vision", "Siglip2VisionModel", vision, **inside, **parts, make_inputs=partial(patches, False)),
+        hf("hf_siglip2_padded", "Siglip2VisionModel", vision, **inside, **parts, **padded),
+        hf("hf_siglip2_classifier", "Siglip2ForImageClassification", both, **held, **parts, **padded),
         hf(
             "hf_siglip2",
-            Siglip2Model,
+            "Siglip2Model",
             both,
             **held,
             **parts,
             make_inputs=with_text,
             outputs=images_only,
             collect=None,
+            padded=MASK,
         ),
     ]

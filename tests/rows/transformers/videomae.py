@@ -1,8 +1,8 @@
 import torch
-from backbones import NO_CLASS, NO_GRID, PATCH, Backbone, Inputs
+from backbones import PATCH, Backbone, Inputs
 from hugging import SMALL, hf
 from torch import Tensor, nn
-from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
+from transformers import VideoMAEConfig
 
 
 def frames_first(backbone: Backbone, images: Tensor) -> Inputs:
@@ -20,14 +20,14 @@ def make_rows() -> list[Backbone]:
         "silence": ("output.dense",),
         "grid": (4, 4, 4),
         "prefix": 0,
-        "refuses": NO_GRID | NO_CLASS,
+        "unmasked": True,
         "make_inputs": frames_first,
         "equal_positions": no_positions,
     }
     return [
         hf(
             "hf_videomae_model",
-            VideoMAEModel,
+            "VideoMAEModel",
             config,
             last="encoder.layer.3.intermediate.dense",
             tokens_stay_reduced=True,
@@ -35,7 +35,7 @@ def make_rows() -> list[Backbone]:
         ),
         hf(
             "hf_videomae",
-            VideoMAEForVideoClassification,
+            "VideoMAEForVideoClassification",
             config,
             last="videomae.encoder.layer.3.intermediate.dense",
             **parts,

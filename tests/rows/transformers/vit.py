@@ -1,6 +1,6 @@
 from backbones import Backbone
 from hugging import SMALL, hf
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import ViTConfig
 
 
 def make_rows() -> list[Backbone]:
@@ -9,7 +9,7 @@ def make_rows() -> list[Backbone]:
     return [
         hf(
             "hf_vit",
-            ViTForImageClassification,
+            "ViTForImageClassification",
             config,
             last="vit.layers.3.mlp.fc1",
             positions="vit.embeddings.position_embeddings",
@@ -17,7 +17,7 @@ def make_rows() -> list[Backbone]:
         ),
         hf(
             "hf_vit_model",
-            ViTModel,
+            "ViTModel",
             config,
             last="layers.3.mlp.fc1",
             positions="embeddings.position_embeddings",

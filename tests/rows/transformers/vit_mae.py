@@ -1,11 +1,11 @@
 from functools import partial
 
 import torch
-from backbones import NO_GRID, PATCH, Backbone, Inputs
+from backbones import PATCH, Backbone, Inputs
 from hugging import SMALL, hf
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
+from transformers import ViTMAEConfig
 
 
 def in_order(backbone: Backbone, images: Tensor) -> Inputs:
@@ -39,11 +39,11 @@ def make_rows() -> list[Backbone]:
         decoder_num_attention_heads=2,
         decoder_intermediate_size=64,
     )
-    parts = {"silence": ("attention.o_proj", "mlp.fc2"), "refuses": NO_GRID}
+    parts = {"silence": ("attention.o_proj", "mlp.fc2"), "lacks": frozenset({"grid"})}
     return [
         hf(
             "hf_vit_mae_model",
-            ViTMAEModel,
+            "ViTMAEModel",
             make(**SMALL, mask_ratio=0.0),
             last="layers.3.mlp.fc1",
             positions="embeddings.position_embeddings",
@@ -54,7 +54,7 @@ def make_rows() -> list[Backbone]:
         ),
         hf(
             "hf_vit_mae",
-            ViTMAEForPreTraining,
+            "ViTMAEForPreTraining",
             make(**SMALL | {"image_size": 64}, mask_ratio=0.75),
             last="vit.layers.3.mlp.fc1",
             positions="vit.embeddings.position_embeddings",

@@ -1,10 +1,10 @@
 from functools import partial
 
 import torch
-from backbones import ALONE, NO_CLASS, Backbone, Inputs
+from backbones import Backbone, Inputs
 from hugging import SMALL, hf
 from torch import Tensor, nn
-from transformers import VitDetBackbone, VitDetConfig, VitDetModel, VitMatteConfig, VitMatteForImageMatting
+from transformers import VitDetConfig, VitMatteConfig
 
 
 def no_positions(model: nn.Module) -> None:
@@ -26,14 +26,15 @@ def with_trimap(backbone: Backbone, images: Tensor) -> Inputs:
     return {"pixel_values": torch.cat([images, images[:, :1]], 1)}
 
 
-def vitdet(name: str, model: type[nn.Module], config: object, **fields) -> Backbone:
+def vitdet(name: str, model: str, config: object, **fields) -> Backbone:
     parts = {
         "last": "encoder.layer.3.mlp.fc1",
         "silence": ("attention.proj", "mlp.fc2", "residual.norm3"),
         "equal_positions": no_positions,
         "prefix": 0,
-        "refuses": NO_CLASS,
         "collect": maps,
+        "biased": True,
+        "map_attention": "encoder.layer.1.attention",
     }
     return hf(name, model, config, **parts | fields)
 
@@ -55,15 +56,23 @@ def make_rows() -> list[Backbone]:
         fusion_hidden_sizes=[32, 32, 32, 32],
     )
     return [
-        vitdet("hf_vitdet", VitDetModel, alternating, shares=(0.95, 0.85), refuses=NO_CLASS | ALONE),
-        vitdet("hf_vitdet_plain", VitDetModel, plain),
-        vitdet("hf_vitdet_backbone", VitDetBackbone, stages),
-        vitdet("hf_vitdet_convolved", VitDetBackbone, convolved, shares=(0.95, 0.85), equal_positions=None),
+        vitdet("hf_vitdet", "VitDetModel", alternating, shares=(0.95, 0.85), in_a_row=False),
+        vitdet("hf_vitdet_plain", "VitDetModel", plain),
+        vitdet("hf_vitdet_backbone", "VitDetBackbone", stages),
+        vitdet(
+            "hf_vitdet_convolved",
+            "VitDetBackbone",
+            convolved,
+            shares=(0.95, 0.85),
+            equal_positions=None,
+            map_attention="encoder.layer.2.attention",
+        ),
         vitdet(
             "hf_vitmatte",
-            VitMatteForImageMatting,
+            "VitMatteForImageMatting",
             matting,
             last="backbone.encoder.layer.3.mlp.fc1",
+            map_attention="backbone.encoder.layer.1.attention",
             make_inputs=with_trimap,
         ),
     ]

@@ -1,11 +1,11 @@
 from functools import partial
 
 import torch
-from backbones import NO_CLASS, PATCH, Backbone, Inputs
+from backbones import PATCH, Backbone, Inputs
 from hugging import SMALL, equal_rows, hf
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import VitPoseBackbone, VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
+from transformers import VitPoseBackboneConfig, VitPoseConfig
 
 
 def apart(backbone: Backbone, images: Tensor) -> Inputs:
@@ -32,7 +32,7 @@ def make_rows() -> list[Backbone]:
     parts = {
         "silence": ("attention.output.dense", "mlp.fc2", "mlp.experts"),
         "prefix": 0,
-        "refuses": NO_CLASS,
+        "unmasked": True,
         "make_inputs": apart,
     }
     inside = {
@@ -40,16 +40,16 @@ def make_rows() -> list[Backbone]:
         "equal_positions": partial(equal_rows, "embeddings.position_embeddings", 1),
     }
     return [
-        hf("hf_vitpose_backbone", VitPoseBackbone, make(out_features=["stage2", "stage4"]), **parts, **inside),
+        hf("hf_vitpose_backbone", "VitPoseBackbone", make(out_features=["stage2", "stage4"]), **parts, **inside),
         hf(
             "hf_vitpose_experts",
-            VitPoseBackbone,
+            "VitPoseBackbone",
             make(out_features=["stage4"], num_experts=3, part_features=8),
             **parts | inside | {"make_inputs": with_dataset},
         ),
         hf(
             "hf_vitpose",
-            VitPoseForPoseEstimation,
+            "VitPoseForPoseEstimation",
             pose,
             last="backbone.encoder.layer.3.mlp.fc1",
             equal_positions=partial(equal_rows, "backbone.embeddings.position_embeddings", 1),

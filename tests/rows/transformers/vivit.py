@@ -1,7 +1,7 @@
-from backbones import NO_GRID, PATCH, Backbone, Inputs
+from backbones import PATCH, Backbone, Inputs
 from hugging import SMALL, hf
 from torch import Tensor
-from transformers import VivitConfig, VivitForVideoClassification, VivitModel
+from transformers import VivitConfig
 
 
 def frames_first(backbone: Backbone, images: Tensor) -> Inputs:
@@ -14,13 +14,12 @@ def make_rows() -> list[Backbone]:
     parts = {
         "silence": ("attention.o_proj", "mlp.fc2"),
         "grid": (4, 4, 4),
-        "refuses": NO_GRID,
         "make_inputs": frames_first,
     }
     return [
         hf(
             "hf_vivit_model",
-            VivitModel,
+            "VivitModel",
             config,
             last="layers.3.mlp.fc1",
             positions="embeddings.position_embeddings",
@@ -29,7 +28,7 @@ def make_rows() -> list[Backbone]:
         ),
         hf(
             "hf_vivit",
-            VivitForVideoClassification,
+            "VivitForVideoClassification",
             config,
             last="vivit.layers.3.mlp.fc1",
             positions="vivit.embeddings.position_embeddings",

@@ -2,7 +2,7 @@ import torch
 from backbones import Backbone
 from hugging import SMALL, hf
 from torch import nn
-from transformers import YolosConfig, YolosForObjectDetection, YolosModel
+from transformers import YolosConfig
 
 QUERIES = 3
 
@@ -21,12 +21,13 @@ def make_rows() -> list[Backbone]:
     parts = {
         "silence": ("output.dense", "encoder.interpolation"),
         "suffix": QUERIES,
+        "unmasked": True,
         "equal_positions": equal_image_rows,
     }
     return [
         hf(
             "hf_yolos_model",
-            YolosModel,
+            "YolosModel",
             config,
             last="encoder.layer.3.intermediate.dense",
             tokens_stay_reduced=True,
@@ -34,7 +35,7 @@ def make_rows() -> list[Backbone]:
         ),
         hf(
             "hf_yolos",
-            YolosForObjectDetection,
+            "YolosForObjectDetection",
             config,
             last="vit.encoder.layer.3.intermediate.dense",
             **parts,
