@@ -115,7 +115,7 @@ class Watch:
         """The longest run of layers between which no token has to come back."""
         runs: list[list[int]] = [[]]
         for layer in range(self.geometry.depth):
-            if layer in self.geometry.whole:
+            if layer in self.geometry.needs_all:
                 runs.append([])
             else:
                 runs[-1].append(layer)

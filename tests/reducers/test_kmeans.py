@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 from cases import cases
-from clustering import blobs, check_map, check_partition, inputs, k_means, seeds
+from clustering import blobs, canonical, check_map, check_partition, inputs, k_means, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.reducers.parts.clusters import canonical, representatives
+from tokenreduce.reducers.parts.clusters import representatives
 from tokenreduce.reducers.registry import create
 
 
