@@ -265,13 +265,16 @@ def test_interval_of_the_difference(case: int) -> None:
     assert change_interval(reference, reference, rounds=50) == (0.0, 0.0), "pairing leaves no noise"
 
 
-def test_draws_without_objects_do_not_spoil_the_interval() -> None:
+def test_draws_without_truth_do_not_spoil_the_interval() -> None:
     boxes, targets = scenes(2, 0)
     metric = DetectionMetric(CATEGORIES)
     metric.update(boxes, targets)
     drawn = metric.resampled(times(torch.tensor([[0, 0], [1, 1], [0, 1]]), 2))
     assert drawn.isnan().tolist() == [True, False, False]
     assert change_interval(metric, metric, rounds=20) == (0.0, 0.0)
+    depth = DepthMetric()
+    depth.update([torch.ones(2, 2)] * 2, [torch.ones(2, 2), torch.zeros(2, 2)])  # nothing is known of the second
+    assert depth.resampled(torch.tensor([[1.0, 3], [0, 2]]).double()).nan_to_num(-1).tolist() == [1, -1]
 
 
 def test_what_cannot_be_measured_is_said() -> None:
