@@ -211,6 +211,14 @@ def test_sizes_and_places_follow_what_is_merged() -> None:
     assert torch.equal(merging.places.origin(2, x.device), token_map.rep.gather(1, merging.maps[1].rep))
 
 
+def test_keys_keep_their_heads_for_a_kernel_that_averages_them_and_knows_no_padding() -> None:
+    valid = torch.ones(2, 15).bool()
+    assert Run(reduction(method="tome"), COUNT, GRID).shown.by_head
+    assert not Run(reduction(method="tome"), COUNT, GRID, valid=valid).shown.by_head
+    assert not Run(reduction(method="random"), COUNT, GRID).shown.by_head
+    assert not Run(reduction(method="random"), COUNT, GRID, valid=valid).shown.by_head
+
+
 def test_what_a_layer_has_shown_is_forgotten_when_it_ends() -> None:
     run, keys = Run(reduction(), COUNT, GRID), torch.randn(2, 2, 15, 4)
     run.show_attention(lambda q, k: (q, k, None))
