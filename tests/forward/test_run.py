@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenreduce import Reducer, Schedule, TokenMap
 from tokenreduce.budget.phase import current_phase
+from tokenreduce.forward import run as running
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.maps.restoring import Restoring
@@ -217,6 +218,22 @@ def test_keys_keep_their_heads_for_a_kernel_that_averages_them_and_knows_no_padd
     assert not Run(reduction(method="tome"), COUNT, GRID, valid=valid).shown.by_head
     assert not Run(reduction(method="random"), COUNT, GRID).shown.by_head
     assert not Run(reduction(method="random"), COUNT, GRID, valid=valid).shown.by_head
+
+
+def test_a_kernel_is_chosen_where_it_can_do_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "choose", lambda name, x: name)
+    patch, x, valid = reduction(method="tome"), tokens(), torch.ones(2, 15).bool()
+
+    def chosen(patch: Reduction, gradients: bool = False, **arguments: Any) -> Any:
+        run = Run(patch, COUNT, GRID, **arguments)
+        with torch.set_grad_enabled(gradients):
+            run.begin(x)
+        return run.kernel
+
+    assert chosen(patch) == patch.reducer.fast().kernel != ""
+    assert chosen(patch, gradients=True) is None and chosen(patch, valid=valid) is None
+    assert chosen(reduction(method="random")) is None
+    assert chosen(replace(patch, schedule=Schedule.adaptive())) is None
 
 
 def test_what_a_layer_has_shown_is_forgotten_when_it_ends() -> None:
