@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenreduce import Schedule
+from tokenreduce import InvalidTypeError, Schedule
 from tokenreduce.reducers.contract import SHAPES
 
 Counts = tuple[int, ...]
@@ -253,3 +254,19 @@ def test_layers_restored_twice_are_named_once_and_kept_in_order() -> None:
     with pytest.raises(ValueError, match="no layer follows layer 4 of 5"):
         schedule.check_layers(5)
     schedule.check_layers(6)
+
+
+@pytest.mark.parametrize("layer", [True, "3", 1.0])
+def test_layers_are_whole_numbers(layer) -> None:
+    for make in (
+        lambda: Schedule.keep({layer: 0.5}),
+        lambda: Schedule.remove(3, layers=[layer]),
+        lambda: Schedule.keep({0: 0.5}).restore_after(layer),
+    ):
+        with pytest.raises(InvalidTypeError, match="layers are ints, 0 is the first"):
+            make()
+
+
+def test_a_schedule_does_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Schedule.remove(3).rule = "keep"  # type: ignore[misc]

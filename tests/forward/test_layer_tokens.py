@@ -82,7 +82,7 @@ def test_attention_has_sizes_in_it() -> None:
     assert torch.allclose(found.received_attention, full.sum(2)[..., 2:9], atol=1e-5)
     assert torch.allclose(found.own_attention, full.diagonal(dim1=2, dim2=3)[..., 2:9], atol=1e-6)
     assert torch.allclose(found.class_attention, full[:, :, 0, 2:9].mean(1), atol=1e-6)
-    assert torch.equal(found.sizes, state.sizes) and torch.equal(found.origin, token_map.rep)
+    assert found.padding is None and torch.equal(found.sizes, state.sizes) and torch.equal(found.origin, token_map.rep)
 
 
 def test_attention_is_that_which_the_layer_uses() -> None:

@@ -24,6 +24,7 @@ def test_marks() -> None:
     unmark(module)
     mark(module, patch)
     assert patch_of(module) is patch and vars(module)[ATTRIBUTE] == Mark(patch, -1)
+    assert Mark(patch).layer == -1
     mark(module, patch, 3)
     assert module._tokenreduce.layer == 3 and module._tokenreduce.reduction is patch
     unmark(module)

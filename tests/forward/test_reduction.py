@@ -25,6 +25,12 @@ def test_counts_are_resolved_once_for_each_number_of_tokens() -> None:
     assert patch.entering(12, patch.counts(12)) == (12, 12, 6, 5)
 
 
+def test_what_is_remembered_is_not_shown() -> None:
+    patch = reduction()
+    patch.counts(12)
+    assert "_counts" not in repr(patch) and "_work" not in repr(patch) and "random" in repr(patch).lower()
+
+
 def test_nothing_removed_is_the_identity_of_that_number_only() -> None:
     patch = reduction({1: 12})
     assert patch.is_identity(12) and patch.is_identity(3) and not patch.is_identity(13)

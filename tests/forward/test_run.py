@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenreduce import Reducer, Schedule, TokenMap
 from tokenreduce.budget.phase import current_phase
+from tokenreduce.forward import run as running
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.maps.restoring import Restoring
@@ -209,6 +210,30 @@ def test_sizes_and_places_follow_what_is_merged() -> None:
     assert torch.allclose(twice[:, 2:-1], merging.maps[1].apply(reduced[:, 2:-1], token_map.sizes(None)), atol=1e-6)
     assert merging.sizes.shape == (2, 3) and merging.sizes.sum(1).tolist() == [12, 12]
     assert torch.equal(merging.places.origin(2, x.device), token_map.rep.gather(1, merging.maps[1].rep))
+
+
+def test_keys_keep_their_heads_for_a_kernel_that_averages_them_and_knows_no_padding() -> None:
+    valid = torch.ones(2, 15).bool()
+    assert Run(reduction(method="tome"), COUNT, GRID).shown.by_head
+    assert not Run(reduction(method="tome"), COUNT, GRID, valid=valid).shown.by_head
+    assert not Run(reduction(method="random"), COUNT, GRID).shown.by_head
+    assert not Run(reduction(method="random"), COUNT, GRID, valid=valid).shown.by_head
+
+
+def test_a_kernel_is_chosen_where_it_can_do_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "choose", lambda name, x: name)
+    patch, x, valid = reduction(method="tome"), tokens(), torch.ones(2, 15).bool()
+
+    def chosen(patch: Reduction, gradients: bool = False, **arguments: Any) -> Any:
+        run = Run(patch, COUNT, GRID, **arguments)
+        with torch.set_grad_enabled(gradients):
+            run.begin(x)
+        return run.kernel
+
+    assert chosen(patch) == patch.reducer.fast().kernel != ""
+    assert chosen(patch, gradients=True) is None and chosen(patch, valid=valid) is None
+    assert chosen(reduction(method="random")) is None
+    assert chosen(replace(patch, schedule=Schedule.adaptive())) is None
 
 
 def test_what_a_layer_has_shown_is_forgotten_when_it_ends() -> None:

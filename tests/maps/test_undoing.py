@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from tokenreduce import TokenMap
-from tokenreduce.maps.restoring import looks_back, restore_tokens, undoing
+from tokenreduce.maps.restoring import Restoring, looks_back, restore_tokens, undoing
 
 BATCH, PREFIX, SUFFIX = 2, 2, 1
 
@@ -71,6 +73,12 @@ def undone(mode: str, x: Tensor, token_map: TokenMap) -> Tensor:
             for k, share in enumerate(shares):
                 out[b, PREFIX + i] += share * x[b, PREFIX + k]
     return out
+
+
+def test_a_patch_cannot_change_how_it_restores() -> None:
+    restoring = Restoring("copy", "delta", ends=True, taps=False, charged=True)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        restoring.ends = False  # type: ignore[misc]
 
 
 def test_modes_that_look_back() -> None:
