@@ -41,6 +41,17 @@ def methods() -> str:
     return "\n".join(lines)
 
 
+def kinds() -> str:
+    """All methods by kind; those that only models of videos carry in a row of their own."""
+    found: dict[str, list[str]] = {}
+    for facts in map(tokenreduce.describe, tokenreduce.methods()):
+        note = " (models with auxiliary heads)" if "auxiliary_logits" in facts["needs"] else ""
+        kind = "video" if "frames" in facts["needs"] else facts["kind"]
+        found.setdefault(kind, []).append(f"`{facts['name']}`{note}")
+    rows = (f"| {kind} | {', '.join(names)} |" for kind, names in found.items())
+    return "\n".join(["| kind | methods |", "|---|---|", *rows])
+
+
 def quality(data: dict, share: float) -> str:
     """Methods at one share of the compute, best class error first, with bootstrap intervals."""
     lines = [
@@ -181,6 +192,7 @@ def tables() -> dict[tuple[str, str], str]:
     made = {
         ("README.md", "demo"): markdown(read["demo"]["rows"]),
         ("README.md", "bench"): markdown(read["deit_small_tome_r13"]["rows"]),
+        ("README.md", "kinds"): kinds(),
         ("docs/methods.md", "methods"): methods(),
         ("docs/backbones.md", "compatibility"): compatibility(read["compatibility"]),
         ("docs/backbones.md", "refusals"): refusals(read["compatibility"]),
