@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import backbone_checks  # noqa: E402
 from backbones import BACKBONES, Backbone, shared_model  # noqa: E402
+from choosing import exportable  # noqa: E402
 
 import tokenreduce  # noqa: E402
 from tokenreduce.patching.finding import find_backbone  # noqa: E402
@@ -35,7 +36,6 @@ CHECKS = {
     "export": backbone_checks.check_export,
     "restore": backbone_checks.check_restore,
 }
-HAS_ORACLE = {"tome", "pool", *backbone_checks.FINDS_DUPLICATES}
 FOLDER = ROOT / "runs" / "compatibility"
 
 
@@ -57,9 +57,9 @@ def families() -> dict[str, Backbone]:
 
 def applies(check: str, backbone: Backbone, method: str) -> bool:
     if check == "oracle":
-        return method in HAS_ORACLE and backbone.equal_positions is not None
+        return backbone_checks.has_oracle(backbone, method)
     if check in ("compile", "export"):
-        return backbone.traceable and tokenreduce.describe(method)["exportable"]
+        return backbone.traceable and exportable(method)
     return True
 
 

@@ -18,7 +18,7 @@ def can_be_made_equal(backbone: Backbone) -> bool:
     return backbone.equal_positions is not None
 
 
-@pairs(everywhere=SAMPLE, first=HAS_ORACLE, where=can_be_made_equal, among=lambda m: m in HAS_ORACLE)
+@pairs(everywhere=SAMPLE, first=HAS_ORACLE, main=HAS_ORACLE, where=can_be_made_equal, among=lambda m: m in HAS_ORACLE)
 def test_merging_identical_tokens_changes_nothing(backbone: Backbone, method: str) -> None:
     checks.check_oracle(backbone, method)
 
@@ -32,7 +32,7 @@ def test_so_does_merging_them_in_a_later_layer(backbone: Backbone, method: str) 
     checks.check_oracle(backbone, method, nth=1)
 
 
-@pairs(everywhere=SAMPLE, first=tokenreduce.methods())
+@pairs(everywhere=SAMPLE, first=tokenreduce.methods(), main=tokenreduce.methods())
 def test_maps_come_back_whole_in_raster_order(backbone: Backbone, method: str) -> None:
     checks.check_restore(backbone, method)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import re
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ import tokenreduce
 from tokenreduce import Schedule, patch
 from tokenreduce.ops.farthest_first import farthest_first
 from tokenreduce.ops.linkage import agglomerate
+from tokenreduce.reducers import registry
 from tokenreduce.reducers.parts.clusters import squared_distances
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -130,3 +135,22 @@ def test_loops_decide_as_the_kernels_do() -> None:
         return torch.randint(-2, 3, (batch, 12, 2), generator=torch.Generator().manual_seed(batch)).float()
 
     check_onnx(Only(nn.Identity(), clusters), points(2), points(40))
+
+
+def test_the_example_of_the_readme_exports_or_does_not_claim_to() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "@tokenreduce" in block)
+    module, known = ModuleType("readme_example"), {*tokenreduce.methods()}
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        exec(example.split("\n\nmodel = ")[0], vars(module))
+        [name] = {*tokenreduce.methods()} - known
+        said = tokenreduce.describe(name)["exportable"]
+        if said is True:
+            check_onnx(patch(two_blocks(), name, ratio=0.5), images(2, seed=0), images(3, seed=1))
+        else:
+            assert said == "unknown"
+    finally:
+        del sys.modules[module.__name__]
+        for name in {*registry._registry} - known:
+            registry._registry.pop(name)

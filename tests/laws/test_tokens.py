@@ -49,7 +49,7 @@ def some(inputs: Inputs, index: list[int]) -> Inputs:
     return {name: value[index] if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
-@pairs(everywhere=SAMPLE, first=tokenreduce.methods())
+@pairs(everywhere=SAMPLE, first=tokenreduce.methods(), main=tokenreduce.methods())
 def test_an_image_does_not_depend_on_its_batch(backbone: Backbone, method: str) -> None:
     x = backbone.inputs(3)
     with checks.shared(backbone) as model, torch.no_grad():

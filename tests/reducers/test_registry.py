@@ -57,6 +57,7 @@ def test_a_new_method_is_one_class() -> None:
         model = patch(small_vit(), "first", flops=0.7)
         model(MAIN.images())
         assert report(model).tokens_left < 64 and tokenreduce.describe("first")["summary"] == "Keep the first tokens."
+        assert tokenreduce.describe("first")["checked"] == tokenreduce.describe("first")["exportable"] == "unknown"
         with pytest.raises(ValueError, match="'tome' is taken"):
             tokenreduce.register(dataclass(frozen=True)(type("Tome2", (First,), {"name": "tome"})))
         with pytest.raises(ValueError, match="lacks the class attribute 'kind'"):

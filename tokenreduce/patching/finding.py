@@ -58,12 +58,17 @@ def _families() -> list[tuple[str, str]]:
     "vit"). Files that begin with an underscore are what families of a library share."""
     return [
         (library, module.name)
-        for library in LIBRARIES
-        for module in pkgutil.iter_modules(
-            [str(Path(folder) / library) for folder in importlib.import_module(PATCHES).__path__]
-        )
+        for library, folders in _folders().items()
+        for module in pkgutil.iter_modules(folders)
         if not module.name.startswith("_")
     ]
+
+
+def _folders() -> dict[str, list[str]]:
+    """The folders with a library's families, by library: those of `LIBRARIES` first, then any other."""
+    parts: list[str] = [*importlib.import_module(PATCHES).__path__]
+    others = [module.name for module in pkgutil.iter_modules(parts) if module.ispkg and module.name != "shared"]
+    return {name: [str(Path(part) / name) for part in parts] for name in (*LIBRARIES, *others)}
 
 
 def _installed(library: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from pathlib import Path
 from typing import Any
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
@@ -109,6 +108,6 @@ def first_sentence(text: str) -> str:
 
 
 def _load_builtin() -> None:
-    """Import every file of the methods' folder; each registers its class."""
-    for module in pkgutil.iter_modules([str(Path(__file__).parent / "methods")]):
+    """Import every file of the methods' package; each registers its class."""
+    for module in pkgutil.iter_modules(importlib.import_module(METHODS).__path__):
         importlib.import_module(f"{METHODS}.{module.name}")
