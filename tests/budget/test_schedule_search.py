@@ -256,6 +256,14 @@ def test_layers_restored_twice_are_named_once_and_kept_in_order() -> None:
     schedule.check_layers(6)
 
 
+def test_shapes_of_one_layer_take_the_first_of_each_run_between_layers_that_need_all_tokens() -> None:
+    """A lower goal than one layer can meet shows which layers reduce."""
+    found = Schedule.budget("once", ratio=0.5).resolve(64, 7, third, whole=frozenset({0, 4}))
+    assert found == (64, 32, 32, 32, 64, 32, 32)
+    with pytest.raises(ValueError, match="reach 22 at least"):
+        Schedule.budget("once", ratio=0.8).resolve(64, 7, third, whole=frozenset({0, 4}))
+
+
 @pytest.mark.parametrize("layer", [True, "3", 1.0])
 def test_layers_are_whole_numbers(layer) -> None:
     for make in (
