@@ -78,6 +78,7 @@ class Backbone:
         unmasked: whether the library's attention takes no mask and is restated.
         map_attention: an attention on maps, with relative positions or windows beside it, which is restated.
         one_size: whether that attention takes maps of the configured size only.
+        reads: what follows the layers reads: "protected" tokens only, image "tokens", or "all" of them.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Backbone:
     unmasked: bool = False
     map_attention: str = ""
     one_size: bool = False
+    reads: str = "protected"
 
     @property
     def count(self) -> int:

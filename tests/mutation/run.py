@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 ROOMS = tuple(
     f"tokenreduce/{room}" for room in ("forward", "maps", "budget", "reducers/parts", "lab/speed", "lab/quality")
 )
+# Tests of `make test` that take long and see little that faster ones do not: what kills without them, kills with them.
+SLOW = ("tests/cli", "tests/laws/test_compilers.py", "tests/laws/test_onnx.py", "tests/mutation")
 REPORT = ROOT / "benchmarks" / "results" / "mutants.json"
 WORK = ROOT / "out" / "mutants"
 KILLED = ("killed", "timeout", "crash")
@@ -42,7 +44,9 @@ def main() -> None:
     os.chdir(ROOT)
     forks.preload()
     files = [path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")]
-    known = seen.watch_all(ROOT, WORK / "seen", files, arguments.tests, arguments.workers)
+    tests = [path.relative_to(ROOT) for path in sorted((ROOT / "tests").rglob("test_*.py"))]
+    tests = [path for path in tests if seen.in_any(path, arguments.tests or ["tests"]) and not seen.in_any(path, SLOW)]
+    known = seen.watch_all(ROOT, WORK / "seen", files, tests, arguments.workers)
     forks.preload(sorted(known.modules))
     results = Results(WORK / "results.jsonl", arguments.tests, again=arguments.only is not None)
     run_all(chosen, known, results, arguments.workers)

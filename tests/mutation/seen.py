@@ -85,11 +85,11 @@ def importers(root: Path, file: str) -> Iterator[str]:
             yield path.relative_to(root).as_posix()
 
 
-def watch_all(root: Path, folder: Path, files: Sequence[str], only: Sequence[str], workers: int) -> Seen:
-    """Watch every test file once; what is known of a file holds until it, its helpers or the package change."""
-    tests = [p for p in sorted((root / "tests").rglob("test_*.py")) if not only or in_any(p.relative_to(root), only)]
+def watch_all(root: Path, folder: Path, files: Sequence[str], tests: Sequence[Path], workers: int) -> Seen:
+    """Watch every one of the files `tests` once; what is known of a file holds until it, its helpers or the package
+    change."""
     base = digest([*(root / "tokenreduce").rglob("*.py"), *(root / "patches").rglob("*.py"), *helpers(root)])
-    kept = {p.relative_to(root).as_posix(): folder / f"{base}-{digest([p])}.json" for p in tests}
+    kept = {p.as_posix(): folder / f"{base}-{digest([root / p])}.json" for p in tests}
     work = {name: partial(watching.watch, root, files, name) for name, path in kept.items() if not path.exists()}
     jobs = deque(forks.Job(name, one, HOURS) for name, one in work.items())
     for done, (name, record) in enumerate(forks.run(jobs, workers, folder / "logs"), 1):

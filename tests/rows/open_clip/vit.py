@@ -61,8 +61,9 @@ def make_rows() -> list[Backbone]:
             "open_clip_custom",
             {"pool_type": "avg", "final_ln_after_pool": True, **OWN},
             lacks=frozenset({"values"}),
+            reads="tokens",
         ),
-        tower("open_clip_coca", {"attentional_pool": True, "output_tokens": True, **POOLER}),
+        tower("open_clip_coca", {"attentional_pool": True, "output_tokens": True, **POOLER}, reads="tokens"),
         Backbone(
             "open_clip_clip",
             partial(CLIP, 16, VISION, TEXT),

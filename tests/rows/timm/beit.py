@@ -21,8 +21,8 @@ def make_rows() -> list[Backbone]:
     row = partial(timm_row, model=Beit, silence=("attn.proj", "mlp.fc2"), biased=True, equal_positions=equal_places)
     own = {"use_rel_pos_bias": True, "use_abs_pos_emb": False, "init_values": 0.5}
     return [
-        row("timm_beit", arguments=own),
-        row("timm_beit_shared", arguments=own | {"use_shared_rel_pos_bias": True, "qkv_bias": False}),
+        row("timm_beit", arguments=own, reads="tokens"),
+        row("timm_beit_shared", arguments=own | {"use_shared_rel_pos_bias": True, "qkv_bias": False}, reads="tokens"),
         row("timm_beit_only_shared", arguments={"use_shared_rel_pos_bias": True, "global_pool": "token"}),
         row(
             "timm_beit_tokens",

@@ -59,8 +59,8 @@ DINOV3 = ROPE | {
 
 def make_rows() -> list[Backbone]:
     return [
-        eva("timm_eva"),
-        eva("timm_eva02", last="blocks.3.mlp.fc1_g", **EVA02),
+        eva("timm_eva", reads="tokens"),
+        eva("timm_eva02", last="blocks.3.mlp.fc1_g", **EVA02, reads="tokens"),
         eva("timm_dinov3", 4, global_pool="token", **DINOV3),
         eva("timm_dinov3_tokens", 4, global_pool="", num_classes=0, tokens_stay_reduced=True, **DINOV3),
         eva(
@@ -73,6 +73,7 @@ def make_rows() -> list[Backbone]:
             attn_type="rope",
             qk_norm=True,
             **ROPE,
+            reads="tokens",
         ),
         eva(
             "timm_rope_grouped",
@@ -90,6 +91,7 @@ def make_rows() -> list[Backbone]:
             rope_mrope_section=(1, 1, 1),
             lacks=frozenset({"values"}),
             **ROPE,
+            reads="tokens",
         ),
         eva("timm_eva_post_norm", silence=("norm1", "norm2"), use_post_norm=True, global_pool="token", **ROPE),
         Backbone(
@@ -100,5 +102,6 @@ def make_rows() -> list[Backbone]:
             argument="x",
             rotary=True,
             equal_positions=partial(equal_places, 1),
+            reads="tokens",
         ),
     ]

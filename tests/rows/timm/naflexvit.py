@@ -52,7 +52,7 @@ def make_rows() -> list[Backbone]:
 
     images = {"make_inputs": padded, "collect": None, "traceable": False, "padded": "patch_valid"}
     return [
-        row("timm_naflex", init_values=0.5),
+        row("timm_naflex", init_values=0.5, reads="all"),
         row(
             "timm_naflex_rope",
             3,
@@ -63,8 +63,9 @@ def make_rows() -> list[Backbone]:
             rope_type="dinov3",
             rope_rotate_half=True,
             attn_type="eva",
+            reads="all",
         ),
-        row("timm_naflex_padded", **images),
+        row("timm_naflex_padded", **images, reads="all"),
         row(
             "timm_naflex_padded_rope",
             1,
@@ -73,6 +74,7 @@ def make_rows() -> list[Backbone]:
             pos_embed="factorized",
             rope_type="axial",
             **images,
+            reads="all",
         ),
         row(
             "timm_naflex_padded_mixed",
@@ -82,5 +84,6 @@ def make_rows() -> list[Backbone]:
             rope_type="mixed",
             use_key_only_attn_mask=True,
             **images,
+            reads="all",
         ),
     ]

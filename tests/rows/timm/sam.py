@@ -41,8 +41,8 @@ def sam(name: str, *, reducing: tuple[int, ...] = (1, 3), **arguments) -> Backbo
 
 def make_rows() -> list[Backbone]:
     return [
-        sam("timm_sam", shares=(0.95, 0.85), mlp_ratio=8),
-        sam("timm_sam_in_a_row", reducing=(1, 2, 3), init_values=0.5, head_hidden_size=24),
+        sam("timm_sam", shares=(0.95, 0.85), mlp_ratio=8, reads="all"),
+        sam("timm_sam_in_a_row", reducing=(1, 2, 3), init_values=0.5, head_hidden_size=24, reads="all"),
         sam(
             "timm_sam_rope",
             use_rel_pos=False,
@@ -51,7 +51,16 @@ def make_rows() -> list[Backbone]:
             one_size=True,
             shares=(0.95, 0.85),
             mlp_ratio=8,
+            reads="all",
         ),
-        sam("timm_sam_global", reducing=(0, 1, 2, 3), use_rel_pos=False, neck_chans=0, num_classes=0, global_pool=""),
-        sam("timm_sam_padded", window_size=3, equal_positions=None, shares=(0.95, 0.85), mlp_ratio=8),
+        sam(
+            "timm_sam_global",
+            reducing=(0, 1, 2, 3),
+            use_rel_pos=False,
+            neck_chans=0,
+            num_classes=0,
+            global_pool="",
+            reads="all",
+        ),
+        sam("timm_sam_padded", window_size=3, equal_positions=None, shares=(0.95, 0.85), mlp_ratio=8, reads="all"),
     ]

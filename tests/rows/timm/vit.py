@@ -19,8 +19,8 @@ NAMED = {
     "vit_small_patch14_dinov2": 1,
     "vit_small_patch14_reg4_dinov2": 5,
     "vit_base_patch16_clip_224": 1,
-    "vit_base_patch16_siglip_224": 0,
 }
+SIGLIP = "vit_base_patch16_siglip_224"  # the same, without a class token
 
 
 def gated_vit(**arguments: Any) -> nn.Module:
@@ -58,9 +58,15 @@ def make_rows() -> list[Backbone]:
         vit("timm_vit", VisionTransformer, {"mlp_ratio": 2}),
         vit("timm_vit_qk_norm", arguments={"qk_norm": True, "init_values": 0.1}),
         *(vit(name, partial(timm.create_model, name), prefix=prefix) for name, prefix in NAMED.items()),
-        vit("timm_vit_average", arguments={"global_pool": "avg", "class_token": False}, prefix=0),
-        vit("timm_vit_average_registers", arguments={"global_pool": "avg", "reg_tokens": 2}, prefix=3),
-        vit("timm_vit_maximum", arguments={"global_pool": "avgmax"}),
+        vit(SIGLIP, partial(timm.create_model, SIGLIP), prefix=0, reads="tokens"),
+            "vit_base_patch16_siglip_224",
+            partial(timm.create_model, "vit_base_patch16_siglip_224"),
+            prefix=0,
+            reads="tokens",
+        ),
+        vit("timm_vit_average", arguments={"global_pool": "avg", "class_token": False}, prefix=0, reads="tokens"),
+        vit("timm_vit_average_registers", arguments={"global_pool": "avg", "reg_tokens": 2}, prefix=3, reads="tokens"),
+        vit("timm_vit_maximum", arguments={"global_pool": "avgmax"}, reads="tokens"),
         vit("timm_vit_gated", gated_vit),
         vit("timm_vit_short", arguments={"img_size": 16, "depth": 2}, grid=(4, 4), last="blocks.1.mlp.fc1"),
         vit("timm_vit_post_norm", arguments={"block_fn": ResPostBlock}, silence=("norm1", "norm2")),
@@ -74,5 +80,6 @@ def make_rows() -> list[Backbone]:
             collect=lambda model, inputs: intermediates(model.backbone, {"x": inputs["images"]}),
             also=None,
             auxiliary_heads=True,
+            reads="tokens",
         ),
     ]

@@ -42,8 +42,14 @@ def make_rows() -> list[Backbone]:
     dense = make(**own, out_indices=[1, 2, 3, 4], auxiliary_channels=8, pool_scales=[1, 2])
     row = partial(hf, **PARTS, equal_positions=equal_places)
     return [
-        row("hf_beit", "BeitForImageClassification", make(**own), last="beit.layers.3.mlp.fc1"),
-        row("hf_beit_shared", "BeitForImageClassification", make(**own, **shared), last="beit.layers.3.mlp.fc1"),
+        row("hf_beit", "BeitForImageClassification", make(**own), last="beit.layers.3.mlp.fc1", reads="tokens"),
+        row(
+            "hf_beit_shared",
+            "BeitForImageClassification",
+            make(**own, **shared),
+            last="beit.layers.3.mlp.fc1",
+            reads="tokens",
+        ),
         row(
             "hf_beit_model",
             without_pooling,
@@ -52,6 +58,6 @@ def make_rows() -> list[Backbone]:
             tokens_stay_reduced=True,
         ),
         row("hf_beit_class_token", "BeitForImageClassification", absolute, last="beit.layers.3.mlp.fc1"),
-        row("hf_beit_backbone", "BeitBackbone", stages, last="beit.layers.3.mlp.fc1"),
-        row("hf_beit_segmentation", segmentation, dense, last="beit.layers.3.mlp.fc1"),
+        row("hf_beit_backbone", "BeitBackbone", stages, last="beit.layers.3.mlp.fc1", reads="tokens"),
+        row("hf_beit_segmentation", segmentation, dense, last="beit.layers.3.mlp.fc1", reads="all"),
     ]

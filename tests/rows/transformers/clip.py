@@ -22,5 +22,6 @@ def make_rows() -> list[Backbone]:
             both,
             **parts | {"last": "vision_model.encoder.layers.3.mlp.fc1"},
             positions="vision_model.embeddings.position_embedding.weight",
+            reads="tokens",
         ),
     ]

@@ -22,5 +22,5 @@ def make_rows() -> list[Backbone]:
         ),
         hf("hf_deit", "DeiTForImageClassification", config, **held, **parts),
         hf("hf_deit_distilled", "DeiTForImageClassificationWithTeacher", config, **held, **parts),
-        hf("hf_deit_masked", "DeiTForMaskedImageModeling", config, **held, **parts),
+        hf("hf_deit_masked", "DeiTForMaskedImageModeling", config, **held, **parts, reads="all"),
     ]

@@ -26,6 +26,7 @@ def make_rows() -> list[Backbone]:
             config,
             last="dinov2.encoder.layer.3.mlp.fc1",
             **PARTS | {"positions": "dinov2.embeddings.position_embeddings"},
+            reads="tokens",
         ),
         hf(
             "hf_dinov2_backbone",
@@ -41,5 +42,6 @@ def make_rows() -> list[Backbone]:
             last="backbone.encoder.layer.3.mlp.fc1",
             **PARTS | {"positions": "backbone.embeddings.position_embeddings"},
             collect=None,
+            reads="all",
         ),
     ]

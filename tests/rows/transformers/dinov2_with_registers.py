@@ -21,6 +21,6 @@ def make_rows() -> list[Backbone]:
     stages = make(out_features=["stage2", "stage4"])
     return [
         hf("hf_dinov2_reg_model", "Dinov2WithRegistersModel", make(), **inside, tokens_stay_reduced=True),
-        hf("hf_dinov2_reg", "Dinov2WithRegistersForImageClassification", make(), **held),
+        hf("hf_dinov2_reg", "Dinov2WithRegistersForImageClassification", make(), **held, reads="tokens"),
         hf("hf_dinov2_reg_backbone", "Dinov2WithRegistersBackbone", stages, **inside),
     ]

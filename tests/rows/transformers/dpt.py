@@ -60,6 +60,7 @@ def make_rows() -> list[Backbone]:
             silence=("output.dense",),
             unmasked=True,
             positions="dpt.embeddings.position_embeddings",
+            reads="all",
         ),
         hf(
             "hf_dpt",
@@ -69,6 +70,7 @@ def make_rows() -> list[Backbone]:
             silence=("output.dense",),
             unmasked=True,
             positions="dpt.embeddings.position_embeddings",
+            reads="all",
         ),
         hf(
             "hf_dpt_hybrid",
@@ -80,5 +82,6 @@ def make_rows() -> list[Backbone]:
             equal_positions=None,
             make_inputs=four_times_as_wide,
             shares=(0.9, 0.82),  # the convolutions are part of the work
+            reads="all",
         ),
     ]

@@ -48,6 +48,6 @@ def make_rows() -> list[Backbone]:
         )
 
     return [
-        row("hf_eomt", "EomtForUniversalSegmentation", 3, "layers.3.mlp.fc1"),
-        row("hf_eomt_unmasked", unmasked, 1, "layers.3.mlp.up_proj", use_swiglu_ffn=True),
+        row("hf_eomt", "EomtForUniversalSegmentation", 3, "layers.3.mlp.fc1", reads="all"),
+        row("hf_eomt_unmasked", unmasked, 1, "layers.3.mlp.up_proj", use_swiglu_ffn=True, reads="all"),
     ]

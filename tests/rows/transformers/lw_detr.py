@@ -61,6 +61,7 @@ def make_rows() -> list[Backbone]:
             equal_positions=partial(equal_rows, "embeddings.position_embeddings", 1),
             collect=maps,
             **parts,
+            reads="all",
         ),
         hf(
             "hf_lw_detr",
@@ -71,5 +72,6 @@ def make_rows() -> list[Backbone]:
             collect=None,
             outputs=detections,
             **parts,
+            reads="all",
         ),
     ]

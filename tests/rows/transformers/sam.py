@@ -51,6 +51,14 @@ def make_rows() -> list[Backbone]:
         ),
     )
     return [
-        sam("hf_sam_vision", "SamVisionModel", alternating, collect=maps, shares=(0.95, 0.85), in_a_row=False),
-        sam("hf_sam", "SamModel", config, collect=None, make_inputs=with_points),
+        sam(
+            "hf_sam_vision",
+            "SamVisionModel",
+            alternating,
+            collect=maps,
+            shares=(0.95, 0.85),
+            in_a_row=False,
+            reads="all",
+        ),
+        sam("hf_sam", "SamModel", config, collect=None, make_inputs=with_points, reads="all"),
     ]

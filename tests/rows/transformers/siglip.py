@@ -41,8 +41,9 @@ def make_rows() -> list[Backbone]:
             last="encoder.layers.3.mlp.fc1",
             positions="embeddings.position_embedding.weight",
             **parts,
+            reads="tokens",
         ),
-        hf("hf_siglip_classifier", "SiglipForImageClassification", both, **held, **parts),
+        hf("hf_siglip_classifier", "SiglipForImageClassification", both, **held, **parts, reads="tokens"),
         hf(
             "hf_siglip",
             "SiglipModel",
@@ -52,5 +53,6 @@ def make_rows() -> list[Backbone]:
             make_inputs=with_text,
             outputs=images_only,
             collect=None,
+            reads="tokens",
         ),
     ]

@@ -60,9 +60,17 @@ def make_rows() -> list[Backbone]:
     held = {name: f"vision_model.{path}" for name, path in inside.items()}
     padded = {"make_inputs": partial(patches, True), "outputs": without_padding, "collect": None, "padded": MASK}
     return [
-        hf("hf_siglip2_vision", "Siglip2VisionModel", vision, **inside, **parts, make_inputs=partial(patches, False)),
-        hf("hf_siglip2_padded", "Siglip2VisionModel", vision, **inside, **parts, **padded),
-        hf("hf_siglip2_classifier", "Siglip2ForImageClassification", both, **held, **parts, **padded),
+        hf(
+            "hf_siglip2_vision",
+            "Siglip2VisionModel",
+            vision,
+            **inside,
+            **parts,
+            make_inputs=partial(patches, False),
+            reads="all",
+        ),
+        hf("hf_siglip2_padded", "Siglip2VisionModel", vision, **inside, **parts, **padded, reads="all"),
+        hf("hf_siglip2_classifier", "Siglip2ForImageClassification", both, **held, **parts, **padded, reads="all"),
         hf(
             "hf_siglip2",
             "Siglip2Model",
@@ -73,5 +81,6 @@ def make_rows() -> list[Backbone]:
             outputs=images_only,
             collect=None,
             padded=MASK,
+            reads="all",
         ),
     ]

@@ -61,5 +61,6 @@ def make_rows() -> list[Backbone]:
             make_inputs=in_the_corner,
             outputs=pixels,
             **parts,
+            reads="all",
         ),
     ]

@@ -56,9 +56,9 @@ def make_rows() -> list[Backbone]:
         fusion_hidden_sizes=[32, 32, 32, 32],
     )
     return [
-        vitdet("hf_vitdet", "VitDetModel", alternating, shares=(0.95, 0.85), in_a_row=False),
-        vitdet("hf_vitdet_plain", "VitDetModel", plain),
-        vitdet("hf_vitdet_backbone", "VitDetBackbone", stages),
+        vitdet("hf_vitdet", "VitDetModel", alternating, shares=(0.95, 0.85), in_a_row=False, reads="all"),
+        vitdet("hf_vitdet_plain", "VitDetModel", plain, reads="all"),
+        vitdet("hf_vitdet_backbone", "VitDetBackbone", stages, reads="all"),
         vitdet(
             "hf_vitdet_convolved",
             "VitDetBackbone",
@@ -66,6 +66,7 @@ def make_rows() -> list[Backbone]:
             shares=(0.95, 0.85),
             equal_positions=None,
             map_attention="encoder.layer.2.attention",
+            reads="all",
         ),
         vitdet(
             "hf_vitmatte",
@@ -74,5 +75,6 @@ def make_rows() -> list[Backbone]:
             last="backbone.encoder.layer.3.mlp.fc1",
             map_attention="backbone.encoder.layer.1.attention",
             make_inputs=with_trimap,
+            reads="all",
         ),
     ]

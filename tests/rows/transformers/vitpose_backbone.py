@@ -54,5 +54,6 @@ def make_rows() -> list[Backbone]:
             last="backbone.encoder.layer.3.mlp.fc1",
             equal_positions=partial(equal_rows, "backbone.embeddings.position_embeddings", 1),
             **parts,
+            reads="all",
         ),
     ]

@@ -39,5 +39,6 @@ def make_rows() -> list[Backbone]:
             config,
             last="vit.encoder.layer.3.intermediate.dense",
             **parts,
+            reads="tokens",
         ),
     ]
