@@ -16,11 +16,14 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/tokenreduce demo $(ARGS)
 
+# Tests of one model stand together: a process that takes a stretch of them makes the model once.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "full or not full" $(ARGS)
+	$(PYTEST) -m "full or not full" $(ARGS)
 
 # Hours, not minutes: see docs/testing.md.
 mutants: setup

@@ -24,6 +24,8 @@ from tokenreduce.reducers.entries import VIDEO
 PATCH, CHANNELS = 4, 3
 
 Inputs = dict[str, Any]
+METHODS = tokenreduce.methods()
+FACTS = {method: tokenreduce.describe(method) for method in METHODS}
 
 
 def tensors(output: Any) -> Iterator[Tensor]:
@@ -130,17 +132,17 @@ class Backbone:
 
     def fits(self, method: str) -> bool:
         """Whether the method must run on this model; otherwise it must be refused."""
-        facts = tokenreduce.describe(method)
+        facts = FACTS[method]
         return not self.unseen & set(facts["needs"]) and (self.in_a_row or facts["placement"] != "post")
 
     @property
     def methods(self) -> list[str]:
         """The methods that fit."""
-        return [method for method in tokenreduce.methods() if self.fits(method)]
+        return [method for method in METHODS if self.fits(method)]
 
     @property
     def refuses(self) -> frozenset[str]:
-        return frozenset(tokenreduce.methods()) - {*self.methods}
+        return frozenset(METHODS) - {*self.methods}
 
     def images(self, batch: int = 2, seed: int = 0) -> Tensor:
         """Random images, or videos."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from backbones import BACKBONES, BY_NAME, ROWS, Backbone
+from backbones import BACKBONES, BY_NAME, FACTS, METHODS, ROWS, Backbone
 
 import tokenreduce
 from tokenreduce.reducers.registry import lookup
@@ -23,7 +23,7 @@ full_product = False  # the pairs of `-m full` are made only if it is asked for:
 
 def kind_of(method: str) -> tuple[Any, ...]:
     """What compilers see of a method: methods of one kind make their maps of the same parts."""
-    facts, cls = tokenreduce.describe(method), lookup(method)
+    facts, cls = FACTS[method], lookup(method)
     stateful = cls.begin is not tokenreduce.Reducer.begin
     return facts["kind"], facts["placement"], stateful, "soft" in facts["modes"], "frames" in facts["needs"]
 
@@ -31,18 +31,18 @@ def kind_of(method: str) -> tuple[Any, ...]:
 def one_of_each_kind() -> list[str]:
     """The first method of every kind that can be exported."""
     first: dict[tuple[Any, ...], str] = {}
-    for method in filter(exportable, tokenreduce.methods()):
+    for method in filter(exportable, METHODS):
         first.setdefault(kind_of(method), method)
     return sorted(first.values())
 
 
 def exportable(method: str) -> bool:
-    return tokenreduce.describe(method)["exportable"] is True
+    return FACTS[method]["exportable"] is True
 
 
 def finds_duplicates(method: str) -> bool:
     """Whether a method must merge identical tokens first: it merges by likeness, anywhere, and by nothing else."""
-    facts = tokenreduce.describe(method)
+    facts = FACTS[method]
     return facts["kind"] in ("merging", "clustering") and not {"class_attention", "frames"} & {*facts["needs"]}
 
 
@@ -102,7 +102,7 @@ def every_backbone(where: Callable[[Backbone], bool] = lambda row: True) -> Any:
     return pytest.mark.parametrize("backbone", [row for row in BACKBONES if where(row)], ids=lambda row: row.name)
 
 
-def on_one_row(methods: Iterable[str] = tokenreduce.methods(), row: Backbone = MAIN) -> Any:
+def on_one_row(methods: Iterable[str] = METHODS, row: Backbone = MAIN) -> Any:
     """Parametrize `backbone` and `method`: these methods on this row, or the first that they fit."""
     rows = [pytest.param(main_row(method, row), method, id=method) for method in methods]
     return pytest.mark.parametrize(("backbone", "method"), rows)

@@ -178,7 +178,7 @@ def test_a_method_and_a_family_are_found_and_obey_the_laws(tmp_path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    options = ("-p", "added", "-p", "no:cacheprovider", "-v", "--tb=short", "-m", "not full")
+    options = ("-p", "added", "-p", "no:cacheprovider", "-vv", "--tb=short", "-m", "not full")
     which = "toylib or (toy and timm_vit_qk_norm) or (toy and test_every_method)"
     files = (TESTS / "laws", TESTS / "reducers" / "test_every_method.py")
     ran = subprocess.run(

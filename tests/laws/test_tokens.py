@@ -51,13 +51,13 @@ def some(inputs: Inputs, index: list[int]) -> Inputs:
 
 @pairs(everywhere=SAMPLE, first=tokenreduce.methods(), main=tokenreduce.methods())
 def test_an_image_does_not_depend_on_its_batch(backbone: Backbone, method: str) -> None:
-    x = backbone.inputs(3)
+    x = backbone.inputs(2)
     with checks.shared(backbone) as model, torch.no_grad():
         patch(model, method, ratio=0.5)
         together = backbone.outputs(model, x)
         assert checks.same(backbone.outputs(model, x), together)
-        turned = backbone.outputs(model, some(x, [2, 1, 0]))
-        alone = [backbone.outputs(model, some(x, [i])) for i in range(3)]
+        turned = backbone.outputs(model, some(x, [1, 0]))
+        alone = [backbone.outputs(model, some(x, [i])) for i in range(2)]
     assert checks.close([torch.cat(parts) for parts in zip(*alone, strict=True)], together, 1e-4)
     assert checks.close([out.flip(0) for out in turned], together, 1e-4)
 
