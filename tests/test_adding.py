@@ -115,8 +115,8 @@ class ToyAdapter(LayeredAdapter):
             width=model.width, heads=model.heads, head_dim=model.width // model.heads, costs=costs,
         )
 
-    def restores(self, model, outer):
-        return False
+    def reads(self, model, outer):
+        return "protected"
 
 
 ADAPTER = ToyAdapter()

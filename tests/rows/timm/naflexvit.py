@@ -41,6 +41,7 @@ def make_rows() -> list[Backbone]:
             name,
             NaFlexVit,
             {"pos_embed_grid_size": (8, 8)} | arguments,
+            reads="all",
             silence=("attn.proj", "mlp.fc2"),
             equal_positions=equal_places,
             lacks=frozenset({"grid"}),
@@ -52,7 +53,7 @@ def make_rows() -> list[Backbone]:
 
     images = {"make_inputs": padded, "collect": None, "traceable": False, "padded": "patch_valid"}
     return [
-        row("timm_naflex", init_values=0.5, reads="all"),
+        row("timm_naflex", init_values=0.5),
         row(
             "timm_naflex_rope",
             3,
@@ -63,9 +64,8 @@ def make_rows() -> list[Backbone]:
             rope_type="dinov3",
             rope_rotate_half=True,
             attn_type="eva",
-            reads="all",
         ),
-        row("timm_naflex_padded", **images, reads="all"),
+        row("timm_naflex_padded", **images),
         row(
             "timm_naflex_padded_rope",
             1,
@@ -74,7 +74,6 @@ def make_rows() -> list[Backbone]:
             pos_embed="factorized",
             rope_type="axial",
             **images,
-            reads="all",
         ),
         row(
             "timm_naflex_padded_mixed",
@@ -84,6 +83,5 @@ def make_rows() -> list[Backbone]:
             rope_type="mixed",
             use_key_only_attn_mask=True,
             **images,
-            reads="all",
         ),
     ]

@@ -28,6 +28,7 @@ def sam(name: str, *, reducing: tuple[int, ...] = (1, 3), **arguments) -> Backbo
         name,
         VisionTransformerSAM,
         arguments,
+        reads="all",
         silence=("attn.proj", "mlp.fc2"),
         collect=maps,
         prefix=0,
@@ -41,8 +42,8 @@ def sam(name: str, *, reducing: tuple[int, ...] = (1, 3), **arguments) -> Backbo
 
 def make_rows() -> list[Backbone]:
     return [
-        sam("timm_sam", shares=(0.95, 0.85), mlp_ratio=8, reads="all"),
-        sam("timm_sam_in_a_row", reducing=(1, 2, 3), init_values=0.5, head_hidden_size=24, reads="all"),
+        sam("timm_sam", shares=(0.95, 0.85), mlp_ratio=8),
+        sam("timm_sam_in_a_row", reducing=(1, 2, 3), init_values=0.5, head_hidden_size=24),
         sam(
             "timm_sam_rope",
             use_rel_pos=False,
@@ -51,7 +52,6 @@ def make_rows() -> list[Backbone]:
             one_size=True,
             shares=(0.95, 0.85),
             mlp_ratio=8,
-            reads="all",
         ),
         sam(
             "timm_sam_global",
@@ -60,7 +60,6 @@ def make_rows() -> list[Backbone]:
             neck_chans=0,
             num_classes=0,
             global_pool="",
-            reads="all",
         ),
-        sam("timm_sam_padded", window_size=3, equal_positions=None, shares=(0.95, 0.85), mlp_ratio=8, reads="all"),
+        sam("timm_sam_padded", window_size=3, equal_positions=None, shares=(0.95, 0.85), mlp_ratio=8),
     ]

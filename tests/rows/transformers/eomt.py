@@ -39,6 +39,7 @@ def make_rows() -> list[Backbone]:
             build,
             config,
             last=last,
+            reads="all",
             silence=("layer_scale1", "layer_scale2"),
             equal_positions=partial(equal_rows, "embeddings.position_embeddings.weight", 0),
             prefix=prefix,
@@ -48,6 +49,6 @@ def make_rows() -> list[Backbone]:
         )
 
     return [
-        row("hf_eomt", "EomtForUniversalSegmentation", 3, "layers.3.mlp.fc1", reads="all"),
-        row("hf_eomt_unmasked", unmasked, 1, "layers.3.mlp.up_proj", use_swiglu_ffn=True, reads="all"),
+        row("hf_eomt", "EomtForUniversalSegmentation", 3, "layers.3.mlp.fc1"),
+        row("hf_eomt_unmasked", unmasked, 1, "layers.3.mlp.up_proj", use_swiglu_ffn=True),
     ]
