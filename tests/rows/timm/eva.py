@@ -27,7 +27,7 @@ def equal_places(prefix: int, model: nn.Module) -> None:
 
 
 def eva(name: str, prefix: int = 1, **arguments: Any) -> Backbone:
-    own = ("last", "tokens_stay_reduced", "silence", "lacks")
+    own = ("last", "tokens_stay_reduced", "silence", "lacks", "reads")
     fields = {"silence": SILENCE} | {key: arguments.pop(key) for key in own if key in arguments}
     places = prefix if not arguments.get("no_embed_class") else 0
     return timm_row(
