@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenreduce import InvalidTypeError, Schedule
+from tokenreduce import InvalidTypeError, InvalidValueError, Schedule
 from tokenreduce.reducers.contract import SHAPES
 
 Counts = tuple[int, ...]
@@ -278,3 +278,13 @@ def test_layers_are_whole_numbers(layer) -> None:
 def test_a_schedule_does_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Schedule.remove(3).rule = "keep"  # type: ignore[misc]
+
+
+def test_a_share_of_multiply_adds_needs_what_they_cost() -> None:
+    with pytest.raises(AssertionError):
+        Schedule.budget("constant", flops=0.6).resolve(64, 4, lambda n: n // 2)
+
+
+def test_an_adaptive_schedule_has_no_counts() -> None:
+    with pytest.raises(InvalidValueError, match="an adaptive schedule has no counts of its own"):
+        Schedule.adaptive().resolve(64, 4, lambda n: n // 2)

@@ -88,6 +88,11 @@ def test_labels_without_names() -> None:
     more = {i: f"LABEL_{i}" for i in range(6)}
     assert match_labels(more, data({1: "a", 5: "b"})).tolist() == [-1, 1, -1, -1, -1, 5], "more: the numbers themselves"
     assert match_labels({0: "wall", 1: "sky"}, data({0: "", 1: ""}, "segmentation")).tolist() == [0, 1]
+    # One real name: labels are not just numbers.
+    with pytest.raises(
+        InvalidValueError, match="the model has 2 classes"
+    ):  # one real name: labels are not just numbers
+        match_labels({0: "LABEL_0", 1: "sky"}, data({0: "tree", 1: "lake"}))
 
 
 @pytest.mark.parametrize(

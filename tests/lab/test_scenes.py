@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tokenreduce.lab.data import fashion_mnist, scenes
+from tokenreduce.lab.quality import embedded
 from tokenreduce.lab.quality.embedded import load_scenes
 
 PHOTOS, CLASSES = fashion_mnist.load("test", fashion_mnist.SUBSET)
@@ -70,3 +72,10 @@ def test_as_dense_data() -> None:
     assert torch.equal(segmentation.samples[3]["image"], detection.samples[3]["image"])
     assert segmentation.samples[3]["target"].shape == (80, 80)
     assert set(detection.samples[3]["target"]) == {"boxes", "labels"}
+
+
+def test_a_data_set_holds_500_scenes_of_the_test_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(embedded.scenes, "load", lambda *arguments: asked.extend(arguments))
+    load_scenes("segmentation")
+    assert asked == [500, "test", fashion_mnist.SUBSET, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 import tokenreduce
 from tokenreduce.forward import run
 from tokenreduce.forward.marks import patch_of
+from tokenreduce.lab.speed import profiling
 from tokenreduce.lab.speed.profiling import MIB, attention_backend, peak_memory
 from tokenreduce.lab.speed.stages import stage_microseconds
 from tokenreduce.lab.speed.timing import Times, bootstrap_interval, interleave, quantile
@@ -101,6 +103,20 @@ def test_peak_memory_of_a_linear_layer_leaves_out_weights_and_input() -> None:
     with torch.inference_mode():
         assert peak_memory(lambda: layer(x), CPU) == pytest.approx(2, rel=0.01)
         assert peak_memory(lambda: F.relu(layer(x)), CPU) == pytest.approx(4, rel=0.01)
+
+
+def test_only_the_search_for_a_peak_profiles_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noting every allocation is slow."""
+    asked, profile = [], profiling.profile
+
+    def noted(**arguments: Any) -> Any:
+        asked.append(arguments["profile_memory"])
+        return profile(**arguments)
+
+    monkeypatch.setattr(profiling, "profile", noted)
+    attention_backend(lambda: None)
+    peak_memory(lambda: torch.zeros(8), torch.device("cpu"))
+    assert asked == [False, True]
 
 
 def test_attention_backends_have_names() -> None:

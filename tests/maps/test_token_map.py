@@ -185,3 +185,9 @@ def test_malformed_maps_are_refused() -> None:
 def test_identity() -> None:
     x = torch.randn(2, 4, 3)
     assert torch.equal(identity(2, 4).apply(x), x) and torch.equal(identity(2, 4).restore(x), x)
+
+
+def test_maps_are_compared_by_identity() -> None:
+    """Comparing their tensors would have no single answer; a set or a dict of maps holds each object once."""
+    one, other = identity(1, 4), identity(1, 4)
+    assert one != other and one == one and len({one, other}) == 2

@@ -128,3 +128,9 @@ def test_restoring_passes_gradients_on(mode: str) -> None:
     expected = {"copy": [2, 2, 2], "soft": [2, 2, 2], "freeze": [1, 2, 2], "delta": [2, 2, 2]}[mode]
     assert before.grad is not None
     assert torch.allclose(before.grad[0, :, 0], torch.tensor(expected).float())
+
+
+def test_a_map_of_copies_is_taken_as_it_is() -> None:
+    """Making it anew would cost a matrix."""
+    single = integer(6, 3, 0)
+    assert undoing([single], soft=False)[0] is single
