@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import tokenreduce
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.quality.dense import measure_dense
+from tokenreduce.lab.quality.embedded import load_scenes
 from tokenreduce.lab.quality.named import make_metric
 from tokenreduce.lab.quality.predictors import load_predictor
 
@@ -118,3 +120,12 @@ def test_a_predictor_of_ones_own() -> None:
     assert full["tokens_left"] == 16 and row["tokens_left"] == 7
     with pytest.raises(InvalidTypeError, match=r"Brightness does not call its module; it must call self\.module"):
         measure_dense(Brightness(vit, calls=False), [], samples("segmentation"))
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(0, 3), (-1, 3), (4, 0)])
+def test_there_must_be_something_to_measure_on(batch_size: int, count: int) -> None:
+    predictor = load_predictor("scene_segmenter", "segmentation", pretrained=False)
+    data = load_scenes("segmentation", count=3)
+    data = dataclasses.replace(data, samples=[data.samples[index] for index in range(count)])
+    with pytest.raises(InvalidValueError, match=f"batch_size is {batch_size} and there are {count} images; both must"):
+        measure_dense(predictor, [Arm("tome", flops=0.8)], data, batch_size)

@@ -28,7 +28,7 @@ ROOMS = tuple(
     f"tokenreduce/{room}" for room in ("forward", "maps", "budget", "reducers/parts", "lab/speed", "lab/quality")
 )
 # Tests of `make test` that take long and see little that faster ones do not: what kills without them, kills with them.
-SLOW = ("tests/cli", "tests/laws/test_compilers.py", "tests/laws/test_onnx.py", "tests/mutation")
+SLOW = ("tests/laws/test_compilers.py", "tests/laws/test_onnx.py", "tests/mutation")
 REPORT = ROOT / "benchmarks" / "results" / "mutants.json"
 WORK = ROOT / "out" / "mutants"
 KILLED = ("killed", "timeout", "crash")
