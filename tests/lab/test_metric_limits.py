@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.quality import detection
 from tokenreduce.lab.quality.dense_metrics import DepthMetric, SegmentationMetric
 from tokenreduce.lab.quality.detection import DetectionMetric
 from tokenreduce.lab.quality.metric import change_interval
@@ -42,3 +43,16 @@ def test_an_interval_is_of_a_thousand_draws_of_one_seed() -> None:
 def test_a_prediction_of_another_size_is_refused(metric: SegmentationMetric | DepthMetric) -> None:
     with pytest.raises(InvalidValueError, match=r"the prediction is \(4, 6\), the truth \(6, 6\)"):
         metric.update([torch.ones(4, 6).long()], [torch.ones(6, 6).long()])
+
+
+def test_a_bootstrap_draws_a_hundred_times_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory grows with draws times detections."""
+    sizes: list[int] = []
+    drawn = detection.drawn_precision
+    monkeypatch.setattr(
+        detection, "drawn_precision", lambda one, part, *rest: sizes.append(len(part)) or drawn(one, part, *rest)
+    )
+    metric = DetectionMetric([1])
+    metric.update([many(0, 2)], [{"boxes": torch.tensor([[0.0, 0.0, 10.0, 10.0]]), "labels": torch.tensor([1])}])
+    metric.resampled(torch.ones(200, 1, dtype=torch.float64))
+    assert sizes == [100, 100]

@@ -108,3 +108,10 @@ def test_options() -> None:
         create("kmeans", {"seeding": "random"})
     with pytest.raises(ValueError, match="weights is 'norm'; valid: 'size', 'attention'"):
         create("kmeans", {"weights": "norm"})
+
+
+@pytest.mark.parametrize("metric", ["keys", "features"])
+def test_tokens_of_one_channel(metric: str) -> None:
+    x = torch.tensor([[[0.0], [0.1], [5.0], [5.2]]])
+    token_map = tokenreduce.plan(x, "kmeans", keep=2, metric=metric)
+    assert token_map.dest.tolist() == [[0, 0, 1, 1]]
