@@ -32,3 +32,29 @@ def begin() -> None:
     import torch
 
     torch.set_num_threads(1)
+    repair_bfloat16()
+
+
+def repair_bfloat16() -> None:
+    """Triton's interpreter cuts fp32 off to bfloat16, where GPUs round, and multiplies matrices of its bits."""
+    import torch
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    convert, multiply = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+
+    def rounded(data: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(data, source, target, rounding)
+        return torch.tensor(data).bfloat16().view(torch.int16).numpy().view("uint16")
+
+    def widened(x: Any) -> Any:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return interpreter.TensorHandle(convert(x.data, tl.bfloat16, tl.float32, None).view("float32"), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *args: Any) -> Any:
+        return multiply(self, widened(a), widened(b), *args)
+
+    interpreter._convert_float = rounded
+    interpreter.InterpreterBuilder.create_dot = create_dot
