@@ -13,7 +13,6 @@ from tokenreduce.ops.triton.launching import operator, start
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 PACK = 8  # elements of half precision in 16 bytes
-WIDEST = 128  # channels of a head
 STRIDES = ["q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "logs_b", "logs_n"]
 
 
@@ -126,7 +125,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, logs: Tensor, scale: float) -> Tenso
     """`softmax(q k^T scale + logs) v`.
 
     Args:
-        q: `(B, H, Nq, d)`, any strides but 1 in the last axis; d at most `WIDEST`.
+        q: `(B, H, Nq, d)`, any strides but 1 in the last axis; d at most 128.
         k, v: `(B, H, N, d)`, likewise, of the same type.
         logs: `(B or 1, 1, 1, N)`, natural logarithms of sizes in fp32. Keys of -inf get nothing; queries that only have
             such keys get 0.
