@@ -1,0 +1,61 @@
+"""Pieces of several kernels: unit rows, ranks, and the map of a bipartition."""
+
+from __future__ import annotations
+
+from triton import jit
+from triton import language as tl
+
+
+@jit
+def mean_unit_rows(heads, stride_head, offsets, inside, HEADS: tl.constexpr):
+    """Unit rows in fp32 of the mean over heads of `heads[offsets]`; zero rows stay zero, NaN and infinity make NaN."""
+    total = tl.load(heads + offsets, mask=inside, other=0.0).to(tl.float32)
+    for head in tl.static_range(1, HEADS):
+        total += tl.load(heads + head * stride_head + offsets, mask=inside, other=0.0).to(tl.float32)
+    mean = total / HEADS
+    length = tl.sqrt(tl.sum(mean * mean, 1))
+    return mean / tl.maximum(length, 1e-6)[:, None]
+
+
+@jit
+def best_of_row(score, index, is_target):
+    """The greatest score `(A,)` of each row of `score (A, T)` and the lowest index that has it; NaN is greatest."""
+    ordered = tl.where(score == score, score, float("inf"))
+    ordered = tl.where(is_target[None, :], ordered, -float("inf"))
+    best = tl.max(ordered, 1)
+    lowest = tl.where((ordered == best[:, None]) & is_target[None, :], index[None, :], 2147483647)
+    return best, tl.min(lowest, 1)
+
+
+@jit
+def ranks(score, index, counts):
+    """How many of those that count come before each in the stable descending order."""
+    higher = score[None, :] > score[:, None]
+    same_but_earlier = (score[None, :] == score[:, None]) & (index[None, :] < index[:, None])
+    return tl.sum(((higher | same_but_earlier) & counts[None, :]).to(tl.int32), 1)
+
+
+@jit
+def ward_scores(product, squares, target_squares, mass, target_mass):
+    """Minus what merging adds to Ward's criterion, of products of points `(A, T)`, squared lengths and sizes."""
+    distance = squares[:, None] + target_squares[None, :] - 2 * product
+    return -distance / (1 / mass[:, None] + 1 / target_mass[None, :])
+
+
+@jit
+def write_round(score, match, index, n, keep, first, to, rep, sources):
+    """Write the map of one image that merges the n - keep best sources, as `merge_best` does; all in one block."""
+    count = (n - first + 1) // 2
+    removed = n - keep
+    kept = count - removed
+    is_source, is_target = index < count, index < n - count
+    rank = ranks(score, index, is_source)
+    moved, stays = is_source & (rank < removed), is_source & (rank >= removed)
+    place = tl.cumsum(stays.to(tl.int32), 0) - 1
+    source, target = first + 2 * index, 1 - first + 2 * index
+    tl.store(to + source, tl.where(moved, kept + match, place), mask=is_source)
+    tl.store(to + target, kept + index, mask=is_target)
+    tl.store(rep + place, source, mask=stays)
+    tl.store(rep + kept + index, target, mask=is_target)
+    tl.store(sources + rank, source, mask=moved)
+    return moved, rank
