@@ -8,7 +8,7 @@ from triton import jit, next_power_of_2
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import operator, start
-from tokenreduce.ops.triton.pieces import best_of_row, mean_unit_rows, write_round
+from tokenreduce.ops.triton.pieces import best_of_row, mean_unit_rows, product, write_round
 from tokenreduce.ops.triton.points import unit_points
 from tokenreduce.ops.triton.tiled import match_points
 
@@ -29,8 +29,8 @@ def bipartite_match(metric: Tensor, keep: int, first: int) -> tuple[Tensor, Tens
     dest, rep, sources = empty_maps(headed, n, keep)
     block = max(16, next_power_of_2((n + 1) // 2))
     start(_match_image, metric)[(batch,)](
-        headed, dest, rep, sources, *headed.stride()[:3], n, keep, first, width,
-        HEADS=heads, BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)), num_warps=8 if block > 64 else 4,
+        headed, dest, rep, sources, *headed.stride()[:3], n, keep, first,
+        WIDTH=width, HEADS=heads, BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)), num_warps=8 if block > 64 else 4,
     )  # fmt: skip
     return dest, rep, sources
 
@@ -43,20 +43,20 @@ def empty_maps(like: Tensor, n: int, keep: int) -> tuple[Tensor, Tensor, Tensor]
     return dest, rep, sources
 
 
-@jit(do_not_specialize=["n", "keep", "first", "width"])
+@jit(do_not_specialize=["n", "keep", "first"])
 def _match_image(
-    keys, dest, rep, sources, stride_image, stride_head, stride_token, n, keep, first, width,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    keys, dest, rep, sources, stride_image, stride_head, stride_token, n, keep, first,
+    WIDTH: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     index, column = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     count = (n - first + 1) // 2
-    is_source, is_target, is_channel = index < count, index < n - count, column < width
+    is_source, is_target, is_channel = index < count, index < n - count, column < WIDTH
     keys += image * stride_image
     sources_at = (first + 2 * index)[:, None] * stride_token + column[None, :]
     targets_at = (1 - first + 2 * index)[:, None] * stride_token + column[None, :]
     a = mean_unit_rows(keys, stride_head, sources_at, is_source[:, None] & is_channel[None, :], HEADS)
     b = mean_unit_rows(keys, stride_head, targets_at, is_target[:, None] & is_channel[None, :], HEADS)
-    score = tl.dot(a, tl.trans(b), input_precision="tf32x3")
+    score = product(a, b, tl.zeros([BLOCK, BLOCK], tl.float32))
     best, match = best_of_row(score, index, is_target)
     write_round(best, match, index, n, keep, first, dest + image * n, rep + image * keep, sources + image * (n - keep))

@@ -10,7 +10,7 @@ from triton import language as tl
 from tokenreduce.ops.triton.launching import operator, start
 from tokenreduce.ops.triton.match import bipartite_match
 
-CELLS = 8192  # numbers of a tile of outputs
+CELLS = 4096  # numbers of a tile of outputs
 WIDEST = 1024  # channels of a tile
 AT_ONCE = 64  # sources looked at together
 
@@ -33,8 +33,8 @@ def merge_apply(
     start(_merge, x)[(-(-left // rows), batch, -(-width // block_c))](
         x, dest, rep, sources, x if sizes is None else sizes, out, grown, bias, x.stride(0), x.stride(1),
         dest.stride(0), rep.stride(0), sources.stride(0), 0 if sizes is None else sizes.stride(0),
-        dest.shape[1], keep, prefix, suffix, width,
-        SIZED=sizes is not None, WIDE=x.dtype == torch.float64, ROWS=rows, AT_ONCE=AT_ONCE, BLOCK_C=block_c,
+        dest.shape[1], keep, prefix, suffix,
+        WIDTH=width, SIZED=sizes is not None, WIDE=x.dtype == torch.float64, ROWS=rows, AT_ONCE=AT_ONCE, BLOCK_C=block_c,
     )  # fmt: skip
     return out, grown, bias
 
@@ -48,11 +48,11 @@ def bipartite_merge(
     return *merge_apply(x, *maps, sizes, prefix, suffix), *maps
 
 
-@jit(do_not_specialize=["n", "keep", "prefix", "suffix", "width", "stride_dest", "stride_rep", "stride_sources"])
+@jit(do_not_specialize=["n", "keep", "prefix", "suffix", "stride_dest", "stride_rep", "stride_sources", "stride_sizes"])
 def _merge(
     x, dest, rep, sources, sizes, out, grown, bias, stride_image, stride_token,
-    stride_dest, stride_rep, stride_sources, stride_sizes, n, keep, prefix, suffix, width,
-    SIZED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_C: tl.constexpr,
+    stride_dest, stride_rep, stride_sources, stride_sizes, n, keep, prefix, suffix,
+    WIDTH: tl.constexpr, SIZED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -69,7 +69,7 @@ def _merge(
     if SIZED:
         mass = tl.load(sizes + token, mask=is_image, other=0.0)
     from_row = tl.where(is_image, token + prefix, tl.where(output < 0, row, row - keep + n)).to(tl.int64)
-    is_channel = column < width
+    is_channel = column < WIDTH
     inside = (row < left)[:, None] & is_channel[None, :]
     centre = tl.load(x + from_row[:, None] * stride_token + column[None, :], mask=inside, other=0.0)
     centre = centre.to(tl.float64 if WIDE else tl.float32)
@@ -98,7 +98,7 @@ def _merge(
             moved += tl.where(here, (rows - centre) * part[:, None].to(centre.dtype), 0.0)
             next_one = tl.min(tl.where(joins & (number[None, :] > next_one[:, None]), number[None, :], 2147483647), 1)
     merged = centre + moved / tl.maximum(mass, 1e-12)[:, None].to(centre.dtype)
-    at = (image * left + row[:, None]) * width + column[None, :]
+    at = (image * left + row[:, None]) * WIDTH + column[None, :]
     tl.store(out + at, merged.to(out.dtype.element_ty), mask=inside)
     if tl.program_id(2) == 0:
         tl.store(grown + image * keep + output, mass, mask=is_image)

@@ -22,22 +22,22 @@ def unit_points(metric: Tensor) -> tuple[Tensor, Tensor]:
     block_d = next_power_of_2(width)
     rows = max(1, min(64, CELLS // block_d))
     start(_unit, metric)[(-(-n // rows), batch)](
-        metric, out, tickets, *metric.stride()[:3], n, width, HEADS=heads, ROWS=rows, BLOCK_D=block_d
+        metric, out, tickets, *metric.stride()[:3], n, WIDTH=width, HEADS=heads, ROWS=rows, BLOCK_D=block_d
     )
     return out, tickets
 
 
-@jit(do_not_specialize=["n", "width"])
+@jit(do_not_specialize=["n"])
 def _unit(
-    metric, out, tickets, stride_image, stride_head, stride_token, n, width,
-    HEADS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    metric, out, tickets, stride_image, stride_head, stride_token, n,
+    WIDTH: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     token, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
-    inside = (token < n)[:, None] & (column < width)[None, :]
+    inside = (token < n)[:, None] & (column < WIDTH)[None, :]
     at = token[:, None].to(tl.int64) * stride_token + column[None, :]
     unit = mean_unit_rows(metric + image * stride_image, stride_head, at, inside, HEADS)
-    tl.store(out + (image * n + token[:, None]) * width + column[None, :], unit, mask=inside)
+    tl.store(out + (image * n + token[:, None]) * WIDTH + column[None, :], unit, mask=inside)
     if tl.program_id(0) == 0:
         tl.store(tickets + image, 0)
 
@@ -55,16 +55,16 @@ def sketched_points(
     rows = max(1, min(32, CELLS // block))
     start(_sketch, x)[(-(-n // rows), batch)](
         x, x if sizes is None else sizes, x if signs is None else signs, out, mass, tickets,
-        x.stride(0), x.stride(1), 0 if sizes is None else sizes.stride(0), n, channels, width,
-        SIZED=sizes is not None, SIGNED=signs is not None, ROUNDS=rounds, ROWS=rows, BLOCK_D=block,
+        x.stride(0), x.stride(1), 0 if sizes is None else sizes.stride(0), n,
+        CHANNELS=channels, WIDTH=width, SIZED=sizes is not None, SIGNED=signs is not None, ROUNDS=rounds, ROWS=rows, BLOCK_D=block,
     )  # fmt: skip
     return out, mass, tickets
 
 
-@jit(do_not_specialize=["n", "channels", "width"])
+@jit(do_not_specialize=["n", "stride_sizes"])
 def _sketch(
-    x, sizes, signs, out, mass, tickets, stride_image, stride_token, stride_sizes, n, channels, width,
-    SIZED: tl.constexpr, SIGNED: tl.constexpr, ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    x, sizes, signs, out, mass, tickets, stride_image, stride_token, stride_sizes, n,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SIZED: tl.constexpr, SIGNED: tl.constexpr, ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     token, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
@@ -72,9 +72,9 @@ def _sketch(
     rows = x + image * stride_image + token[:, None].to(tl.int64) * stride_token
     total = tl.zeros([ROWS, BLOCK_D], tl.float32)
     squares = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    for group in range(0, channels, width):
+    for group in range(0, CHANNELS, WIDTH):
         channel = group + column
-        is_channel = (column < width) & (channel < channels)
+        is_channel = (column < WIDTH) & (channel < CHANNELS)
         part = tl.load(rows + channel[None, :], mask=is_token[:, None] & is_channel[None, :], other=0.0)
         part = part.to(tl.float32)
         squares += part * part
@@ -82,8 +82,8 @@ def _sketch(
             part *= tl.load(signs + channel, mask=is_channel, other=0.0)[None, :]
         total += part
     length = tl.maximum(tl.sqrt(tl.sum(squares, 1)), 1e-6)
-    at = (image * n + token[:, None]) * width + column[None, :]
-    tl.store(out + at, total / length[:, None], mask=is_token[:, None] & (column < width)[None, :])
+    at = (image * n + token[:, None]) * WIDTH + column[None, :]
+    tl.store(out + at, total / length[:, None], mask=is_token[:, None] & (column < WIDTH)[None, :])
     if SIZED:
         tl.store(mass + image * n + token, tl.load(sizes + image * stride_sizes + token, mask=is_token), mask=is_token)
     else:

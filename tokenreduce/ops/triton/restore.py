@@ -29,17 +29,17 @@ def restore_apply(
     rows = max(1, min(64, CELLS // block_c))
     start(_restore, y)[(-(-whole // rows), batch, -(-width // block_c))](
         now, dest, was, then, out, *now.stride()[:2], dest.stride(0), *was.stride()[:2], *then.stride()[:2],
-        n, left - prefix - suffix, prefix, suffix, width,
-        CHANGE=before is not None, WIDE=y.dtype == torch.float64, ROWS=rows, BLOCK_C=block_c,
+        n, left - prefix - suffix, prefix, suffix,
+        WIDTH=width, CHANGE=before is not None, WIDE=y.dtype == torch.float64, ROWS=rows, BLOCK_C=block_c,
     )  # fmt: skip
     return out
 
 
-@jit(do_not_specialize=["n", "keep", "prefix", "suffix", "width", "stride_dest"])
+@jit(do_not_specialize=["n", "keep", "prefix", "suffix", "stride_dest"])
 def _restore(
     now, dest, was, then, out, stride_image, stride_token, stride_dest, was_image, was_token, then_image, then_token,
-    n, keep, prefix, suffix, width,
-    CHANGE: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    n, keep, prefix, suffix,
+    WIDTH: tl.constexpr, CHANGE: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -49,7 +49,7 @@ def _restore(
     is_image = (token >= 0) & (token < n)
     output = tl.load(dest + image * stride_dest + token, mask=is_image, other=0)
     at = tl.where(is_image, output + prefix, tl.where(token < 0, row, row - n + keep)).to(tl.int64)[:, None]
-    inside = (row < whole)[:, None] & (column < width)[None, :]
+    inside = (row < whole)[:, None] & (column < WIDTH)[None, :]
     rows = tl.load(now + image * stride_image + at * stride_token + column[None, :], mask=inside, other=0.0)
     if CHANGE:
         sums = tl.float64 if WIDE else tl.float32
@@ -57,7 +57,7 @@ def _restore(
         old = tl.load(was + image * was_image + here * was_token + column[None, :], mask=inside, other=0.0)
         merged = tl.load(then + image * then_image + at * then_token + column[None, :], mask=inside, other=0.0)
         rows = (old.to(sums) + (rows.to(sums) - merged.to(sums))).to(out.dtype.element_ty)
-    tl.store(out + (image * whole + row[:, None]) * width + column[None, :], rows, mask=inside)
+    tl.store(out + (image * whole + row[:, None]) * WIDTH + column[None, :], rows, mask=inside)
 
 
 @operator

@@ -8,7 +8,7 @@ from triton import jit, next_power_of_2
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import start
-from tokenreduce.ops.triton.pieces import best_of_row, ward_scores
+from tokenreduce.ops.triton.pieces import best_of_row, product, ward_scores
 
 TILE = 64  # sources of a program, and targets that it compares with at once
 DEEP = 64  # channels multiplied at once
@@ -34,23 +34,23 @@ def match_points(
     best = torch.empty(batch, count, dtype=torch.float32, device=device)
     match = torch.empty(batch, count, dtype=torch.int32, device=device)
     start(_match_tile, points)[(tiles, batch)](
-        points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0), n, keep, first, width,
-        WARD=mass is not None, TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
+        points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0), n, keep, first,
+        WIDTH=width, WARD=mass is not None, TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
         BLOCK=max(16, next_power_of_2(count)),
     )  # fmt: skip
     return dest, rep, sources
 
 
-@jit(do_not_specialize=["n", "keep", "first", "width"])
+@jit(do_not_specialize=["n", "keep", "first", "stride_tickets"])
 def _match_tile(
-    points, mass, best, match, tickets, dest, rep, sources, stride_tickets, n, keep, first, width,
-    WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr,
+    points, mass, best, match, tickets, dest, rep, sources, stride_tickets, n, keep, first,
+    WIDTH: tl.constexpr, WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     count = (n - first + 1) // 2
     index = tl.program_id(0) * TILE + tl.arange(0, TILE)
     is_source = index < count
-    score, chosen = _best_targets(points + image * n * width, mass + image * n, index, n, first, width, WARD, TILE, DEEP)
+    score, chosen = _best_targets(points + image * n * WIDTH, mass + image * n, index, n, first, WIDTH, WARD, TILE, DEEP)
     tl.store(best + image * count + index, score, mask=is_source)
     tl.store(match + image * count + index, chosen, mask=is_source)
     tl.debug_barrier()  # all threads have stored before one of them says so
@@ -65,34 +65,34 @@ def _match_tile(
 
 @jit
 def _best_targets(
-    points, mass, index, n, first, width, WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr
+    points, mass, index, n, first, WIDTH: tl.constexpr, WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr
 ):
     """The greatest score of the sources `index (TILE,)` and the lowest target that has it."""
     count = (n - first + 1) // 2
     is_source = index < count
-    source = (first + 2 * index)[:, None] * width
+    source = (first + 2 * index)[:, None] * WIDTH
     best = tl.full([TILE], -float("inf"), tl.float32)
     chosen = tl.zeros([TILE], tl.int32)
     size = tl.load(mass + first + 2 * index, mask=is_source & WARD, other=1.0)
     for begin in range(0, n - count, TILE):
         number = begin + tl.arange(0, TILE)
         is_target = number < n - count
-        target = (1 - first + 2 * number)[:, None] * width
-        product = tl.zeros([TILE, TILE], tl.float32)
+        target = (1 - first + 2 * number)[:, None] * WIDTH
+        scores = tl.zeros([TILE, TILE], tl.float32)
         squares, target_squares = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
-        for channel in range(0, width, DEEP):
+        for channel in range(0, WIDTH, DEEP):
             column = channel + tl.arange(0, DEEP)
-            inside = (column < width)[None, :]
+            inside = (column < WIDTH)[None, :]
             a = tl.load(points + source + column[None, :], mask=is_source[:, None] & inside, other=0.0)
             b = tl.load(points + target + column[None, :], mask=is_target[:, None] & inside, other=0.0)
-            product = tl.dot(a, tl.trans(b), product, input_precision="tf32x3")
+            scores = product(a, b, scores)
             if WARD:
                 squares += tl.sum(a * a, 1)
                 target_squares += tl.sum(b * b, 1)
         if WARD:
             target_size = tl.load(mass + 1 - first + 2 * number, mask=is_target, other=1.0)
-            product = ward_scores(product, squares, target_squares, size, target_size)
-        score, place = best_of_row(product, number, is_target)
+            scores = ward_scores(scores, squares, target_squares, size, target_size)
+        score, place = best_of_row(scores, number, is_target)
         better = score > best
         best, chosen = tl.where(better, score, best), tl.where(better, place, chosen)
     return best, chosen
@@ -147,8 +147,8 @@ def _among_greatest(score, counts, wanted):
     # Unsigned numbers in the order of the scores.
     key = tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True)
     least = tl.zeros([1], tl.uint32)
-    for bit in tl.static_range(32):
-        higher = least | (2147483648 >> bit)
+    for bit in range(32):
+        higher = least | (tl.full([1], 2147483648, tl.uint32) >> bit)
         enough = tl.sum(((key >= higher) & counts).to(tl.int32), 0) >= wanted
         least = tl.where(enough, higher, least)
     above = (key > least) & counts
