@@ -23,7 +23,6 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@constant_result
 @lru_cache(maxsize=1)
 def why_not() -> str:
     """Why Triton's kernels cannot run in this process; empty if they can."""
@@ -40,6 +39,12 @@ def why_not() -> str:
     except Exception as error:  # no C compiler, no driver it knows, no writable cache: many classes, one consequence
         return f"Triton cannot compile here: {str(error).strip()[-300:]}"
     return ""
+
+
+@constant_result
+def why_not_constant() -> str:
+    """`why_not`, run by the compiler instead of traced."""
+    return why_not()
 
 
 def start(kernel: Any, x: Tensor) -> Any:

@@ -12,15 +12,23 @@ from tokenreduce.ops.triton.match import bipartite_match
 
 CELLS = 4096  # numbers of a tile of outputs
 WIDEST = 1024  # channels of a tile
-AT_ONCE = 64  # sources looked at together
+FEW = tl.constexpr(4)  # sources of one output that are added one after the other
+NONE = tl.constexpr(2147483647)
 
 
 @operator
 def merge_apply(
-    x: Tensor, dest: Tensor, rep: Tensor, sources: Tensor, sizes: Tensor | None, prefix: int, suffix: int
+    x: Tensor,
+    dest: Tensor,
+    rep: Tensor,
+    sources: Tensor,
+    sizes: Tensor | None,
+    prefix: int,
+    suffix: int,
+    counted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Size-weighted means `(B, prefix + M + suffix, C)`, sizes `(B, M)` and their logs `(B, 1, 1, prefix + M + suffix)`,
-    0 for protected tokens. Sums run in the order of `sources`."""
+    0 for protected tokens. Sums run in the order of `sources`; new sizes are those of `counted (B, N)`, if given."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, _, width = x.shape
     keep = rep.shape[1]
@@ -31,28 +39,31 @@ def merge_apply(
     block_c = min(WIDEST, next_power_of_2(width))
     rows = max(1, min(64, CELLS // block_c))
     start(_merge, x)[(-(-left // rows), batch, -(-width // block_c))](
-        x, dest, rep, sources, x if sizes is None else sizes, out, grown, bias, x.stride(0), x.stride(1),
-        dest.stride(0), rep.stride(0), sources.stride(0), 0 if sizes is None else sizes.stride(0),
+        x, dest, rep, sources, x if sizes is None else sizes,
+        x if counted is None else counted, out, grown, bias, x.stride(0), x.stride(1),
+        dest.stride(0), rep.stride(0), sources.stride(0), 0 if sizes is None else sizes.stride(0), 0 if counted is None else counted.stride(0),
         dest.shape[1], keep, prefix, suffix,
-        WIDTH=width, SIZED=sizes is not None, WIDE=x.dtype == torch.float64, ROWS=rows, AT_ONCE=AT_ONCE, BLOCK_C=block_c,
+        WIDTH=width, SIZED=sizes is not None, APART=counted is not None, WIDE=x.dtype == torch.float64, ROWS=rows, AT_ONCE=64 if sources.shape[1] <= 64 else 256, BLOCK_C=block_c,
     )  # fmt: skip
     return out, grown, bias
 
 
+@operator
 def bipartite_merge(
     x: Tensor, metric: Tensor, sizes: Tensor | None, keep: int, first: int, prefix: int, suffix: int
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`bipartite_match` of the image tokens' rows of `metric`, and `merge_apply` of its map."""
     image = metric[..., prefix : metric.shape[-2] - suffix, :]
     maps = bipartite_match(image, keep, first)
     return *merge_apply(x, *maps, sizes, prefix, suffix), *maps
 
 
-@jit(do_not_specialize=["n", "keep", "prefix", "suffix", "stride_dest", "stride_rep", "stride_sources", "stride_sizes"])
+@jit(do_not_specialize=["n", "keep", "prefix", "suffix", "stride_dest", "stride_rep", "stride_sources",
+                         "stride_sizes", "stride_counted"])
 def _merge(
-    x, dest, rep, sources, sizes, out, grown, bias, stride_image, stride_token,
-    stride_dest, stride_rep, stride_sources, stride_sizes, n, keep, prefix, suffix,
-    WIDTH: tl.constexpr, SIZED: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, dest, rep, sources, sizes, counted, out, grown, bias, stride_image, stride_token,
+    stride_dest, stride_rep, stride_sources, stride_sizes, stride_counted, n, keep, prefix, suffix,
+    WIDTH: tl.constexpr, SIZED: tl.constexpr, APART: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -61,6 +72,7 @@ def _merge(
     dest += image * stride_dest
     sources += image * stride_sources
     sizes += image * stride_sizes
+    counted += image * stride_counted
     left = prefix + keep + suffix
     output = row - prefix
     is_image = (output >= 0) & (output < keep)
@@ -68,9 +80,11 @@ def _merge(
     mass = tl.where(is_image, 1.0, 0.0)
     if SIZED:
         mass = tl.load(sizes + token, mask=is_image, other=0.0)
+    size = mass
+    if APART:
+        size = tl.load(counted + token, mask=is_image, other=0.0)
     from_row = tl.where(is_image, token + prefix, tl.where(output < 0, row, row - keep + n)).to(tl.int64)
-    is_channel = column < WIDTH
-    inside = (row < left)[:, None] & is_channel[None, :]
+    inside = (row < left)[:, None] & (column < WIDTH)[None, :]
     centre = tl.load(x + from_row[:, None] * stride_token + column[None, :], mask=inside, other=0.0)
     centre = centre.to(tl.float64 if WIDE else tl.float32)
     moved = tl.zeros_like(centre)
@@ -84,22 +98,62 @@ def _merge(
         if SIZED:
             weight = tl.load(sizes + source, mask=is_source, other=0.0)
         mass += tl.sum(tl.where(joins, weight[None, :], 0.0), 1)
-        # One source of each output at a time, in their order: those that have none left load nothing.
-        next_one = tl.min(tl.where(joins, number[None, :], 2147483647), 1)
-        while tl.min(next_one, 0) < 2147483647:
-            joined = next_one < 2147483647
-            member = tl.load(sources + next_one, mask=joined, other=0)
-            part = tl.where(joined, 1.0, 0.0)
-            if SIZED:
-                part = tl.load(sizes + member, mask=joined, other=0.0)
-            here = joined[:, None] & is_channel[None, :]
-            at = (member + prefix).to(tl.int64)[:, None] * stride_token + column[None, :]
-            rows = tl.load(x + at, mask=here, other=0.0).to(centre.dtype)
-            moved += tl.where(here, (rows - centre) * part[:, None].to(centre.dtype), 0.0)
-            next_one = tl.min(tl.where(joins & (number[None, :] > next_one[:, None]), number[None, :], 2147483647), 1)
+        count = weight
+        if APART:
+            count = tl.load(counted + source, mask=is_source, other=0.0)
+        size += tl.sum(tl.where(joins, count[None, :], 0.0), 1)
+        if tl.max(tl.sum(joins.to(tl.int32), 1), 0) > FEW:
+            moved = _add_all(
+                moved, centre, x, dest, sources, sizes, begin, tl.minimum(begin + AT_ONCE, n - keep), prefix, output,
+                is_image, column, stride_token, WIDTH, SIZED,
+            )  # fmt: skip
+        else:
+            moved = _add_few(
+                moved, centre, x, sources, sizes, number, joins, prefix, column, stride_token, WIDTH, SIZED
+            )
     merged = centre + moved / tl.maximum(mass, 1e-12)[:, None].to(centre.dtype)
     at = (image * left + row[:, None]) * WIDTH + column[None, :]
     tl.store(out + at, merged.to(out.dtype.element_ty), mask=inside)
     if tl.program_id(2) == 0:
-        tl.store(grown + image * keep + output, mass, mask=is_image)
-        tl.store(bias + image * left + row, tl.where(is_image, tl.log(mass), 0.0), mask=row < left)
+        tl.store(grown + image * keep + output, size, mask=is_image)
+        tl.store(bias + image * left + row, tl.where(is_image, tl.log(size), 0.0), mask=row < left)
+
+
+@jit
+def _add_few(
+    moved, centre, x, sources, sizes, number, joins, prefix, column, stride_token, WIDTH: tl.constexpr,
+    SIZED: tl.constexpr,
+):  # fmt: skip
+    """`moved` and the sources that join: one of each output at a time, so that those that have none left load
+    nothing."""
+    next_one = tl.min(tl.where(joins, number[None, :], NONE), 1)
+    while tl.min(next_one, 0) < NONE:
+        joined = next_one < NONE
+        member = tl.load(sources + next_one, mask=joined, other=0)
+        part = tl.where(joined, 1.0, 0.0)
+        if SIZED:
+            part = tl.load(sizes + member, mask=joined, other=0.0)
+        here = joined[:, None] & (column < WIDTH)[None, :]
+        at = (member + prefix).to(tl.int64)[:, None] * stride_token + column[None, :]
+        rows = tl.load(x + at, mask=here, other=0.0).to(centre.dtype)
+        moved += tl.where(here, (rows - centre) * part[:, None].to(centre.dtype), 0.0)
+        next_one = tl.min(tl.where(joins & (number[None, :] > next_one[:, None]), number[None, :], NONE), 1)
+    return moved
+
+
+@jit
+def _add_all(
+    moved, centre, x, dest, sources, sizes, begin, end, prefix, output, is_image, column, stride_token,
+    WIDTH: tl.constexpr, SIZED: tl.constexpr,
+):  # fmt: skip
+    """The same, one source after the other whether it joins here or not: nothing waits for what was loaded before."""
+    for number in tl.range(begin, end, num_stages=4):
+        member = tl.load(sources + number)
+        joins = is_image & (tl.load(dest + member).to(tl.int32) == output)
+        part = 1.0
+        if SIZED:
+            part = tl.load(sizes + member)
+        at = (member + prefix).to(tl.int64) * stride_token + column
+        row = tl.load(x + at, mask=column < WIDTH, other=0.0).to(centre.dtype)
+        moved += tl.where(joins[:, None], (row[None, :] - centre) * part, 0.0)
+    return moved

@@ -70,3 +70,20 @@ def write_round(score, match, index, n, keep, first, to, rep, sources):
     tl.store(rep + place, source, mask=stays)
     tl.store(rep + kept + index, target, mask=is_target)
     tl.store(sources + rank, source, mask=moved)
+
+
+@jit
+def among_greatest(score, counts, wanted):
+    """Whether each of those that count is among the `wanted` first in the stable descending order; no NaN."""
+    bits = score.to(tl.int32, bitcast=True)
+    # Unsigned numbers in the order of the scores.
+    key = tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True)
+    least = tl.zeros([1], tl.uint32)
+    for bit in range(32):
+        higher = least | (tl.full([1], 2147483648, tl.uint32) >> bit)
+        enough = tl.sum(((key >= higher) & counts).to(tl.int32), 0) >= wanted
+        least = tl.where(enough, higher, least)
+    above = (key > least) & counts
+    equal = (key == least) & counts
+    left = wanted - tl.sum(above.to(tl.int32), 0)
+    return above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= left))

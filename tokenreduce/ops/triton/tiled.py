@@ -8,7 +8,7 @@ from triton import jit, next_power_of_2
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import start
-from tokenreduce.ops.triton.pieces import best_of_row, product, ward_scores
+from tokenreduce.ops.triton.pieces import among_greatest, best_of_row, product, ward_scores
 
 TILE = 64  # sources of a program, and targets that it compares with at once
 DEEP = 64  # channels multiplied at once
@@ -109,7 +109,7 @@ def _choose(best, match, dest, rep, sources, n, keep, first, BLOCK: tl.constexpr
     # Other programs wrote these: not from a cache that does not know of them.
     score = tl.load(best + index, mask=is_source, other=-float("inf"), cache_modifier=".cg") + 0.0
     partner = tl.load(match + index, mask=is_source, other=0, cache_modifier=".cg")
-    moved = _among_greatest(score, is_source, removed)
+    moved = among_greatest(score, is_source, removed)
     stays = is_source & (moved == 0)
     place = tl.cumsum(stays.to(tl.int32), 0) - 1
     source = first + 2 * index
@@ -138,20 +138,3 @@ def _choose(best, match, dest, rep, sources, n, keep, first, BLOCK: tl.constexpr
             before = ((theirs[None, :] > mine[:, None]) | first_of_equals) & (against < removed)[None, :]
             rank += tl.sum(before.to(tl.int32), 1)
         tl.store(sources + rank, tl.load(match + number, mask=is_moved, other=0), mask=is_moved)
-
-
-@jit
-def _among_greatest(score, counts, wanted):
-    """Whether each of those that count is among the `wanted` first in the stable descending order; no NaN."""
-    bits = score.to(tl.int32, bitcast=True)
-    # Unsigned numbers in the order of the scores.
-    key = tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True)
-    least = tl.zeros([1], tl.uint32)
-    for bit in range(32):
-        higher = least | (tl.full([1], 2147483648, tl.uint32) >> bit)
-        enough = tl.sum(((key >= higher) & counts).to(tl.int32), 0) >= wanted
-        least = tl.where(enough, higher, least)
-    above = (key > least) & counts
-    equal = (key == least) & counts
-    left = wanted - tl.sum(above.to(tl.int32), 0)
-    return above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= left))
