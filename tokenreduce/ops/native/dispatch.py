@@ -141,7 +141,7 @@ def why_not_triton(name: str, x: Tensor) -> str:
         return f"{x.shape[-2]} tokens are more than the {MOST_TOKENS} among which one program chooses"
     if not x.is_cuda and not launching.interpreted():
         return f"the tensor is on {x.device.type}"
-    return "" if not compiling and dispatch_modes() else launching.why_not_constant()
+    return "" if not compiling and dispatch_modes() else launching.why_not()
 
 
 @contextmanager

@@ -23,9 +23,14 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@lru_cache(maxsize=1)
+@constant_result
 def why_not() -> str:
     """Why Triton's kernels cannot run in this process; empty if they can."""
+    return _why_not()
+
+
+@lru_cache(maxsize=1)
+def _why_not() -> str:
     if find_spec("triton") is None:
         return "Triton is not installed; PyTorch for CUDA on Linux comes with it"
     if interpreted():
@@ -39,12 +44,6 @@ def why_not() -> str:
     except Exception as error:  # no C compiler, no driver it knows, no writable cache: many classes, one consequence
         return f"Triton cannot compile here: {str(error).strip()[-300:]}"
     return ""
-
-
-@constant_result
-def why_not_constant() -> str:
-    """`why_not`, run by the compiler instead of traced."""
-    return why_not()
 
 
 def start(kernel: Any, x: Tensor) -> Any:
