@@ -1,4 +1,4 @@
-"""Attention with sizes: ways of giving them, times backends; and the blocks of the library's own kernel."""
+"""Attention with sizes: ways of giving them, times backends; and the tiles of the library's own kernel."""
 
 from __future__ import annotations
 
@@ -37,8 +37,26 @@ SHAPES = (
     (256, 197, 16),
 )
 TINY = ((1, 17, 2),)
-# query block, key block, warps, stages
-BLOCKS = tuple(itertools.product((128, 64), (64, 128, 32), (4, 8), (3, 2)))
+# queries and keys a tile, keys in the last tiles, warps, stages: fields of `Tiles`
+TILES = (
+    (128, 64, 64, 4, 3),
+    (128, 64, 64, 8, 3),
+    (128, 128, 128, 8, 2),
+    (128, 128, 64, 8, 2),
+    (64, 64, 64, 4, 3),
+    (128, 64, 32, 4, 3),
+    (128, 64, 64, 4, 2),
+    (64, 64, 64, 4, 2),
+    (128, 128, 32, 8, 3),
+    (64, 128, 128, 4, 2),
+    (64, 64, 32, 4, 3),
+    (128, 32, 32, 4, 3),
+    (128, 64, 64, 4, 4),
+    (128, 64, 16, 4, 3),
+    (64, 32, 32, 4, 3),
+    (128, 128, 128, 4, 3),
+    (256, 64, 64, 8, 3),
+)
 HEAD = 64
 SCALE = HEAD**-0.5
 
@@ -56,13 +74,13 @@ def run(session: Session) -> None:
 
 
 def sweep(session: Session) -> None:
-    """The kernel's blocks, at the shapes that decide; each compiles once."""
+    """The kernel's tiles, at the shapes that decide; each compiles once."""
     shapes = SHAPES[:4] if not session.tiny else TINY
     made_once = [made(session, *shape) for shape in shapes]
-    for blocks in BLOCKS if not session.tiny else BLOCKS[:1]:
+    for tiles in TILES if not session.tiny else TILES[:1]:
         for shape, inputs in zip(shapes, made_once, strict=True):
-            call = partial(triton_way, *inputs, blocks=blocks)
-            session.measure(lambda c=call: timed(c, "default", 5), **named(shape), blocks=list(blocks))
+            call = partial(triton_way, *inputs, tiles=tiles)
+            session.measure(lambda c=call: timed(c, "default", 5), **named(shape), tiles=list(tiles))
 
 
 def named(shape: tuple[int, int, int]) -> Facts:
@@ -94,12 +112,12 @@ def channels(q: Tensor, k: Tensor, v: Tensor, logs: Tensor) -> Tensor:
     return joined(sdpa(*with_channels(q, k, v, logs[:, None, None], SCALE), scale=SCALE)[..., :HEAD])
 
 
-def triton_way(q: Tensor, k: Tensor, v: Tensor, logs: Tensor, blocks: tuple[int, ...] | None = None) -> Tensor:
-    """The library's own kernel; `blocks` as in `BLOCKS`, None for its own choice."""
-    from tokenreduce.ops.triton import attend
+def triton_way(q: Tensor, k: Tensor, v: Tensor, logs: Tensor, tiles: tuple[int, ...] | None = None) -> Tensor:
+    """The library's own kernel; `tiles` as in `TILES`, None for its own choice."""
+    from tokenreduce.ops.triton.attend import Tiles, attend, attend_in
 
-    out = attend.attend(q, k, v, logs, SCALE) if blocks is None else attend.attend(q, k, v, logs, SCALE, blocks)
-    return joined(out) if out.ndim == 4 and out.shape[1] == q.shape[1] else out.flatten(2)
+    sizes = logs[:, None, None]
+    return joined(attend(q, k, v, sizes, SCALE) if tiles is None else attend_in(Tiles(*tiles), q, k, v, sizes, SCALE))
 
 
 WAYS: dict[str, Callable[..., Tensor]] = {"none": without, "mask": masked, "channels": channels}

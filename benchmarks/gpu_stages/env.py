@@ -69,4 +69,4 @@ def kernels(session: Session) -> None:
     usable = choices(session)
     for choice in usable:
         session.measure(lambda choice=choice: {"why_not": reasons(choice, session)}, choice=choice)
-    session.add({"stage": "kernels", "usable": usable})
+    session.add({"stage": "kernels", "usable": ", ".join(usable)})

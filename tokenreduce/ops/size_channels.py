@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tokenreduce.errors import InvalidValueError, unknown
-from tokenreduce.ops.modes import dispatch_modes, function_transform, is_tracing
+from tokenreduce.ops.modes import dispatch_modes, function_transform, is_tracing, knows_autocast
 
 CHOICES = {
     "auto": "channels on CUDA in half precision, the mask elsewhere",
@@ -186,5 +186,5 @@ def added(query: Tensor) -> int:
 def attended_type(x: Tensor) -> torch.dtype:
     """The type in which attention works on `x`, which autocast decides where it is on."""
     device = x.device.type
-    cast = x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    cast = x.dtype != torch.float64 and knows_autocast(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if cast else x.dtype
