@@ -37,7 +37,7 @@ def merge_apply(
     grown = torch.empty(batch, keep, dtype=torch.float32, device=x.device)
     bias = torch.empty(batch, 1, 1, left, dtype=torch.float32, device=x.device)
     block_c = min(WIDEST, next_power_of_2(width))
-    rows = max(1, min(64, CELLS // block_c))
+    rows = max(1, min(16, CELLS // block_c))
     start(_merge, x)[(-(-left // rows), batch, -(-width // block_c))](
         x, dest, rep, sources, x if sizes is None else sizes,
         x if counted is None else counted, out, grown, bias, x.stride(0), x.stride(1),
