@@ -28,10 +28,11 @@ def kernels(
     with console.status("compiling, up to a minute"):
         rows = dispatch.status()
     table = Table()
-    for heading in ("kernel", "what it does", "CPU", "CUDA"):
+    for heading in ("kernel", "what it does", "CPU", "Triton (GPU)", "CUDA extension"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(row["kernel"], row["summary"], row["cpu"] or "usable", row["cuda"] or "usable, when forced")
+        usable = (row["cpu"] or "usable", row["triton"] or "usable", row["cuda"] or "usable, when forced")
+        table.add_row(row["kernel"], row["summary"], *usable)
     console.print(table)
     console.print(f"kept in {build.cache_folder()}; TOKENREDUCE_KERNELS=reference turns them off", highlight=False)
     console.print(f"sizes in attention: {sized_attention.status()} (TOKENREDUCE_ATTENTION)", highlight=False)

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.functional import pad
 
+from tokenreduce.ops.modes import knows_autocast
+
 WIDEST = 256  # channels that flash attention takes
 # In the place of the logarithm of 0, which would make NaN: fp16 holds it, and e to its power is 0 in fp32. To look for
 # sizes of 0 instead would make the host wait for the GPU.
@@ -49,6 +51,5 @@ def added(query: Tensor) -> int:
 def attended_type(x: Tensor) -> torch.dtype:
     """The type in which attention works on `x`, which autocast decides where it is on."""
     device = x.device.type
-    known = is_compiling() or torch.amp.is_autocast_available(device)  # which the compiler of PyTorch 2.11 cannot trace
-    cast = x.dtype != torch.float64 and known and torch.is_autocast_enabled(device)
+    cast = x.dtype != torch.float64 and knows_autocast(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if cast else x.dtype
