@@ -228,6 +228,8 @@ def why_not_triton(query: Tensor, key: Tensor, value: Tensor, logs: Tensor, drop
         return "it has no backward"
     if dropout:
         return "it has no dropout"
+    if logs.dtype != torch.float32 or logs.shape[0] not in (1, query.shape[0]):
+        return f"log sizes {tuple(logs.shape)} of {logs.dtype} are not in fp32, one row for each image or for all"
     if value.shape != key.shape or query.shape[:2] != key.shape[:2] or query.shape[3] != key.shape[3]:
         return f"shapes {', '.join(str(tuple(t.shape)) for t in parts)} are not those of one attention"
     if query.shape[3] > WIDEST or any(t.stride(3) != 1 for t in parts) or not query.numel():

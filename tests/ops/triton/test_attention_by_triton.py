@@ -158,6 +158,8 @@ UNFIT = [
     ("no backward", (LEAF, Q, Q, LOGS, 0.0)),
     ("no backward", (Q, Q, Q, LOGS.clone().requires_grad_(), 0.0)),
     ("no dropout", (Q, Q, Q, LOGS, 0.1)),
+    ("not in fp32", (Q, Q, Q, LOGS.double(), 0.0)),
+    ("one row for each image", (Q, Q, Q, torch.zeros(4, 1, 1, 5), 0.0)),
     ("not those of one attention", (Q, Q[:, :1], Q[:, :1], LOGS, 0.0)),
     ("not those of one attention", (Q, Q, Q[..., :8], LOGS, 0.0)),
     ("heads have 136 channels", (WIDE, WIDE, WIDE, LOGS, 0.0)),
