@@ -10,13 +10,13 @@ from triton import language as tl
 from tokenreduce.ops.triton.launching import operator, start
 from tokenreduce.ops.triton.match import SMALL, empty_maps
 from tokenreduce.ops.triton.merge import merge_apply
-from tokenreduce.ops.triton.pieces import best_of_row, product, ward_scores, write_round
+from tokenreduce.ops.triton.pieces import best_of_row, product, ranks, ward_scores
 from tokenreduce.ops.triton.points import sketched_points
 from tokenreduce.ops.triton.tiled import match_points
 
 WIDEST = 64  # channels that one program holds of each token
 MOST_ROUNDS = 4  # that one program does
-PART = tl.constexpr(32)  # targets or sources that it holds at once, for the registers
+PART = 32  # targets that it holds at once, for its registers
 
 
 @operator
@@ -31,11 +31,10 @@ def ward_match(
         return _rounds_apart(points, mass, tickets, counts, first)
     dest, rep, sources = empty_maps(features, n, counts[-1])
     block = max(16, next_power_of_2((n + 1) // 2))
-    step = torch.empty(batch, 2, 4 * block, dtype=torch.int32, device=features.device)
     more = [counts[i] if i < len(counts) else counts[-1] for i in range(MOST_ROUNDS)]
     start(_ward_image, features)[(batch,)](
-        points, mass, torch.empty_like(points), torch.empty_like(mass), step, dest, rep, sources, n, *more, len(counts), first,
-        WIDTH=width, BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)), num_warps=8 if block > 64 else 4,
+        points, mass, torch.empty_like(points), torch.empty_like(mass), dest, rep, sources, n, *more, len(counts),
+        FIRST=first, WIDTH=width, BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)), PART=min(PART, block), num_warps=8 if block > 64 else 4,
     )  # fmt: skip
     return dest, rep, sources
 
@@ -57,46 +56,92 @@ def _rounds_apart(
     return dest, rep, sources
 
 
-@jit(do_not_specialize=["n", "count_0", "count_1", "count_2", "count_3", "rounds", "first"])
+@jit(do_not_specialize=["n", "count_0", "count_1", "count_2", "count_3", "rounds"])
 def _ward_image(
-    points, mass, other_points, other_mass, step, dest, rep, sources, n, count_0, count_1, count_2, count_3, rounds,
-    first, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    points, mass, other_points, other_mass, dest, rep, sources, n, count_0, count_1, count_2, count_3, rounds,
+    FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
-    index, both = tl.arange(0, BLOCK), tl.arange(0, 2 * BLOCK)
+    index, token = tl.arange(0, BLOCK), tl.arange(0, 2 * BLOCK)
     final = _count_of(rounds - 1, count_0, count_1, count_2, count_3)
-    dest += image * n
-    rep += image * final
-    sources += image * (n - final)
-    # Scratch: who stands for the tokens that are left, and the map of a round.
-    origin = step + image * 8 * BLOCK
-    to, stands, gone = origin + 2 * BLOCK, origin + 4 * BLOCK, origin + 6 * BLOCK
-    tl.store(origin + both, both, mask=both < n)
-    tl.store(dest + both, both, mask=both < n)
+    place = token  # where each token is now, and whether it stands for those there
+    stands = token < n
     now = n
     for number in range(rounds):
         left = _count_of(number, count_0, count_1, count_2, count_3)
+        count, removed = (now - FIRST + 1) // 2, now - left
+        kept = count - removed
         # Points and sizes go to and fro between two places.
         here = tl.where(number % 2 == 0, points, other_points) + image * n * WIDTH
-        there = tl.where(number % 2 == 0, other_points, points) + image * n * WIDTH
         size_here = tl.where(number % 2 == 0, mass, other_mass) + image * n
-        size_there = tl.where(number % 2 == 0, other_mass, mass) + image * n
-        _score_round(here, size_here, to, stands, gone, now, left, first, WIDTH, BLOCK, BLOCK_D)
-        tl.debug_barrier()
-        is_gone = index < now - left
-        place = tl.load(dest + both, mask=both < n, other=0)
-        moves_to = tl.load(to + place, mask=both < n, other=0)
-        stays = tl.load(stands + both, mask=both < left, other=0)
-        stand_in = tl.load(origin + stays, mask=both < left, other=0)
-        removed = tl.load(origin + tl.load(gone + index, mask=is_gone, other=0), mask=is_gone, other=0)
-        tl.store(sources + n - now + index, removed, mask=is_gone)
-        tl.debug_barrier()
-        tl.store(dest + both, moves_to, mask=both < n)
-        tl.store(origin + both, stand_in, mask=both < left)
-        tl.store(rep + both, stand_in, mask=(both < left) & (number == rounds - 1))
-        _merge_round(here, size_here, there, size_there, to, gone, now, left, first, WIDTH, BLOCK, BLOCK_D)
-        tl.debug_barrier()
+        is_source = index < count
+        a = _rows(here, FIRST + 2 * index, is_source, WIDTH, BLOCK_D)
+        s = tl.load(size_here + FIRST + 2 * index, mask=is_source, other=1.0)
+        best, match = _best_targets(here, size_here, a, s, now - count, FIRST, WIDTH, BLOCK, BLOCK_D, PART)
+        rank = ranks(best, index, is_source)
+        moved = is_source & (rank < removed)
+        alone = is_source & (rank >= removed)
+        alone_place = tl.cumsum(alone.to(tl.int32), 0) - 1
+        # For each place the next one, and its rank + 1 if it merges.
+        of_source = tl.where(moved, kept + match + (rank + 1) * 65536, alone_place) & 2147483647
+        of_target = kept + index
+        if FIRST == 0:
+            step = tl.interleave(of_source, of_target)
+        else:
+            step = tl.interleave(of_target, of_source)
+        mine = tl.where(token < n, tl.gather(step, place, 0), 0)
+        merges = stands & (mine >= 65536)
+        tl.store(sources + image * (n - final) + n - now + mine // 65536 - 1, token, mask=merges)
+        stands = stands & (mine < 65536)
+        place = mine % 65536
+        if number < rounds - 1:
+            there = tl.where(number % 2 == 0, other_points, points) + image * n * WIDTH
+            size_there = tl.where(number % 2 == 0, other_mass, mass) + image * n
+            _put(there, size_there, alone_place, a, s, alone, WIDTH, BLOCK_D)
+            _merge_targets(
+                here, size_here, there, size_there, a, s, match, moved, kept, now - count, FIRST, WIDTH, BLOCK_D, PART
+            )
+            tl.debug_barrier()
         now = left
+    tl.store(dest + image * n + token, place, mask=token < n)
+    tl.store(rep + image * final + place, token, mask=stands)
+
+
+@jit
+def _best_targets(
+    points, mass, a, s, targets, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    PART: tl.constexpr,
+):  # fmt: skip
+    """The greatest score of the sources `a (A, d)` of sizes `s`, and the lowest target that has it."""
+    squares = tl.sum(a * a, 1)
+    best, match = tl.full([BLOCK], -float("inf"), tl.float32), tl.zeros([BLOCK], tl.int32)
+    for begin in range(0, targets, PART):
+        number = begin + tl.arange(0, PART)
+        is_target = number < targets
+        b = _rows(points, 1 - first + 2 * number, is_target, WIDTH, BLOCK_D)
+        t = tl.load(mass + 1 - first + 2 * number, mask=is_target, other=1.0)
+        score = ward_scores(product(a, b, tl.zeros([BLOCK, PART], tl.float32)), squares, tl.sum(b * b, 1), s, t)
+        score, lowest = best_of_row(score, number, is_target)
+        match = tl.where(score > best, lowest, match)
+        best = tl.maximum(score, best)
+    return best, match
+
+
+@jit
+def _merge_targets(
+    points, mass, new_points, new_mass, a, s, match, moved, kept, targets, first,
+    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """Write the targets with what moves into them."""
+    for begin in range(0, targets, PART):
+        number = begin + tl.arange(0, PART)
+        is_target = number < targets
+        b = _rows(points, 1 - first + 2 * number, is_target, WIDTH, BLOCK_D)
+        t = tl.load(mass + 1 - first + 2 * number, mask=is_target, other=1.0)
+        share = tl.where((match[None, :] == number[:, None]) & moved[None, :], s[None, :], 0.0)
+        grown = t + tl.sum(share, 1)
+        middle = product(share / grown[:, None], tl.trans(a), b * (t / grown * 4096)[:, None])
+        _put(new_points, new_mass, kept + number, middle / 4096, grown, is_target, WIDTH, BLOCK_D)
 
 
 @jit
@@ -112,67 +157,8 @@ def _rows(points, place, counts, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @jit
-def _score_round(
-    points, mass, to, stands, gone, n, keep, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """Write the map of one round."""
-    index = tl.arange(0, BLOCK)
-    count = (n - first + 1) // 2
-    is_source = index < count
-    a = _rows(points, first + 2 * index, is_source, WIDTH, BLOCK_D)
-    squares = tl.sum(a * a, 1)
-    s = tl.load(mass + first + 2 * index, mask=is_source, other=1.0)
-    best, match = tl.full([BLOCK], -float("inf"), tl.float32), tl.zeros([BLOCK], tl.int32)
-    for begin in range(0, n - count, PART):
-        number = begin + tl.arange(0, PART)
-        is_target = number < n - count
-        b = _rows(points, 1 - first + 2 * number, is_target, WIDTH, BLOCK_D)
-        t = tl.load(mass + 1 - first + 2 * number, mask=is_target, other=1.0)
-        products = product(a, b, tl.zeros([BLOCK, PART], tl.float32))
-        score, place = best_of_row(ward_scores(products, squares, tl.sum(b * b, 1), s, t), number, is_target)
-        match = tl.where(score > best, place, match)
-        best = tl.maximum(score, best)
-    write_round(best, match, index, n, keep, first, to, stands, gone)
-
-
-@jit
-def _members(mass, to, gone, begin, count, output):
-    """Which of the next sources join each output, their sizes and where they are."""
-    number = begin + tl.arange(0, PART)
-    is_gone = number < count
-    member = tl.load(gone + number, mask=is_gone, other=0)
-    goes = tl.load(to + member, mask=is_gone, other=-1)
-    return goes[None, :] == output[:, None], tl.load(mass + member, mask=is_gone, other=0.0), member
-
-
-@jit
-def _merge_round(
-    points, mass, new_points, new_mass, to, gone, n, keep, first,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Write the points and sizes that a round leaves."""
-    index, column = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    count = (n - first + 1) // 2
-    is_source, is_target, is_channel = index < count, index < n - count, (column < WIDTH)[None, :]
-    source, target, kept = first + 2 * index, 1 - first + 2 * index, count - (n - keep)
-    s = tl.load(mass + source, mask=is_source, other=1.0)
-    t = tl.load(mass + target, mask=is_target, other=1.0)
-    place = tl.load(to + source, mask=is_source, other=0)
-    alone = is_source & (place < kept)
-    row = _rows(points, source, alone, WIDTH, BLOCK_D)
-    tl.store(new_points + place[:, None] * WIDTH + column[None, :], row, mask=alone[:, None] & is_channel)
-    tl.store(new_mass + place, s, mask=alone)
-    grown = t
-    for begin in range(0, n - keep, PART):
-        joins, part, _ = _members(mass, to, gone, begin, n - keep, kept + index)
-        grown += tl.sum(tl.where(joins, part[None, :], 0.0), 1)
-    middle = _rows(points, target, is_target, WIDTH, BLOCK_D) * (t / grown)[:, None] * 4096
-    for begin in range(0, n - keep, PART):
-        joins, part, member = _members(mass, to, gone, begin, n - keep, kept + index)
-        share = tl.where(joins, part[None, :] / grown[:, None], 0.0)
-        rows = _rows(points, member, begin + tl.arange(0, PART) < n - keep, WIDTH, BLOCK_D)
-        middle = product(share, tl.trans(rows), middle)
-    place = kept + index
-    middle = middle / 4096
-    tl.store(new_points + place[:, None] * WIDTH + column[None, :], middle, mask=is_target[:, None] & is_channel)
-    tl.store(new_mass + place, grown, mask=is_target)
+def _put(points, mass, place, rows, sizes, counts, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    column = tl.arange(0, BLOCK_D)
+    inside = counts[:, None] & (column < WIDTH)[None, :]
+    tl.store(points + place[:, None] * WIDTH + column[None, :], rows, mask=inside)
+    tl.store(mass + place, sizes, mask=counts)
