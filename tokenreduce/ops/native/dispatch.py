@@ -44,6 +44,7 @@ CHOICES = {
 WATCHED = "a tensor subclass or a dispatch mode (counting, fake tensors) sees PyTorch's own operators only"
 TRACED = "traces and function transforms see PyTorch's own operators only"
 EXPORTED = "exported programs take the reference, which runs without this library"
+NOT_FOR_CUDA = "it is not among those for CUDA"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _kernels = getattr(torch.ops, NAMESPACE)  # looked up once, as the questions of `ops.modes` are
@@ -61,7 +62,7 @@ def choose(name: str, x: Tensor) -> Callable[..., Any] | None:
     reason = why_not(name, x)
     if not reason:
         return getattr(_kernels, name)
-    if _chosen in ("cpu", "cuda") and reason not in (WATCHED, TRACED, EXPORTED):
+    if _chosen in ("cpu", "cuda") and reason not in (WATCHED, TRACED, EXPORTED, NOT_FOR_CUDA):
         raise InvalidValueError(f'{name} is forced to "{_chosen}" but cannot run: {reason}; choose "auto"')
     return None
 
@@ -77,6 +78,8 @@ def why_not(name: str, x: Tensor) -> str:
         return f"there are none for {device}" if _chosen == "auto" else f"the tensor is on {device}"
     if device == "cuda" and _chosen == "auto":
         return "those for CUDA have run on no GPU yet and are taken only when forced"
+    if device == "cuda" and name not in build_cuda.CUDA:
+        return NOT_FOR_CUDA
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not supported"
     if type(x) not in (Tensor, Parameter) or dispatch_modes():
@@ -152,5 +155,8 @@ def _load(find: Callable[[], Path], compile_it: Callable[[Path], None]) -> str:
 def status() -> list[dict[str, str]]:
     """One row a kernel: its name, what it does, and why it is not usable on the CPU and on a GPU (empty if it is)."""
     gpu = "" if torch.cuda.is_available() else "PyTorch sees no GPU here"
-    reasons = {"cpu": load(), "cuda": gpu or load() or load_cuda()}
-    return [{"kernel": name, "summary": summary, **reasons} for name, summary in KERNELS.items()]
+    cpu, cuda = load(), gpu or load() or load_cuda()
+    return [
+        {"kernel": name, "summary": summary, "cpu": cpu, "cuda": cuda if name in build_cuda.CUDA else NOT_FOR_CUDA}
+        for name, summary in KERNELS.items()
+    ]
