@@ -20,9 +20,8 @@ def disassembler() -> str | None:
     places = [str(nvcc.parent)] if nvcc else []
     if triton and triton.origin:
         places.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
-    return next(
-        (path for path in map(lambda place: shutil.which("cuobjdump", path=place), [*places, None]) if path), None
-    )
+    found = [shutil.which("cuobjdump", path=place) for place in (*places, None)]
+    return next(filter(None, found), None)
 
 
 def why_not() -> str:
