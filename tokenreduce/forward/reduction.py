@@ -57,8 +57,20 @@ class Reduction:
     def counts(self, n: int) -> Counts:
         """Image tokens left after each layer when `n` enter the first."""
         if torch.compiler.is_compiling():  # a guard on the dict would fail once the dict has grown
-            return _resolve(self, n)
-        return self._counts[n] if n in self._counts else _resolve(self, n)
+            return self._resolve(n)
+        return self._counts[n] if n in self._counts else self._resolve(n)
+
+    @constant_result
+    def _resolve(self, n: int) -> Counts:
+        """The counts of `n`, remembered; a constant to the compiler, which must not trace a search."""
+        if n not in self._counts:
+            rehearsal = self.rehearsal(n)  # one for the whole search: its state is made once
+            searches = self.schedule.flops is not None
+            cost = (lambda counts: self.share(n, counts, rehearsal)) if searches else None
+            shape = self.geometry
+            least = partial(self.reducer.least_of, grid=shape.grid)
+            self._counts[n] = self.schedule.resolve(n, shape.depth, least, cost, shape.needs_all)
+        return self._counts[n]
 
     def is_identity(self, n: int) -> bool:
         """Whether nothing is ever removed of `n` tokens."""
@@ -95,16 +107,3 @@ class Reduction:
             "schedule": self.schedule.to_json(),
             **self.requested,
         }
-
-
-@constant_result
-def _resolve(reduction: Reduction, n: int) -> Counts:
-    """The counts of `n`, remembered; a constant to the compiler, which must not trace a search."""
-    if n not in reduction._counts:
-        rehearsal = reduction.rehearsal(n)  # one for the whole search: its state is made once
-        searches = reduction.schedule.flops is not None
-        cost = (lambda counts: reduction.share(n, counts, rehearsal)) if searches else None
-        shape = reduction.geometry
-        least = partial(reduction.reducer.least_of, grid=shape.grid)
-        reduction._counts[n] = reduction.schedule.resolve(n, shape.depth, least, cost, shape.needs_all)
-    return reduction._counts[n]

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from tokenreduce.ops.tracing import constant_result
+
 
 def asking_torch(path: str) -> Callable[[], Any]:
     """The function `path` of PyTorch's private API, which no public one replaces; it says yes where it is missing, so
@@ -36,5 +38,11 @@ def without_gradients() -> AbstractContextManager[Any]:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Matching runs in fp32 also under autocast."""
-    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    enabled = knows_autocast(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
+
+
+@constant_result
+def knows_autocast(device: str) -> bool:
+    """Whether this kind of device has autocast at all; the compiler of torch 2.11 cannot trace the question."""
+    return torch.amp.is_autocast_available(device)

@@ -1,0 +1,66 @@
+"""The operators as calls of the library's own layers, on inputs as a model has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tokenreduce.maps.restoring import restore_tokens
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.merging import size_bias
+from tokenreduce.ops.native import dispatch
+from tokenreduce.reducers.parts.bipartite import match_bipartite
+from tokenreduce.reducers.registry import lookup
+from tokenreduce.reducers.tokens import Tokens
+
+METHODS = ("ward", "evit", "pitome", "topk")
+HEAD = 64
+Tensors = list[Tensor]
+
+
+def operators(
+    device: torch.device, dtype: torch.dtype, batch: int, n: int, channels: int, removed: int, ties: bool = False
+) -> dict[str, Callable[[], Tensors]]:
+    """Calls by name, each of which gives its tensors. Tokens have a class token in front; with `ties` every image
+    token is there twice."""
+    torch.manual_seed(n)
+    x = torch.randn(batch, n + 1, channels, device=device, dtype=dtype)
+    heads = channels // HEAD
+    fused = torch.randn(batch, n + 1, 3, heads, HEAD, device=device, dtype=dtype)
+    if ties:
+        x[:, 2::2], fused[:, 2::2] = x[:, 1 : n - n % 2 : 2], fused[:, 1 : n - n % 2 : 2]
+    keys = fused.permute(2, 0, 3, 1, 4)[1][:, :, 1:]
+    sizes = torch.randint(1, 9, (batch, n), device=device).float()
+    sources = {"mean_keys": lambda: keys, "class_attention": lambda: x[:, 1:, 0].float().softmax(1)}
+    tokens = Tokens(x[:, 1:], sizes, sources, prefix=1)
+    keep = n - removed
+    with dispatch.using("reference"), torch.inference_mode():
+        fixed = match_bipartite(keys, keep, 1)
+        merged = fixed.merge(x, sizes, 1)[0]
+        after = merged + 1
+    calls: dict[str, Callable[[], Tensors]] = {
+        "match": lambda: parts(match_bipartite(keys, keep, 1)),
+        "merge": lambda: list(fixed.merge(x, sizes, 1)[:2]),
+        "restore": lambda: [restore_tokens("delta", after, [fixed], [(x, merged)], 1, 0)],
+        "size_bias": lambda: [size_bias(sizes, 1, 0)],
+    }
+    return calls | {name: partial(planned, name, tokens, keep) for name in METHODS if possible(name, n, keep)}
+
+
+def possible(method: str, n: int, keep: int) -> bool:
+    return lookup(method)().least_of(n, None) <= keep
+
+
+def planned(method: str, tokens: Tokens, keep: int) -> Tensors:
+    """The map that a method plans."""
+    reducer = lookup(method)()
+    return parts(reducer.plan(tokens, keep, reducer.begin(tokens)))
+
+
+def parts(token_map: TokenMap) -> Tensors:
+    """The tensors of a map that say who goes where."""
+    found = (token_map.dest, token_map.rep, token_map.share)
+    return [tensor for tensor in found if tensor is not None]
