@@ -58,19 +58,8 @@ def bipartite_merge(
     return *merge_apply(x, *maps, sizes, prefix, suffix), *maps
 
 
-@jit(
-    do_not_specialize=[
-        "n",
-        "keep",
-        "prefix",
-        "suffix",
-        "stride_dest",
-        "stride_rep",
-        "stride_sources",
-        "stride_sizes",
-        "stride_counted",
-    ]
-)
+@jit(do_not_specialize=["n", "keep", "prefix", "suffix", "stride_dest", "stride_rep", "stride_sources",
+                         "stride_sizes", "stride_counted"])
 def _merge(
     x, dest, rep, sources, sizes, counted, out, grown, bias, stride_image, stride_token,
     stride_dest, stride_rep, stride_sources, stride_sizes, stride_counted, n, keep, prefix, suffix,

@@ -50,9 +50,7 @@ def _match_tile(
     count = (n - first + 1) // 2
     index = tl.program_id(0) * TILE + tl.arange(0, TILE)
     is_source = index < count
-    score, chosen = _best_targets(
-        points + image * n * WIDTH, mass + image * n, index, n, first, WIDTH, WARD, TILE, DEEP
-    )
+    score, chosen = _best_targets(points + image * n * WIDTH, mass + image * n, index, n, first, WIDTH, WARD, TILE, DEEP)
     tl.store(best + image * count + index, score, mask=is_source)
     tl.store(match + image * count + index, chosen, mask=is_source)
     tl.debug_barrier()  # all threads have stored before one of them says so
