@@ -11,7 +11,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 from torch.nn.functional import pad
 
 from tokenreduce.ops.modes import knows_autocast

@@ -221,12 +221,15 @@ def why_not_triton(query: Tensor, key: Tensor, value: Tensor, logs: Tensor, drop
     parts = (query, key, value)
     if not (query.is_cuda or launching.interpreted()):
         return f"Triton's operators do not run on {query.device.type}"
-    if any(t.dtype != query.dtype for t in parts) or query.dtype not in (*HALF, torch.float32):
-        return f"queries, keys and values of {', '.join(str(t.dtype) for t in parts)} are not of one type up to fp32"
+    kinds = {attended_type(t) for t in parts}
+    if len(kinds) > 1 or not kinds <= {*HALF, torch.float32}:
+        return f"queries, keys and values of {', '.join(map(str, kinds))} are not of one type up to fp32"
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*parts, logs)):
         return "it has no backward"
     if dropout:
         return "it has no dropout"
+    if logs.dtype != torch.float32 or logs.shape[0] not in (1, query.shape[0]):
+        return f"log sizes {tuple(logs.shape)} of {logs.dtype} are not in fp32, one row for each image or for all"
     if value.shape != key.shape or query.shape[:2] != key.shape[:2] or query.shape[3] != key.shape[3]:
         return f"shapes {', '.join(str(tuple(t.shape)) for t in parts)} are not those of one attention"
     if query.shape[3] > WIDEST or any(t.stride(3) != 1 for t in parts) or not query.numel():
@@ -237,6 +240,8 @@ def why_not_triton(query: Tensor, key: Tensor, value: Tensor, logs: Tensor, drop
 def by_triton(query: Tensor, key: Tensor, value: Tensor, logs: Tensor, scale: float) -> Tensor:
     from tokenreduce.ops.triton.attend import attend as kernel  # Triton is imported only where it runs
 
+    dtype = attended_type(query)
+    parts = [t if t.dtype == dtype else t.to(dtype) for t in (query, key, value)]
     if is_compiling() or not runs_at_once() or not is_plain(query):
-        return kernel.operator(query, key, value, logs, scale)  # type: ignore[attr-defined]
-    return kernel(query, key, value, logs, scale)
+        return kernel.operator(*parts, logs, scale)  # type: ignore[attr-defined]
+    return kernel(*parts, logs, scale)

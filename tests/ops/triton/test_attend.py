@@ -147,7 +147,9 @@ def test_offsets_over_32_bits() -> None:
 
 
 @pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize(("d", "dtype"), [(64, torch.float16), (64, torch.bfloat16), (32, torch.float16)])
+@pytest.mark.parametrize(
+    ("d", "dtype"), [(64, torch.float16), (64, torch.bfloat16), (32, torch.float16), (80, torch.float16)]
+)
 def test_what_a_gpu_gets(d: int, dtype: torch.dtype, arch: int) -> None:
     cut = tiles(197, d, dtype)
     cubin = compiled(_attend, arguments(dtype), constants(d, cut), warps=cut.warps, stages=cut.stages, arch=arch)
@@ -164,5 +166,5 @@ def arguments(dtype: torch.dtype) -> dict[str, str]:
 
 
 def constants(d: int, cut: Tiles) -> dict[str, object]:
-    shape = {"D": d, "WIDE": triton.next_power_of_2(d), "PACK": 8, "PRECISION": "tf32", "logs_n": 1}
+    shape = {"D": d, "WIDE": triton.next_power_of_2(d), "PACK": 8, "FAR": False, "PRECISION": "tf32", "logs_n": 1}
     return shape | {"BM": cut.queries, "BN": cut.keys, "LAST": cut.last}

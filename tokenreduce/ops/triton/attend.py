@@ -17,9 +17,9 @@ STRIDES = ["q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "logs_
 
 
 @triton.jit
-def _rows(base, start, stride, ROWS: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr):
+def _rows(base, start, stride, ROWS: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, FAR: tl.constexpr):
     """Pointers to `ROWS` rows from `start` on."""
-    first = base + tl.cast(start, tl.int64) * stride * PACK
+    first = base + (tl.cast(start, tl.int64) if FAR else start) * stride * PACK
     return first + tl.arange(0, ROWS)[:, None] * (stride * PACK) + tl.arange(0, WIDE)[None, :]
 
 
@@ -46,17 +46,18 @@ def _load_logs(logs, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr):
 def _step(
     q, best, total, acc, k, v, logs, k_n, v_n, logs_n, begin, n, scale,
     ROWS: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, PACK: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    FAR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The online softmax after `ROWS` keys more, of which those from `n` on are not there."""
-    keys = _load(_rows(k, begin, k_n, ROWS, WIDE, PACK), n - begin, ROWS, WIDE, D, MASKED)
-    added = _load_logs(logs + tl.cast(begin, tl.int64) * logs_n, logs_n, n - begin, ROWS, MASKED) * LOG2_E
+    keys = _load(_rows(k, begin, k_n, ROWS, WIDE, PACK, FAR), n - begin, ROWS, WIDE, D, MASKED)
+    place = logs + (tl.cast(begin, tl.int64) if FAR else begin) * logs_n
+    added = _load_logs(place, logs_n, n - begin, ROWS, MASKED) * LOG2_E
     logits = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * scale + added[None, :]
     larger = tl.maximum(best, tl.max(logits, 1))
     anchor = tl.where(larger == float("-inf"), 0.0, larger)  # all keys so far have size 0
     weights = tl.exp2(logits - anchor[:, None])
     shrink = tl.exp2(best - anchor)
-    values = _load(_rows(v, begin, v_n, ROWS, WIDE, PACK), n - begin, ROWS, WIDE, D, MASKED)
+    values = _load(_rows(v, begin, v_n, ROWS, WIDE, PACK, FAR), n - begin, ROWS, WIDE, D, MASKED)
     acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision=PRECISION)
     return larger, total * shrink + tl.sum(weights, 1), acc
 
@@ -66,11 +67,12 @@ def _attend(
     q, k, v, logs, out,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, logs_b, logs_n,
     heads, queries, n, scale,
-    D: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, FAR: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """`BM` queries of one head of one image: keys in tiles of `BN`, the last ones in masked tiles of `LAST`; all tiles
-    are masked if `LAST` is `BN`. Strides are in `PACK` elements, which makes loads of 16 bytes."""
+    are masked if `LAST` is `BN`. Strides are in `PACK` elements, which makes loads of 16 bytes; `FAR`: rows of a head
+    may lie 2^31 elements apart."""
     tiles = tl.cdiv(queries, BM)
     head = tl.program_id(0) // tiles
     row = tl.program_id(0) % tiles * BM
@@ -81,19 +83,21 @@ def _attend(
     v += (image * v_b + head * v_h) * PACK
     logs += image * logs_b
     scale *= LOG2_E
-    mine = _load(_rows(q, row, q_n, BM, WIDE, PACK), queries - row, BM, WIDE, D, True)
+    mine = _load(_rows(q, row, q_n, BM, WIDE, PACK, FAR), queries - row, BM, WIDE, D, True)
     best = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, WIDE], tl.float32)
     whole = n // BN * BN if LAST < BN else 0
     for begin in range(0, whole, BN):
         best, total, acc = _step(
-            mine, best, total, acc, k, v, logs, k_n, v_n, logs_n, begin, n, scale, BN, WIDE, D, PACK, False, PRECISION
-        )
+            mine, best, total, acc, k, v, logs, k_n, v_n, logs_n, begin, n, scale,
+            BN, WIDE, D, PACK, False, FAR, PRECISION,
+        )  # fmt: skip
     for begin in range(whole, n, LAST):
         best, total, acc = _step(
-            mine, best, total, acc, k, v, logs, k_n, v_n, logs_n, begin, n, scale, LAST, WIDE, D, PACK, True, PRECISION
-        )
+            mine, best, total, acc, k, v, logs, k_n, v_n, logs_n, begin, n, scale,
+            LAST, WIDE, D, PACK, True, FAR, PRECISION,
+        )  # fmt: skip
     acc = acc / tl.where(total == 0, 1.0, total)[:, None]  # 0 where there is no key
     out += (image * queries + row) * (heads * D) + head * D
     place = out + tl.arange(0, BM)[:, None] * (heads * D) + tl.arange(0, WIDE)[None, :]
@@ -114,10 +118,8 @@ class Tiles(NamedTuple):
 def tiles(n: int, d: int, dtype: torch.dtype) -> Tiles:
     """For `n` keys and heads of `d` channels."""
     if dtype == torch.float32:
-        return Tiles(64, 32, 32, 4, 2)
-    if d > 64:
-        return Tiles(128, 64, 64, 8, 2)
-    return Tiles(128, 64, 64, 4, 3)
+        return Tiles(32, 32, 32, 4, 2)
+    return Tiles(128, 64, 32, 8, 3) if d <= 64 else Tiles(128, 64, 64, 8, 2)
 
 
 @operator
@@ -142,10 +144,11 @@ def attend_in(cut: Tiles, q: Tensor, k: Tensor, v: Tensor, logs: Tensor, scale: 
     out = q.new_empty(batch, queries, heads, d)
     strides = [stride for t in (q, k, v) for stride in t.stride()[:3]]
     pack = PACK if all(stride % PACK == 0 for stride in strides) else 1
+    far = any(t.shape[2] * t.stride(2) >= 2**31 for t in (q, k, v)) or k.shape[2] * logs.stride(3) >= 2**31
     of_logs = (logs.stride(0) if logs.shape[0] > 1 else 0, logs.stride(3))
     start(_attend, q)[(batch * heads * triton.cdiv(queries, cut.queries),)](
         q, k, v, logs, out, *(stride // pack for stride in strides), *of_logs, heads, queries, k.shape[2], scale,
-        D=d, WIDE=max(16, triton.next_power_of_2(d)), PACK=pack,
+        D=d, WIDE=max(16, triton.next_power_of_2(d)), PACK=pack, FAR=far,
         PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32",
         BM=cut.queries, BN=cut.keys, LAST=cut.last, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
