@@ -205,6 +205,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_merge(
     const Tensor& x, const Tensor& metric, const std::optional<Tensor>& sizes, int64_t keep, int64_t first,
     int64_t prefix, int64_t suffix) {
   if (metric.dim() > 2) check_cuda(x, "x", {metric.size(0), metric.size(metric.dim() - 2), -1}, metric);
+  if (x.dim() == 3) {
+    check_protected("x", x.size(1), prefix, suffix);
+    const int64_t n = x.size(1) - prefix - suffix;
+    if (keep < 0 || keep > n) fail("keep names ", keep, " of ", n, " tokens");
+  }
   const auto [dest, rep, sources] = match_between(metric, keep, first, prefix, suffix);
   const auto [out, grown, bias] = merge_apply(x, dest, rep, sources, sizes, prefix, suffix);
   return {out, grown, bias, dest, rep, sources};

@@ -106,8 +106,9 @@ def test_matches_are_the_best_and_repeat(n: int, heads: int | None) -> None:
     best = scores.amax(2)
     moved, targets = sources // 2, rep.gather(1, dest.gather(1, sources)) // 2
     taken = scores.flatten(1).gather(1, moved * scores.shape[2] + targets)
-    assert torch.allclose(taken, best.gather(1, moved), rtol=0, atol=2e-6)
-    assert torch.allclose(taken, best.sort(1, descending=True).values[:, : n - keep], rtol=0, atol=2e-6)
+    # Tensor cores cut what is below 2^-23 of a sum off: for 64 channels twelve times, in both of two scores.
+    assert torch.allclose(taken, best.gather(1, moved), rtol=0, atol=3e-6)
+    assert torch.allclose(taken, best.sort(1, descending=True).values[:, : n - keep], rtol=0, atol=3e-6)
     assert torch.equal(dest.gather(1, rep), torch.arange(keep, device="cuda").expand(2, -1))
 
 
