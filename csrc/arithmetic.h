@@ -1,4 +1,4 @@
-// What the CPU and CUDA kernels compute alike, on scalars or on vectors of them: the CPU tests run what a GPU runs.
+// What kernels compute, on scalars or on vectors of them; those for the CPU and for CUDA share it.
 #pragma once
 
 #include <cmath>

@@ -22,7 +22,7 @@ import tokenreduce
 from tokenreduce.budget.geometry import Geometry
 from tokenreduce.forward.run import Run
 from tokenreduce.ops.merging import size_bias
-from tokenreduce.ops.native import dispatch
+from tokenreduce.ops.native import build_cuda, dispatch
 from tokenreduce.ops.native.fakes import FAKES
 from tokenreduce.patching import finding
 from tokenreduce.reducers import registry
@@ -253,8 +253,9 @@ def test_every_kernel_went_through_the_steps() -> None:
 
     kernels = set(dispatch.COMPILED)
     assert declared(r'm\.def\(\s*"(\w+)\(', ROOT / "csrc/ops.cpp") == kernels
-    for folder, suffix in (("cpu", "cpp"), ("cuda", "cu")):
-        assert declared(r'm\.impl\("(\w+)"', *(ROOT / "csrc" / folder).glob(f"*.{suffix}")) == kernels
+    for folder, suffix, names in (("cpu", "cpp", kernels), ("cuda", "cu", build_cuda.CUDA)):
+        assert declared(r'm\.impl\("(\w+)"', *(ROOT / "csrc" / folder).glob(f"*.{suffix}")) == names
+    assert kernels >= build_cuda.CUDA
     assert {fake.__name__ for fake in FAKES} == kernels
     assert declared(r'"(\w+)": \(', ROOT / "tests/ops/test_fakes.py") >= kernels
     text = (ROOT / "docs/kernels.md").read_text()

@@ -20,8 +20,9 @@ struct Work {
   uint32_t* done;  // blocks of `rank_sources` that are ready
 };
 
+// Here and below, where the compiler may choose how many blocks share a processor, it spills registers.
 template <typename T, int many>
-__global__ void __launch_bounds__(kThreads) write_units(
+__global__ void __launch_bounds__(kThreads, 2) write_units(
     Tokens<T> tokens, Maps maps, int64_t batch, int32_t lanes, int32_t chunks, Work work) {
   const int64_t all = batch * maps.n, thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (thread < batch) work.done[thread] = 0;
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(kThreads) write_units(
 
 // One block for `tiles` tiles of sources; its warps share the targets.
 template <int tiles>
-__global__ void __launch_bounds__(kThreads) find_best(Maps maps, int32_t chunks, Work work) {
+__global__ void __launch_bounds__(kThreads, 1) find_best(Maps maps, int32_t chunks, Work work) {
   __shared__ uint64_t keys[kWarps][tiles * kDown];
   const int32_t sources = maps.source_count(), targets = maps.n - sources, stride = chunks * kChunkBytes;
   const int32_t blocks = (sources + tiles * kDown - 1) / (tiles * kDown);

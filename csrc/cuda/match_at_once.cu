@@ -8,22 +8,22 @@ namespace tokenreduce::gpu {
 
 namespace {
 
-constexpr int kThreads = 512, kWarps = kThreads / kWarp;
+constexpr int kFew = 256, kMost = 512;                     // threads of a block
 constexpr int kSources = 128, kTiles = kSources / kAcross;  // most sources and tiles of targets
-constexpr int kShare = kThreads / kSources;                 // threads that count the rank of a source
 
 struct Chosen {
   uint64_t best[kTiles][kSources];  // of every tile of targets
   uint32_t score[kSources];
-  int32_t match[kSources], rank[kSources], counts[kWarps];
+  int32_t match[kSources], rank[kSources], counts[kMost / kWarp];
 };
 
 // A row more than its chunks by half a chunk: eight lanes that read two rows meet in no bank.
 __host__ __device__ int32_t bytes_of_row(int32_t chunks) { return chunks * kChunkBytes + kChunkBytes / 2; }
 
-template <typename T, int many>
-__global__ void __launch_bounds__(kThreads) match_image(
+template <typename T, int many, int threads>
+__global__ void __launch_bounds__(threads, kMost / threads) match_image(
     Tokens<T> tokens, Maps maps, int32_t lanes, int32_t chunks) {
+  constexpr int share = threads / kSources;  // threads that count the rank of a source
   extern __shared__ uint4 memory[];
   __shared__ Chosen chosen;
   const int32_t thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) match_image(
   const int64_t image = blockIdx.x;
   char* rows = reinterpret_cast<char*>(memory);
   const T* data = tokens.data + image * tokens.image_stride;
-  const int32_t at_once = kThreads / lanes;
+  const int32_t at_once = threads / lanes;
   for (int32_t start = 0; start < n; start += at_once) {
     const int32_t token = start + thread / lanes, given = min(token, n - 1);
     char* to = rows + place_of(given, sources, maps.first) * stride;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads) match_image(
   __syncthreads();
   const Units units{rows, stride, chunks, sources, targets};
   const int32_t down = (sources + kDown - 1) / kDown, across = (targets + kAcross - 1) / kAcross;
-  for (int32_t tile = warp; tile < down * across; tile += kWarps) {
+  for (int32_t tile = warp; tile < down * across; tile += threads / kWarp) {
     Best best[1][2];
     take_tile<1>(units, tile / across * kDown, tile % across * kAcross, best);
 #pragma unroll
@@ -58,16 +58,23 @@ __global__ void __launch_bounds__(kThreads) match_image(
     chosen.match[thread] = index_of(best);
   }
   __syncthreads();
-  const int32_t i = thread / kShare;
+  const int32_t i = thread / share;
   int32_t rank = 0;
   if (i < sources)
-    for (int32_t j = thread % kShare; j < sources; j += kShare)
+    for (int32_t j = thread % share; j < sources; j += share)
       rank += before(chosen.score[j], j, chosen.score[i], i) ? 1 : 0;
-  for (int step = 1; step < kShare; step *= 2) rank += __shfl_xor_sync(~0u, rank, step);
-  if (thread % kShare == 0) chosen.rank[i] = rank;
+  for (int step = 1; step < share; step *= 2) rank += __shfl_xor_sync(~0u, rank, step);
+  if (thread % share == 0) chosen.rank[i] = rank;
   __syncthreads();
-  write_maps<kThreads>(
+  write_maps<threads>(
       maps, image, [](int32_t i) { return chosen.rank[i]; }, [](int32_t i) { return chosen.match[i]; }, chosen.counts);
+}
+
+template <typename T, int threads>
+void match_images(const Matching<T>& job, int64_t shared, const Device& device) {
+  const int32_t many = job.packed ? kMany<T> : 1;
+  const auto kernel = job.packed ? match_image<T, kMany<T>, threads> : match_image<T, 1, threads>;
+  device.launch(kernel, job.batch, threads, shared, job.tokens, job.maps, job.lanes(many), job.chunks());
 }
 
 }  // namespace
@@ -77,11 +84,9 @@ bool match_at_once(const Matching<T>& job, const Device& device) {
   const int64_t shared = int64_t{job.maps.n} * bytes_of_row(job.chunks());
   const int64_t limit = device.shared_memory() - static_cast<int64_t>(sizeof(Chosen));
   if (job.maps.n > 2 * kSources || shared > limit) return false;
-  if (job.packed)
-    device.launch(match_image<T, kMany<T>>, job.batch, kThreads, shared, job.tokens, job.maps, job.lanes(kMany<T>),
-                  job.chunks());
-  else
-    device.launch(match_image<T, 1>, job.batch, kThreads, shared, job.tokens, job.maps, job.lanes(1), job.chunks());
+  // An image has a processor for itself, or shares it with others that compute while it waits for memory.
+  if (job.batch <= device.processors()) match_images<T, kMost>(job, shared, device);
+  else match_images<T, kFew>(job, shared, device);
   return true;
 }
 

@@ -86,6 +86,7 @@ __device__ __forceinline__ float weigh(const float* sizes, int32_t rep, Member* 
   float mass = sizes ? sizes[rep] : 1.0f;
   for (int32_t i = 0; i < count; ++i) mass += sizes ? sizes[members[i].token] : 1.0f;
   const float whole = mass < 1e-12f ? 1e-12f : mass;
+#pragma unroll 1
   for (int32_t i = threadIdx.x % kWarp; i < count; i += kWarp)
     members[i].part = (sizes ? sizes[members[i].token] : 1.0f) / whole;
   __syncwarp();
@@ -96,12 +97,14 @@ __device__ __forceinline__ float weigh(const float* sizes, int32_t rep, Member* 
 template <int many, typename T>
 __device__ __forceinline__ void merge_row(
     const Merge<T>& job, const T* image, const T* centre, const Member* members, int32_t count, T* out) {
+#pragma unroll 1  // unrolled it needs more registers than there are
   for (int64_t k = threadIdx.x % kWarp * many; k < job.width; k += kWarp * many) {
     Pack<T, many> pack = read<many>(centre + k);
     if (count) {
       Sum<T> middle[many], sums[many];
 #pragma unroll
       for (int e = 0; e < many; ++e) middle[e] = sums[e] = static_cast<Sum<T>>(pack.values[e]);
+#pragma unroll 2
       for (int32_t i = 0; i < count; ++i) {
         const Member member = members[i];
         const Sum<T> part = member.part;
@@ -116,9 +119,10 @@ __device__ __forceinline__ void merge_row(
   }
 }
 
-// One block for some rows of an image, one warp a row.
+// One block for some rows of an image, one warp a row. Left to choose how many blocks share a processor, the compiler
+// spills registers.
 template <typename T, int many>
-__global__ void __launch_bounds__(kThreads) merge_rows(Merge<T> job) {
+__global__ void __launch_bounds__(kThreads, 4) merge_rows(Merge<T> job) {
   extern __shared__ Member memory[];  // as many as there are sources, then what `find_members` finds
   __shared__ int32_t counts[kWarps];
   const int32_t all = job.all(), blocks = (all + job.rows - 1) / job.rows;
@@ -201,6 +205,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bipartite_merge(
     const Tensor& x, const Tensor& metric, const std::optional<Tensor>& sizes, int64_t keep, int64_t first,
     int64_t prefix, int64_t suffix) {
   if (metric.dim() > 2) check_cuda(x, "x", {metric.size(0), metric.size(metric.dim() - 2), -1}, metric);
+  if (x.dim() == 3) {
+    check_protected("x", x.size(1), prefix, suffix);
+    const int64_t n = x.size(1) - prefix - suffix;
+    if (keep < 0 || keep > n) fail("keep names ", keep, " of ", n, " tokens");
+  }
   const auto [dest, rep, sources] = match_between(metric, keep, first, prefix, suffix);
   const auto [out, grown, bias] = merge_apply(x, dest, rep, sources, sizes, prefix, suffix);
   return {out, grown, bias, dest, rep, sources};

@@ -7,9 +7,10 @@
 
 namespace tokenreduce::gpu {
 
-constexpr int kChunk = 32;         // channels of a row that lie together: 64 bytes of high parts, 64 of low ones
+constexpr int kChunk = 32;          // channels of a row that lie together: 64 bytes of high parts, 64 of low ones
 constexpr int kChunkBytes = 128;
 constexpr float kScale = 16384.0f;  // what is left for low parts are normal numbers; half precision ends at 65504
+constexpr int kTogether = 6;        // heads that are on their way from memory at the same time
 
 // Tokens (images, heads, n, channels) that are read as means over heads in fp32.
 template <typename T>
@@ -25,11 +26,17 @@ struct Tokens {
     for (int e = 0; e < many; ++e) out[e] = 0.0f;
     if (channel >= channels) return;
     const T* from = row + channel;
-#pragma unroll 4
-    for (int32_t h = 0; h < heads; ++h) {
-      const Pack<T, many> pack = read<many>(from + h * head_stride);
+    for (int32_t start = 0; start < heads; start += kTogether) {
+      Pack<T, many> packs[kTogether];
 #pragma unroll
-      for (int e = 0; e < many; ++e) out[e] += static_cast<float>(pack.values[e]);
+      for (int h = 0; h < kTogether; ++h)
+        if (start + h < heads) packs[h] = read<many>(from + (start + h) * head_stride);
+#pragma unroll
+      for (int h = 0; h < kTogether; ++h) {
+        if (start + h >= heads) break;
+#pragma unroll
+        for (int e = 0; e < many; ++e) out[e] += static_cast<float>(packs[h].values[e]);
+      }
     }
     const float part = 1.0f / static_cast<float>(heads);
 #pragma unroll

@@ -14,7 +14,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def to_onnx() -> bool:
     """Whether `torch.onnx.export` is tracing."""
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return exporting() and torch.onnx.is_in_onnx_export()
 
 
 def repeat(step: Callable[..., tuple[Tensor, ...]], times: int, *state: Tensor) -> tuple[Tensor, ...]:

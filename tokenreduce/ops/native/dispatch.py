@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling, is_exporting
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.ops.modes import dispatch_modes, function_transform, is_tracing
 from tokenreduce.ops.native import build, build_cuda, fakes
 from tokenreduce.ops.native.fakes import NAMESPACE
-from tokenreduce.ops.tracing import constant_result
+from tokenreduce.ops.tracing import constant_result, exporting
 from tokenreduce.ops.triton import launching
 
 KERNELS = {
@@ -91,7 +91,7 @@ def why_not(name: str, x: Tensor) -> str:
     if _chosen == "reference":
         return "the reference is forced"
     triton = _chosen == "triton" or (_chosen == "auto" and x.is_cuda)
-    if name not in (TRITON if triton else COMPILED):
+    if name not in (TRITON if triton else build_cuda.CUDA if _chosen == "cuda" else COMPILED):
         return NONE
     if triton:
         return why_not_triton(name, x)
@@ -113,7 +113,7 @@ def why_not(name: str, x: Tensor) -> str:
 
 def why_not_compiled(x: Tensor) -> str:
     """The same inside of `torch.compile`, where the kernel becomes one operator."""
-    if is_exporting():
+    if exporting():
         return EXPORTED
     if not x.is_cpu or _chosen == "cuda":
         return "compiled models take no kernels of csrc/cuda"
@@ -126,7 +126,7 @@ def why_not_compiled(x: Tensor) -> str:
 
 def why_not_triton(name: str, x: Tensor) -> str:
     """The same for kernels in Triton; forced, they also run for fake tensors, as operators."""
-    if is_exporting():
+    if exporting():
         return EXPORTED
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not supported"
@@ -204,7 +204,7 @@ def status() -> list[dict[str, str]]:
             "summary": summary,
             "cpu": cpu if name in COMPILED else NONE,
             "triton": triton if name in TRITON else NONE,
-            "cuda": cuda if name in COMPILED else NONE,
+            "cuda": cuda if name in build_cuda.CUDA else NONE,
         }
         for name, summary in KERNELS.items()
     ]
