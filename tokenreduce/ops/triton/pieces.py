@@ -79,10 +79,15 @@ def among_greatest(score, counts, wanted):
     # Unsigned numbers in the order of the scores.
     key = tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True)
     least = tl.zeros([1], tl.uint32)
-    for bit in range(32):
-        higher = least | (tl.full([1], 2147483648, tl.uint32) >> bit)
-        enough = tl.sum(((key >= higher) & counts).to(tl.int32), 0) >= wanted
-        least = tl.where(enough, higher, least)
+    unit = tl.full([1], 1 << 30, tl.uint32)
+    for _ in range(16):  # two bits at a time: three counts of at most 2^20 fit one sum
+        one, two, three = least | unit, least | (unit << 1), least | unit | (unit << 1)
+        reached = (key >= one).to(tl.int64) + ((key >= two).to(tl.int64) << 20) + ((key >= three).to(tl.int64) << 40)
+        total = tl.sum(tl.where(counts, reached, 0), 0)
+        least = tl.where((total & 1048575) >= wanted, one, least)
+        least = tl.where(((total >> 20) & 1048575) >= wanted, two, least)
+        least = tl.where((total >> 40) >= wanted, three, least)
+        unit = unit >> 2
     above = (key > least) & counts
     equal = (key == least) & counts
     left = wanted - tl.sum(above.to(tl.int32), 0)

@@ -11,6 +11,7 @@ from tokenreduce.ops.triton.launching import start
 from tokenreduce.ops.triton.pieces import mean_unit_rows
 
 CELLS = 4096  # numbers of a tile
+FEW = 16384  # tokens that leave processors free
 
 
 def unit_points(metric: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,7 +21,7 @@ def unit_points(metric: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty(batch, n, width, dtype=torch.float32, device=metric.device)
     tickets = torch.empty(batch, 1, dtype=torch.int32, device=metric.device)
     block_d = next_power_of_2(width)
-    rows = max(1, min(64, CELLS // block_d))
+    rows = max(1, min(64 if batch * n > FEW else 16, CELLS // block_d))
     start(_unit, metric)[(-(-n // rows), batch)](
         metric, out, tickets, *metric.stride()[:3], n, WIDTH=width, HEADS=heads, ROWS=rows, BLOCK_D=block_d
     )
@@ -52,7 +53,7 @@ def sketched_points(
     mass = torch.empty(batch, n, dtype=torch.float32, device=x.device)
     tickets = torch.empty(batch, rounds, dtype=torch.int32, device=x.device)
     block = next_power_of_2(width)
-    rows = max(1, min(32, CELLS // block))
+    rows = max(1, min(32 if batch * n > FEW else 8, CELLS // block))
     start(_sketch, x)[(-(-n // rows), batch)](
         x, x if sizes is None else sizes, x if signs is None else signs, out, mass, tickets,
         x.stride(0), x.stride(1), 0 if sizes is None else sizes.stride(0), n,

@@ -12,7 +12,8 @@ from tokenreduce.ops.triton.pieces import among_greatest, best_of_row, product, 
 
 TILE = 64  # sources of a program, and targets that it compares with at once
 DEEP = 64  # channels multiplied at once
-MOST = 16384  # sources of an image among which one program chooses
+MOST_SPLITS = 8  # programs that share the targets of a tile of sources
+PROGRAMS = 264  # that run at once on a large GPU
 
 
 def match_points(
@@ -31,9 +32,11 @@ def match_points(
         torch.empty(batch, length, dtype=torch.int64, device=device) for length in (n, keep, n - keep)
     )
     tiles = max(1, -(-count // TILE))
-    best = torch.empty(batch, count, dtype=torch.float32, device=device)
-    match = torch.empty(batch, count, dtype=torch.int32, device=device)
-    start(_match_tile, points)[(tiles, batch)](
+    # Few images leave processors free: they share the targets.
+    splits = max(1, min(MOST_SPLITS, PROGRAMS // (tiles * batch), -(-(n - count) // TILE)))
+    best = torch.empty(batch, splits, count, dtype=torch.float32, device=device)
+    match = torch.empty(batch, splits, count, dtype=torch.int32, device=device)
+    start(_match_tile, points)[(tiles, splits, batch)](
         points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0), n, keep, first,
         WIDTH=width, WARD=mass is not None, TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
         BLOCK=max(16, next_power_of_2(count)),
@@ -46,36 +49,43 @@ def _match_tile(
     points, mass, best, match, tickets, dest, rep, sources, stride_tickets, n, keep, first,
     WIDTH: tl.constexpr, WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    image = tl.program_id(1).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
     count = (n - first + 1) // 2
     index = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    is_source = index < count
-    score, chosen = _best_targets(points + image * n * WIDTH, mass + image * n, index, n, first, WIDTH, WARD, TILE, DEEP)
-    tl.store(best + image * count + index, score, mask=is_source)
-    tl.store(match + image * count + index, chosen, mask=is_source)
+    splits, each = tl.num_programs(1), tl.cdiv(tl.cdiv(n - count, TILE), tl.num_programs(1)) * TILE
+    begin = tl.program_id(1) * each
+    score, chosen = _best_targets(
+        points + image * n * WIDTH, mass + image * n, index, begin, tl.minimum(begin + each, n - count), n, first,
+        WIDTH, WARD, TILE, DEEP,
+    )  # fmt: skip
+    best += image * splits * count
+    match += image * splits * count
+    own = tl.program_id(1) * count + index
+    tl.store(best + own, score, mask=index < count)
+    tl.store(match + own, chosen, mask=index < count)
     tl.debug_barrier()  # all threads have stored before one of them says so
     done = tl.atomic_add(tickets + image * stride_tickets, 1, sem="acq_rel", scope="gpu")
-    if done == tl.num_programs(0) - 1:
+    if done == tl.num_programs(0) * splits - 1:
         tl.debug_barrier()
         _choose(
-            best + image * count, match + image * count, dest + image * n, rep + image * keep,
-            sources + image * (n - keep), n, keep, first, BLOCK, TILE,
+            best, match, dest + image * n, rep + image * keep, sources + image * (n - keep), splits, n, keep, first,
+            BLOCK, TILE,
         )  # fmt: skip
 
 
 @jit
 def _best_targets(
-    points, mass, index, n, first, WIDTH: tl.constexpr, WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr
+    points, mass, index, begin, end, n, first, WIDTH: tl.constexpr, WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr
 ):
-    """The greatest score of the sources `index (TILE,)` and the lowest target that has it."""
+    """The greatest score of the sources `index (TILE,)` and the lowest target from `begin` to `end` that has it."""
     count = (n - first + 1) // 2
     is_source = index < count
     source = (first + 2 * index)[:, None] * WIDTH
     best = tl.full([TILE], -float("inf"), tl.float32)
     chosen = tl.zeros([TILE], tl.int32)
     size = tl.load(mass + first + 2 * index, mask=is_source & WARD, other=1.0)
-    for begin in range(0, n - count, TILE):
-        number = begin + tl.arange(0, TILE)
+    for tile in range(begin, end, TILE):
+        number = tile + tl.arange(0, TILE)
         is_target = number < n - count
         target = (1 - first + 2 * number)[:, None] * WIDTH
         scores = tl.zeros([TILE, TILE], tl.float32)
@@ -99,7 +109,7 @@ def _best_targets(
 
 
 @jit
-def _choose(best, match, dest, rep, sources, n, keep, first, BLOCK: tl.constexpr, TILE: tl.constexpr):
+def _choose(best, match, dest, rep, sources, splits, n, keep, first, BLOCK: tl.constexpr, TILE: tl.constexpr):
     """Write the map of one image that merges the n - keep best sources, as `merge_best` does, without a sort."""
     count = (n - first + 1) // 2
     removed = n - keep
@@ -109,6 +119,11 @@ def _choose(best, match, dest, rep, sources, n, keep, first, BLOCK: tl.constexpr
     # Other programs wrote these: not from a cache that does not know of them.
     score = tl.load(best + index, mask=is_source, other=-float("inf"), cache_modifier=".cg") + 0.0
     partner = tl.load(match + index, mask=is_source, other=0, cache_modifier=".cg")
+    for split in range(1, splits):
+        at = split * count + index
+        other = tl.load(best + at, mask=is_source, other=-float("inf"), cache_modifier=".cg") + 0.0
+        partner = tl.where(other > score, tl.load(match + at, mask=is_source, other=0, cache_modifier=".cg"), partner)
+        score = tl.maximum(other, score)
     moved = among_greatest(score, is_source, removed)
     stays = is_source & (moved == 0)
     place = tl.cumsum(stays.to(tl.int32), 0) - 1
