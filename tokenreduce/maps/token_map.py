@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.merging import merge_rows
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting, scatter_rows, scatter_sums, summing, take, with_protected
+from tokenreduce.ops.rows import scatter_rows, scatter_sums, summing, take, with_protected
 
 
 @dataclass(eq=False)

@@ -1,11 +1,11 @@
-"""Rows of batched tensors: taking, adding and numbering them."""
+"""Rows of batched tensors: taking and adding them."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
+
+from tokenreduce.ops.constants import counting
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -53,29 +53,3 @@ def with_protected(index: Tensor, prefix: int, suffix_start: int, suffix: int) -
     if suffix:
         parts.append((counting(suffix, index.device) + suffix_start).expand(batch, -1))
     return torch.cat(parts, 1)
-
-
-def counting(count: int, device: torch.device, step: int = 1) -> Tensor:
-    """0, step, 2 step ... as a tensor `(count,)`; do not write to it: outside the compiler it is shared."""
-    if torch.compiler.is_compiling():
-        return torch.arange(count, device=device) * step
-    return _counting(count, device, step)
-
-
-@lru_cache(maxsize=2048)
-def _counting(count: int, device: torch.device, step: int) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
-        return torch.arange(count, device=device) * step
-
-
-def constant(index: tuple[int, ...] | tuple[float, ...], device: torch.device) -> Tensor:
-    """`index` as a tensor `(K,)`, kept on the device so that a forward does not wait for the copy."""
-    if torch.compiler.is_compiling():
-        return torch.tensor(index, device=device)
-    return _constant(index, device)
-
-
-@lru_cache(maxsize=512)
-def _constant(index: tuple[int, ...] | tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(index, device=device)

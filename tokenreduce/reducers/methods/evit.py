@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting
 from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept

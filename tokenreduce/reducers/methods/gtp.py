@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting, summing, take, with_protected
+from tokenreduce.ops.rows import summing, take, with_protected
 from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised

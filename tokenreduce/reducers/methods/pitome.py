@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting, take
+from tokenreduce.ops.rows import take
 from tokenreduce.reducers.checks import check_number, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.bipartite import match_bipartite

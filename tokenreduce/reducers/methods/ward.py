@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import constant
 from tokenreduce.ops.native.dispatch import choose
-from tokenreduce.ops.rows import constant
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.checks import check_count
 from tokenreduce.reducers.contract import Reducer
