@@ -103,7 +103,7 @@ class TokenMap:
         """New sizes `(B, M)` in fp32 from sizes `(B, N)` (None: all 1)."""
         like = self.dest if self.dest is not None else self.share
         if sizes is None:
-            sizes = torch.ones(like.shape[0], self.entered, device=like.device)  # type: ignore[union-attr]
+            sizes = torch.ones(like.shape[0], self.entered, dtype=torch.float32, device=like.device)  # type: ignore[union-attr]
         if self.drops and self.size_weight is None:
             return sizes.gather(1, self.rep)  # type: ignore[arg-type]
         if self.size_weight is None and self.share is not None:

@@ -119,7 +119,7 @@ def agglomerate_compiled(kernel: Callable[..., None], between: Tensor, keep: int
     """`agglomerate` image by image with `agglomerate_image`, compiled or not; overwrites `between`."""
     batch, n, _ = between.shape
     label = torch.empty(batch, n, dtype=torch.long)
-    nearest, members, near = torch.empty_like(label), torch.empty(batch, n), torch.empty(batch, n)
+    nearest, members, near = torch.empty_like(label), torch.empty_like(between[:, 0]), torch.empty_like(between[:, 0])
     arrays = [tensor.detach().numpy() for tensor in (between, label, members, near, nearest)]
     code = LINKAGES.index(linkage)
 

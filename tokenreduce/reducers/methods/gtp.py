@@ -170,7 +170,7 @@ class Propagation(TokenMap):
 
     def sizes(self, sizes: Tensor | None = None) -> Tensor:
         if sizes is None:
-            sizes = torch.ones(self.order.shape, device=self.order.device)
+            sizes = torch.ones(self.order.shape, dtype=torch.float32, device=self.order.device)
         kept = sizes.gather(1, self.rep)
         if self.drops:
             return kept
@@ -216,6 +216,6 @@ def places(index: Tensor, width: int | None) -> tuple[Tensor, Tensor]:
 def in_order(dropped: Tensor, order: Tensor) -> Tensor:
     """`(B, N, M)` with a row for each token: `dropped (B, N - M, M)` for the last of `order`, one-hot for the first."""
     batch, _, keep = dropped.shape
-    one_hot = torch.eye(keep, device=dropped.device).expand(batch, -1, -1)
+    one_hot = torch.eye(keep, dtype=dropped.dtype, device=dropped.device).expand(batch, -1, -1)
     ranks = torch.zeros_like(order).scatter(1, order, counting(order.shape[1], order.device).expand_as(order))
     return take(torch.cat([one_hot, dropped], 1), ranks)
