@@ -55,6 +55,14 @@ def _(distance: Tensor, keep: int, linkage: str) -> Tensor:
     return distance.new_empty(distance.shape[:2], dtype=torch.long)
 
 
+@agglomerate_operator.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], distance: Tensor, keep: int, linkage: str) -> tuple[Tensor, int]:
+    """Many batches are one of more images."""
+    batches = distance.movedim(in_dims[0], 0)
+    label = agglomerate_operator(batches.flatten(0, 1), keep, linkage)
+    return label.unflatten(0, batches.shape[:2]), 0
+
+
 def mirrored(distance: Tensor) -> Tensor:
     """The symmetric fp32 matrices with the upper triangles of `distance (B, N, N)`, of zero diagonal."""
     upper = distance.float().triu(1)
