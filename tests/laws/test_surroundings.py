@@ -1,4 +1,4 @@
-"""What stands around a forward decides nothing and leaves no trace: fake tensors, default types, transforms, captures."""
+"""What stands around a forward decides nothing and leaves no trace: fake tensors, default types, transforms, graphs."""
 
 from __future__ import annotations
 

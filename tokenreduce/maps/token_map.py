@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.ops import products
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.merging import merge_rows
 from tokenreduce.ops.order import stable_order
@@ -75,6 +76,8 @@ class TokenMap:
         """`apply` and `sizes` at once, and the attention bias of the new sizes if the kernel computed it anyway (else
         None)."""
         means = self.gain is None and self.divide and not self.drops
+        if means and self.share is None and products.keeps(x) and products.suits(x, self.entered):
+            return self._merge_by_product(x, sizes, prefix, suffix)
         if means and self.rep is not None and self.sources is not None:
             merged = merge_rows(x, self.dest, self.rep, self.sources, self._mass(sizes), prefix, suffix)
             if merged is not None:
@@ -182,6 +185,20 @@ class TokenMap:
     def _one_hot(self) -> Tensor:
         outputs = counting(self.count, self.dest.device)  # type: ignore[union-attr]
         return (self.dest[:, None, :] == outputs[None, :, None]).float()  # type: ignore[index]
+
+    def membership(self, mass: Tensor | None) -> Tensor:
+        """`(B, N, M)`: the `mass (B, N)` of each token (None: 1) at its output, of an integer map."""
+        return products.one_hot(self.dest, self.count, mass)  # type: ignore[arg-type]
+
+    def _merge_by_product(
+        self, x: Tensor, sizes: Tensor | None, prefix: int, suffix: int
+    ) -> tuple[Tensor, Tensor, None]:
+        """`merge` of a map of means in few launches; an output without mass is 0."""
+        end = x.shape[1] - suffix
+        merged, total = products.means(x[:, prefix:end], self.membership(self._mass(sizes)))
+        merged = merged.to(x.dtype)
+        out = torch.cat([x[:, :prefix], merged, x[:, end:]], 1) if prefix or suffix else merged
+        return out, total if self.weight is None and self.size_weight is None else self.sizes(sizes), None
 
     def _apply_generic(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """Without a known representative: scatter the integer encoding, multiply the dense one."""

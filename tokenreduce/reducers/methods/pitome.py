@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -93,8 +94,30 @@ def merge_ranked(metric: Tensor, order: Tensor, keep: int, protected: int) -> To
     others by cosine of `metric (B, N, d)`, the most similar first."""
     mergeable = order.shape[1] - protected
     matched = match_bipartite(take(metric, order[:, :mergeable]), keep - protected)
-    assert matched.dest is not None and matched.rep is not None and matched.sources is not None
-    aside = counting(protected, order.device).expand(order.shape[0], -1)
-    dest = torch.zeros_like(order).scatter(1, order, torch.cat([matched.dest + protected, aside], 1))
-    rep = order.gather(1, torch.cat([aside + mergeable, matched.rep], 1))
-    return TokenMap(keep, dest=dest, rep=rep, sources=order.gather(1, matched.sources))
+    return Ranked(order, matched, protected)
+
+
+class Ranked(TokenMap):
+    """The map `matched` of the first of `order (B, N)`, in which the last `protected` stay, as the first outputs.
+
+    Its lists of tokens are made when asked for: merging on a GPU needs no more than `dest`.
+    """
+
+    def __init__(self, order: Tensor, matched: TokenMap, protected: int) -> None:
+        self.count, self.drops, self.divide = matched.count + protected, False, True
+        self.share = self.weight = self.size_weight = self.gain = self.undo = self.grid = None
+        self.order, self.matched = order, matched
+        self.aside = counting(protected, order.device).expand(order.shape[0], -1)
+        assert matched.dest is not None
+        places = torch.cat([matched.dest + protected, self.aside], 1)
+        self.dest = torch.empty_like(order).scatter(1, order, places)
+
+    @cached_property
+    def rep(self) -> Tensor:  # type: ignore[override]
+        assert self.matched.rep is not None
+        return self.order.gather(1, torch.cat([self.aside + self.matched.entered, self.matched.rep], 1))
+
+    @cached_property
+    def sources(self) -> Tensor:  # type: ignore[override]
+        assert self.matched.sources is not None
+        return self.order.gather(1, self.matched.sources)
