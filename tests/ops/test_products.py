@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from backbones import fresh_model
+from choosing import SHORT
 from torch import Tensor
 
 import tokenreduce
@@ -106,3 +110,20 @@ def test_every_method_merges_the_same(as_on_gpu, method: str, dtype: torch.dtype
         for a, b in zip(before[1:], after[1:], strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(b.float(), a.float(), atol=4 * ROUNDING[dtype], rtol=4 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("method", ["tome", "ward"])
+def test_products_compile_whole_and_train(as_on_gpu, method: str) -> None:
+    torch._dynamo.reset()
+    as_on_gpu(True)
+    model = tokenreduce.patch(fresh_model(SHORT), method, ratio=0.5).bfloat16()
+    images = SHORT.images().bfloat16().requires_grad_()
+
+    def gradient(forward: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        out = forward(images)
+        return out, *torch.autograd.grad(out.float().square().sum(), images)
+
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for found, expected in zip(gradient(compiled), gradient(model), strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)

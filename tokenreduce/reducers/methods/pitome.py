@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from tokenreduce.maps.lazy import when_asked
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
@@ -112,12 +112,12 @@ class Ranked(TokenMap):
         places = torch.cat([matched.dest + protected, self.aside], 1)
         self.dest = torch.empty_like(order).scatter(1, order, places)
 
-    @cached_property
-    def rep(self) -> Tensor:  # type: ignore[override]
+    @when_asked
+    def rep(self) -> Tensor:
         assert self.matched.rep is not None
         return self.order.gather(1, torch.cat([self.aside + self.matched.entered, self.matched.rep], 1))
 
-    @cached_property
-    def sources(self) -> Tensor:  # type: ignore[override]
+    @when_asked
+    def sources(self) -> Tensor:
         assert self.matched.sources is not None
         return self.order.gather(1, self.matched.sources)

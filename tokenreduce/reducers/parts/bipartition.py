@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
+from tokenreduce.maps.lazy import when_asked
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
@@ -41,21 +40,21 @@ class Bipartition(TokenMap):
     def batch(self) -> int:
         return self.slots.shape[0]
 
-    @cached_property
-    def dest(self) -> Tensor:  # type: ignore[override]
+    @when_asked
+    def dest(self) -> Tensor:
         out = self.slots.new_empty(self.batch, self.tokens)
         out[:, self.first :: 2] = self.slots - 1
         out[:, 1 - self.first :: 2] = counting(self.count - self.kept, out.device) + self.kept
         return out
 
-    @cached_property
-    def rep(self) -> Tensor:  # type: ignore[override]
+    @when_asked
+    def rep(self) -> Tensor:
         kept = stable_order((~self.stays).byte(), 1)[:, : self.kept] * 2 + self.first
         targets = counting(self.count - self.kept, kept.device, 2) + (1 - self.first)
         return torch.cat([kept, targets.expand(self.batch, -1)], 1)
 
-    @cached_property
-    def sources(self) -> Tensor:  # type: ignore[override]
+    @when_asked
+    def sources(self) -> Tensor:
         return stable_order(self.rank, 1)[:, : self.merged] * 2 + self.first
 
     def membership(self, mass: Tensor | None) -> Tensor:
@@ -94,19 +93,19 @@ class Rounds(TokenMap):
     def batch(self) -> int:
         return self.chain.shape[0]
 
-    @cached_property
-    def dest(self) -> Tensor:  # type: ignore[override]
+    @when_asked
+    def dest(self) -> Tensor:
         return self.chain.argmax(2)
 
-    @cached_property
-    def rep(self) -> Tensor:  # type: ignore[override]
+    @when_asked
+    def rep(self) -> Tensor:
         rep = self.steps[0].rep
         for step in self.steps[1:]:
             rep = rep.gather(1, step.rep)
         return rep
 
-    @cached_property
-    def sources(self) -> Tensor:  # type: ignore[override]
+    @when_asked
+    def sources(self) -> Tensor:
         left, gone = self.steps[0].rep, [self.steps[0].sources]
         for step in self.steps[1:]:
             gone.append(left.gather(1, step.sources))
