@@ -25,10 +25,10 @@ ROUNDING = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 1e-6}
 @pytest.fixture
 def as_on_gpu(monkeypatch):
     """`as_on_gpu(True)` lets the library take every tensor for one on a GPU; compiled kernels are off."""
-    real = products.on_gpu
+    real = products.is_gpu
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(products, "on_gpu", (lambda x: True) if on else real)
+        monkeypatch.setattr(products, "is_gpu", (lambda x: True) if on else real)
 
     with dispatch.using("reference"):
         yield switch
@@ -91,9 +91,11 @@ def inputs(n: int) -> dict[str, Tensor]:
     return {"x": numbers(2, n, 16, seed=7), "attention": numbers(2, 2, n + 1, n + 1, seed=8).softmax(-1)} | heads | more
 
 
+@pytest.mark.parametrize("few", [products.FEW, 4])
 @pytest.mark.parametrize("method", tokenreduce.methods())
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
-def test_every_method_merges_the_same(as_on_gpu, method: str, dtype: torch.dtype) -> None:
+def test_every_method_merges_the_same(as_on_gpu, monkeypatch, method: str, dtype: torch.dtype, few: int) -> None:
+    monkeypatch.setattr(products, "FEW", few)
     given = {name: tensor.to(dtype) for name, tensor in inputs(24).items()}
     x, sizes = given.pop("x"), numbers(2, 24, seed=9).abs().mul(3).ceil()
     grid = (4, 2, 3) if "frames" in tokenreduce.describe(method)["needs"] else (4, 6)
@@ -127,3 +129,10 @@ def test_products_compile_whole_and_train(as_on_gpu, method: str) -> None:
     for found, expected in zip(gradient(compiled), gradient(model), strict=True):
         assert expected.abs().max() > 0
         torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+
+
+def test_counts_do_not_depend_on_the_device(as_on_gpu) -> None:
+    model = tokenreduce.patch(fresh_model(SHORT), "tome", flops=0.7).bfloat16()
+    expected = tokenreduce.count_flops(model, SHORT.images().bfloat16())
+    as_on_gpu(True)
+    assert tokenreduce.count_flops(model, SHORT.images().bfloat16()) == expected

@@ -113,6 +113,10 @@ class TokenMap:
             return torch.einsum("bmn,bn->bm", self.share.float(), sizes)
         weight = self.size_weight if self.size_weight is not None else self.weight
         grown = sizes if weight is None else sizes * weight
+        if products.on_gpu(grown) and self.entered > products.FEW and self.rep is not None and self.sources is not None:
+            # The matrix of what moves is smaller than that of all tokens.
+            moved = self.dest.gather(1, self.sources)  # type: ignore[union-attr]
+            return scatter_sums(grown.gather(1, self.rep), moved, grown.gather(1, self.sources))
         return scatter_sums(grown.new_zeros(grown.shape[0], self.count), self.dest_or_argmax(), grown)
 
     def restore(self, y: Tensor, prefix: int = 0, suffix: int = 0) -> Tensor:

@@ -7,6 +7,10 @@ NaN, as the next attention would.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -17,9 +21,32 @@ FEW = 512  # tokens up to which launches cost more than products of all tokens
 EXACT = (torch.float16, torch.bfloat16)  # whose values and mean of equal values products keep, also in TF32
 
 
-def on_gpu(x: Tensor) -> bool:
-    """Whether what counts for `x` are launches and a fixed order of sums, which adding by an index lacks."""
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.by_index = False
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def by_index() -> Iterator[None]:
+    """In this thread everything runs as on the CPU, so that what is counted does not depend on the device."""
+    before, _thread.by_index = _thread.by_index, True
+    try:
+        yield
+    finally:
+        _thread.by_index = before
+
+
+def is_gpu(x: Tensor) -> bool:
+    """Whether `x` is where operators are launched; fake tensors say so too."""
     return x.device.type not in ("cpu", "meta")
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether launches count for `x`, and the order of sums, which adding by an index does not keep there."""
+    return is_gpu(x) and not _thread.by_index
 
 
 def suits(x: Tensor, tokens: int) -> bool:
