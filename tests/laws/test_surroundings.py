@@ -118,5 +118,6 @@ def test_gradients_of_single_images(backbone: Backbone, method: str) -> None:
 def test_nothing_is_kept_of_a_capture(backbone: Backbone, method: str, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(constants, "_on_devices", {})
     outputs(backbone, patched(backbone, method))
     assert [kept.cache_info().currsize for kept in KEPT] == [0, 0] and not constants._on_devices
