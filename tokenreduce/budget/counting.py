@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tokenreduce.errors import InvalidTypeError
+from tokenreduce.ops.products import by_index
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def count_flops(model: Callable[..., Any], input: torch.Tensor | tuple[Any, ...]
     from tokenreduce.budget.operators import MacCounter
 
     # A model compiled with fullgraph=True refuses to run under any counter: force_eager.
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), MacCounter() as counter:
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), MacCounter() as counter, by_index():
         model(*args, **kwargs)
     macs = {phase: sum(flops.values()) // 2 for phase, flops in counter.get_flop_counts().items()}
     return FlopCount(macs.get("model", 0), macs.get("reducer", 0), macs.get("restore", 0), dict(counter.uncounted))

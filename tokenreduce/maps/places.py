@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
-from tokenreduce.ops.rows import counting
+from tokenreduce.ops.constants import counting
 
 
 class Places:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.merging import restore_change
-from tokenreduce.ops.rows import counting, with_protected
+from tokenreduce.ops.rows import with_protected
 
 MODES = {
     "copy": "each token takes what the token that stands for it holds",

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.ops import products
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.merging import merge_rows, merge_rows_apart
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting, scatter_rows, scatter_sums, summing, take, with_protected
+from tokenreduce.ops.rows import scatter_rows, scatter_sums, summing, take, with_protected
 
 
 @dataclass(eq=False)
@@ -74,6 +76,8 @@ class TokenMap:
         """`apply` and `sizes` at once, and the attention bias of the new sizes if the kernel computed it anyway (else
         None)."""
         means = self.gain is None and self.divide and not self.drops
+        if means and self.share is None and products.keeps(x) and products.suits(x, self.entered):
+            return self._merge_by_product(x, sizes, prefix, suffix)
         if means and self.rep is not None and self.sources is not None:
             mass = self._mass(sizes)
             apart = self.weight if self.size_weight is None else self.size_weight
@@ -108,13 +112,17 @@ class TokenMap:
         """New sizes `(B, M)` in fp32 from sizes `(B, N)` (None: all 1)."""
         like = self.dest if self.dest is not None else self.share
         if sizes is None:
-            sizes = torch.ones(like.shape[0], self.entered, device=like.device)  # type: ignore[union-attr]
+            sizes = torch.ones(like.shape[0], self.entered, dtype=torch.float32, device=like.device)  # type: ignore[union-attr]
         if self.drops and self.size_weight is None:
             return sizes.gather(1, self.rep)  # type: ignore[arg-type]
         if self.size_weight is None and self.share is not None:
             return torch.einsum("bmn,bn->bm", self.share.float(), sizes)
         weight = self.size_weight if self.size_weight is not None else self.weight
         grown = sizes if weight is None else sizes * weight
+        if products.on_gpu(grown) and self.entered > products.FEW and self.rep is not None and self.sources is not None:
+            # The matrix of what moves is smaller than that of all tokens.
+            moved = self.dest.gather(1, self.sources)  # type: ignore[union-attr]
+            return scatter_sums(grown.gather(1, self.rep), moved, grown.gather(1, self.sources))
         return scatter_sums(grown.new_zeros(grown.shape[0], self.count), self.dest_or_argmax(), grown)
 
     def restore(self, y: Tensor, prefix: int = 0, suffix: int = 0) -> Tensor:
@@ -187,6 +195,20 @@ class TokenMap:
     def _one_hot(self) -> Tensor:
         outputs = counting(self.count, self.dest.device)  # type: ignore[union-attr]
         return (self.dest[:, None, :] == outputs[None, :, None]).float()  # type: ignore[index]
+
+    def membership(self, mass: Tensor | None) -> Tensor:
+        """`(B, N, M)`: the `mass (B, N)` of each token (None: 1) at its output, of an integer map."""
+        return products.one_hot(self.dest, self.count, mass)  # type: ignore[arg-type]
+
+    def _merge_by_product(
+        self, x: Tensor, sizes: Tensor | None, prefix: int, suffix: int
+    ) -> tuple[Tensor, Tensor, None]:
+        """`merge` of a map of means in few launches; an output without mass is 0."""
+        end = x.shape[1] - suffix
+        merged, total = products.means(x[:, prefix:end], self.membership(self._mass(sizes)))
+        merged = merged.to(x.dtype)
+        out = torch.cat([x[:, :prefix], merged, x[:, end:]], 1) if prefix or suffix else merged
+        return out, total if self.weight is None and self.size_weight is None else self.sizes(sizes), None
 
     def _apply_generic(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """Without a known representative: scatter the integer encoding, multiply the dense one."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenreduce.ops.modes import function_transform, is_tracing
 from tokenreduce.ops.tracing import repeat, to_onnx
 
 
@@ -24,9 +25,9 @@ def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
     """
     if to_onnx():
         return farthest_first_loop(distance, first, count)
-    # A subclass is a fake tensor or another one without memory to show to numba.
-    plain = type(distance) is Tensor and distance.device.type == "cpu"
-    if plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    # A subclass is a fake tensor or another one without memory to show to numba, as are tensors of transforms.
+    plain = type(distance) is Tensor and distance.device.type == "cpu" and function_transform() is None
+    if plain and not torch.compiler.is_compiling() and not is_tracing():
         kernel = numba_kernel()
         if kernel is not None:
             chosen = torch.empty(distance.shape[0], count, dtype=torch.long)

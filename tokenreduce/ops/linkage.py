@@ -55,6 +55,14 @@ def _(distance: Tensor, keep: int, linkage: str) -> Tensor:
     return distance.new_empty(distance.shape[:2], dtype=torch.long)
 
 
+@agglomerate_operator.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], distance: Tensor, keep: int, linkage: str) -> tuple[Tensor, int]:
+    """Many batches are one of more images."""
+    batches = distance.movedim(in_dims[0], 0)
+    label = agglomerate_operator(batches.flatten(0, 1), keep, linkage)
+    return label.unflatten(0, batches.shape[:2]), 0
+
+
 def mirrored(distance: Tensor) -> Tensor:
     """The symmetric fp32 matrices with the upper triangles of `distance (B, N, N)`, of zero diagonal."""
     upper = distance.float().triu(1)
@@ -119,7 +127,7 @@ def agglomerate_compiled(kernel: Callable[..., None], between: Tensor, keep: int
     """`agglomerate` image by image with `agglomerate_image`, compiled or not; overwrites `between`."""
     batch, n, _ = between.shape
     label = torch.empty(batch, n, dtype=torch.long)
-    nearest, members, near = torch.empty_like(label), torch.empty(batch, n), torch.empty(batch, n)
+    nearest, members, near = torch.empty_like(label), torch.empty_like(between[:, 0]), torch.empty_like(between[:, 0])
     arrays = [tensor.detach().numpy() for tensor in (between, label, members, near, nearest)]
     code = LINKAGES.index(linkage)
 

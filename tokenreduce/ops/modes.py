@@ -31,6 +31,12 @@ function_transform = asking_torch("_C._functorch.peek_interpreter_stack")  # the
 is_tracing = asking_torch("_C._is_tracing")  # torch.jit.is_tracing asks more first
 
 
+def capturing() -> bool:
+    """Whether work on the current stream goes into a CUDA graph instead of running."""
+    # Without a driver PyTorch raises instead of saying no; before the first tensor on a GPU there is no capture.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def without_gradients() -> AbstractContextManager[Any]:
     """Matching has no gradient."""
     return torch.no_grad() if torch.is_grad_enabled() else nullcontext()

@@ -1,37 +1,43 @@
-"""Rows of batched tensors: taking, adding and numbering them."""
+"""Rows of batched tensors: taking and adding them."""
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from tokenreduce.ops import products
+from tokenreduce.ops.constants import counting
+from tokenreduce.ops.modes import function_transform
+
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index (B, K)` of `x (B, N, C)`."""
-    # One flat index_select copies whole rows; gather with an expanded index takes several times longer on CPU.
     batch, n, width = x.shape
+    if products.on_gpu(x):
+        return x.gather(1, index[..., None].expand(-1, -1, width))
+    # One flat index_select copies whole rows; gather with an expanded index takes several times longer on CPU.
     rows = x.reshape(batch * n, width).index_select(0, flat_index(index, n))
     return rows.view(batch, index.shape[1], width)
 
 
 def scatter_rows(out: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """`out (B, M, C)`, contiguous, with `rows (B, K, C)` added in place at `index (B, K)`, always in the same order."""
+    """`out (B, M, C)`, contiguous and not to be used again, plus `rows (B, K, C)` at `index (B, K)`, always in the same
+    order, compiled or not."""
     batch, n, width = out.shape
+    if products.on_gpu(out):
+        return torch.baddbmm(out, products.one_hot(index, n, dtype=rows.dtype).transpose(1, 2), rows)
+    if function_transform() is not None:
+        return out.scatter_add(1, index[..., None].expand(-1, -1, width), rows)
     flat, target, added = flat_index(index, n), out.view(batch * n, width), rows.reshape(-1, width)
-    if out.is_cuda:  # scatter_add_ adds in any order there, index_put_ sorts first
-        target.index_put_((flat,), added, accumulate=True)
-    else:
-        target.scatter_add_(0, flat[:, None].expand(-1, width), added)
+    target.scatter_add_(0, flat[:, None].expand(-1, width), added)
     return out
 
 
 def scatter_sums(out: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """`out (B, M)`, contiguous, with `values (B, K)` added in place at `index (B, K)`, always in the same order."""
-    if out.is_cuda:
-        return scatter_rows(out[..., None], index, values[..., None])[..., 0]
-    return out.scatter_add_(1, index, values)
+    """`out (B, M)`, not to be used again, plus `values (B, K)` at `index (B, K)`, in the same order as well."""
+    if products.on_gpu(out):
+        return out + products.one_hot(index, out.shape[1], values, values.dtype).sum(1)
+    return out.scatter_add_(1, index, values) if function_transform() is None else out.scatter_add(1, index, values)
 
 
 def summing(x: Tensor) -> Tensor:
@@ -53,29 +59,3 @@ def with_protected(index: Tensor, prefix: int, suffix_start: int, suffix: int) -
     if suffix:
         parts.append((counting(suffix, index.device) + suffix_start).expand(batch, -1))
     return torch.cat(parts, 1)
-
-
-def counting(count: int, device: torch.device, step: int = 1) -> Tensor:
-    """0, step, 2 step ... as a tensor `(count,)`; do not write to it: outside the compiler it is shared."""
-    if torch.compiler.is_compiling():
-        return torch.arange(count, device=device) * step
-    return _counting(count, device, step)
-
-
-@lru_cache(maxsize=2048)
-def _counting(count: int, device: torch.device, step: int) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
-        return torch.arange(count, device=device) * step
-
-
-def constant(index: tuple[int, ...] | tuple[float, ...], device: torch.device) -> Tensor:
-    """`index` as a tensor `(K,)`, kept on the device so that a forward does not wait for the copy."""
-    if torch.compiler.is_compiling():
-        return torch.tensor(index, device=device)
-    return _constant(index, device)
-
-
-@lru_cache(maxsize=512)
-def _constant(index: tuple[int, ...] | tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(index, device=device)

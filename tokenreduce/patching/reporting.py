@@ -74,7 +74,7 @@ class Report:
         for token_map in self._chain(layer):
             sizes = token_map.sizes(sizes)
         if sizes is None:
-            sizes = torch.ones(self.maps[0][1].batch, self.input_tokens)
+            sizes = torch.ones(self.maps[0][1].batch, self.input_tokens, dtype=torch.float32)
         return sizes
 
     def restore(self, x: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.maps.places import grid_positions
 from tokenreduce.maps.token_map import TokenMap, identity
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.modes import without_autocast
-from tokenreduce.ops.rows import counting
 from tokenreduce.reducers.entries import ENTRIES, from_attention
 from tokenreduce.reducers.registry import create
 from tokenreduce.reducers.tokens import Tokens

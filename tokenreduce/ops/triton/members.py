@@ -6,7 +6,6 @@ from triton import jit
 from triton import language as tl
 
 
-
 @jit
 def is_finite(rows):
     """Whether no number of a tile is NaN or infinite."""

@@ -75,7 +75,17 @@ def _match_tile(
 
 @jit
 def _best_targets(
-    points, mass, index, begin, end, n, first, WIDTH: tl.constexpr, WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr
+    points,
+    mass,
+    index,
+    begin,
+    end,
+    n,
+    first,
+    WIDTH: tl.constexpr,
+    WARD: tl.constexpr,
+    TILE: tl.constexpr,
+    DEEP: tl.constexpr,
 ):
     """The greatest score of the sources `index (TILE,)` and the lowest target from `begin` to `end` that has it."""
     count = (n - first + 1) // 2

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import constant, counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import constant, counting, take
+from tokenreduce.ops.rows import take
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.checks import check_number
 from tokenreduce.reducers.contract import Reducer

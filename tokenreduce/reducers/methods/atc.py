@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.linkage import LINKAGES, agglomerate
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting
 from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
+from tokenreduce.ops.constants import constant
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import constant
 from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting, scatter_sums, take
+from tokenreduce.ops.rows import scatter_sums, take
 from tokenreduce.reducers.checks import check_number
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.native.dispatch import choose
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting
 from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept
@@ -70,8 +70,10 @@ class EViT(Reducer):
         # Attention to a token of size s already counts it s times: a share of a / s lets the sizes cancel.
         share = score if tokens.sizes is None else score / tokens.sizes
         share = share.clamp_min(1e-12).scatter(1, kept, 1.0)
-        total = score.gather(1, dropped).sum(1, keepdim=True)
-        gain = None if self.normalise else torch.cat([torch.ones_like(kept, dtype=score.dtype), total], 1)
+        gain = None
+        if not self.normalise:
+            total = score.gather(1, dropped).sum(1, keepdim=True)
+            gain = torch.cat([torch.ones_like(kept, dtype=score.dtype), total], 1)
         rep = torch.cat([kept, dropped[:, :1]], 1)
         ones = torch.ones_like(share)
         return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=dropped[:, 1:], gain=gain)

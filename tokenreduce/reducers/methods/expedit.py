@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer

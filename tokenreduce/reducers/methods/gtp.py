@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting, summing, take, with_protected
+from tokenreduce.ops.rows import summing, take, with_protected
 from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
@@ -169,7 +170,7 @@ class Propagation(TokenMap):
 
     def sizes(self, sizes: Tensor | None = None) -> Tensor:
         if sizes is None:
-            sizes = torch.ones(self.order.shape, device=self.order.device)
+            sizes = torch.ones(self.order.shape, dtype=torch.float32, device=self.order.device)
         kept = sizes.gather(1, self.rep)
         if self.drops:
             return kept
@@ -215,6 +216,6 @@ def places(index: Tensor, width: int | None) -> tuple[Tensor, Tensor]:
 def in_order(dropped: Tensor, order: Tensor) -> Tensor:
     """`(B, N, M)` with a row for each token: `dropped (B, N - M, M)` for the last of `order`, one-hot for the first."""
     batch, _, keep = dropped.shape
-    one_hot = torch.eye(keep, device=dropped.device).expand(batch, -1, -1)
+    one_hot = torch.eye(keep, dtype=dropped.dtype, device=dropped.device).expand(batch, -1, -1)
     ranks = torch.zeros_like(order).scatter(1, order, counting(order.shape[1], order.device).expand_as(order))
     return take(torch.cat([one_hot, dropped], 1), ranks)

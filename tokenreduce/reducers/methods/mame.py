@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting
 from tokenreduce.reducers.checks import check_number
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
@@ -82,7 +82,7 @@ class MaMe(Reducer):
         stays = kept[:, :, None] == counting(sources, cosine.device)
         shares = shares * ~stays.any(1, keepdim=True)
         share = shares.new_zeros(batch, keep, tokens.count)
-        share[:, :targets, 0::2] = torch.eye(targets, device=cosine.device)
+        share[:, :targets, 0::2] = torch.eye(targets, dtype=cosine.dtype, device=cosine.device)
         share[:, :, 1::2] = torch.cat([shares, stays.float()], 1)
         rep = torch.cat([(onto * 2).expand(batch, -1), kept * 2 + 1], 1)
         return TokenMap(keep, share=share, rep=rep)

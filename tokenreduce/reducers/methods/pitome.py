@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tokenreduce.maps.lazy import when_asked
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting, take
+from tokenreduce.ops.rows import take
 from tokenreduce.reducers.checks import check_number, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.bipartite import match_bipartite
@@ -92,8 +94,30 @@ def merge_ranked(metric: Tensor, order: Tensor, keep: int, protected: int) -> To
     others by cosine of `metric (B, N, d)`, the most similar first."""
     mergeable = order.shape[1] - protected
     matched = match_bipartite(take(metric, order[:, :mergeable]), keep - protected)
-    assert matched.dest is not None and matched.rep is not None and matched.sources is not None
-    aside = counting(protected, order.device).expand(order.shape[0], -1)
-    dest = torch.zeros_like(order).scatter(1, order, torch.cat([matched.dest + protected, aside], 1))
-    rep = order.gather(1, torch.cat([aside + mergeable, matched.rep], 1))
-    return TokenMap(keep, dest=dest, rep=rep, sources=order.gather(1, matched.sources))
+    return Ranked(order, matched, protected)
+
+
+class Ranked(TokenMap):
+    """The map `matched` of the first of `order (B, N)`, in which the last `protected` stay, as the first outputs.
+
+    Its lists of tokens are made when asked for: merging on a GPU needs no more than `dest`.
+    """
+
+    def __init__(self, order: Tensor, matched: TokenMap, protected: int) -> None:
+        self.count, self.drops, self.divide = matched.count + protected, False, True
+        self.share = self.weight = self.size_weight = self.gain = self.undo = self.grid = None
+        self.order, self.matched = order, matched
+        self.aside = counting(protected, order.device).expand(order.shape[0], -1)
+        assert matched.dest is not None
+        places = torch.cat([matched.dest + protected, self.aside], 1)
+        self.dest = torch.empty_like(order).scatter(1, order, places)
+
+    @when_asked
+    def rep(self) -> Tensor:
+        assert self.matched.rep is not None
+        return self.order.gather(1, torch.cat([self.aside + self.matched.entered, self.matched.rep], 1))
+
+    @when_asked
+    def sources(self) -> Tensor:
+        assert self.matched.sources is not None
+        return self.order.gather(1, self.matched.sources)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
-from tokenreduce.ops.rows import constant
+from tokenreduce.ops.constants import constant
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
-from tokenreduce.ops.rows import constant
+from tokenreduce.ops.constants import constant
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer

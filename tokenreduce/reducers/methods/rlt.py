@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting
 from tokenreduce.reducers.checks import check_number
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register

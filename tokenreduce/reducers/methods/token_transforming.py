@@ -153,7 +153,7 @@ def share_matrix(kept: Tensor, logits: Tensor, gamma: float = 1, self_share: flo
     """
     count = kept.shape[1]
     columns = kept[:, None, :].expand(-1, count, -1)
-    itself = torch.eye(count, device=kept.device)
+    itself = torch.eye(count, dtype=logits.dtype, device=kept.device)
     own = itself.expand(kept.shape[0], -1, -1)
     if self_share < 1 and count > 1:
         others = logits.gather(2, columns).masked_fill(itself > 0, -math.inf).softmax(1)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import constant
 from tokenreduce.ops.native.dispatch import choose
-from tokenreduce.ops.rows import constant
+from tokenreduce.ops.products import suits
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.checks import check_count
 from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.parts import bipartition
 from tokenreduce.reducers.parts.bipartite import alternating, merge_best
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
@@ -69,7 +71,9 @@ class Ward(Reducer):
         counts = round_counts(tokens.count, keep, self.rounds)
         compiled = choose("ward_match", x)
         if compiled is None:
-            return merge_in_rounds(self.sketch(normalised(x.float())), sizes, counts, first)
+            points = self.sketch(normalised(x.float()))
+            rounds = bipartition.merge_in_rounds if suits(points, tokens.count) else merge_in_rounds
+            return rounds(points, sizes, counts, first)
         channels = x.shape[-1]
         width = self.sketch_width(channels)
         signed = None if width == channels else constant(signs(channels), x.device)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting
 from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept, normalised
@@ -91,7 +91,7 @@ class ZeroTPrune(Reducer):
         n, removed = tokens.count, tokens.count - keep
         similar = min(n // 2, int(removed * self.similarity + 1e-9))
         attention, keys = tokens.attention, tokens.mean_keys
-        alive = torch.ones(attention.shape[0], n, device=attention.device)
+        alive = torch.ones(attention.shape[0], n, dtype=attention.dtype, device=attention.device)
         if similar:
             order = stable_order(self._importance(tokens, attention, alive, 1), 1, descending=True)
             dropped, match = match_unimportant(keys, order, similar)

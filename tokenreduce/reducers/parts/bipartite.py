@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.native.dispatch import choose
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import counting
+from tokenreduce.ops.products import ranks, suits
+from tokenreduce.reducers.parts.bipartition import Bipartition
 from tokenreduce.reducers.parts.cosine import normalised
 
 
@@ -24,9 +26,11 @@ def match_bipartite(metric: Tensor, keep: int, first: int = 0) -> TokenMap:
     if compiled is not None:
         dest, rep, moved = compiled(metric, keep, first)
         return TokenMap(keep, dest=dest, rep=rep, sources=moved)
-    metric = metric.float().mean(1) if metric.ndim == 4 else metric.float()
-    sources, targets = alternating(metric, first)
+    metric = metric.mean(1, dtype=torch.float32) if metric.ndim == 4 else metric.float()
     best, match = alternating_scores(metric, first).max(-1)
+    if suits(metric, metric.shape[1]):
+        return Bipartition(ranks(best), match, metric.shape[1], keep, first)
+    sources, targets = alternating(metric, first)
     return merge_best(best, match, sources, targets, keep)
 
 
@@ -59,5 +63,5 @@ def merge_best(best: Tensor, match: Tensor, sources: Tensor, targets: Tensor, ke
     moved, kept = places[:, :removed], places[:, removed:].sort(dim=1).values
     rep = torch.cat([kept, targets], 1)
     dest = counting(1, device).expand(batch, n).scatter(1, rep, counting(keep, device).expand(batch, -1))
-    dest = dest.scatter_(1, moved, match.gather(1, order[:, :removed]) + kept.shape[1])
+    dest = dest.scatter(1, moved, match.gather(1, order[:, :removed]) + kept.shape[1])
     return TokenMap(keep, dest=dest, rep=rep, sources=moved)

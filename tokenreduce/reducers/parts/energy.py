@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.native.dispatch import choose
-from tokenreduce.ops.rows import counting
 from tokenreduce.reducers.parts.cosine import normalised
 
 FORMS = ("paper", "code")

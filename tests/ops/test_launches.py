@@ -1,0 +1,34 @@
+"""The plain PyTorch path on a GPU launches few kernels: host time is what it costs there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from launches import kernels, launches
+
+MOST = {
+    ("tome", "r"): 25,
+    ("ward", "flops"): 75,
+    ("pitome", "flops"): 56,
+    ("evit", "flops"): 42,
+    ("topk", "flops"): 31,
+}
+
+
+@pytest.mark.parametrize(("method", "budget"), MOST)
+def test_a_reducing_layer_launches_few_kernels(method: str, budget: str) -> None:
+    found, counted = launches(method, **{budget: 13 if budget == "r" else 0.6})
+    assert found <= MOST[method, budget], counted
+    names = {name.split(".")[1] for name in counted}
+    assert not names & {"index_put_", "index_put", "scatter_add", "scatter_add_", "index_add"}, "sums in any order"
+
+
+def test_launches_are_counted_by_the_rules() -> None:
+    aten = torch.ops.aten
+    assert [kernels(op) for op in (aten.sort.stable, aten.index_put_.default, aten.constant_pad_nd.default)] == [
+        4,
+        13,
+        2,
+    ]
+    assert [kernels(op) for op in (aten.scatter.src, aten.scatter_.src, aten.bmm.default)] == [2, 1, 1]
+    assert [kernels(op) for op in (aten.view.default, aten.slice.Tensor, aten.empty.memory_format)] == [0, 0, 0]
