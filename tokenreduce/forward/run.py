@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from tokenreduce.forward.state import TokenState
 from tokenreduce.forward.taps import Taps
 from tokenreduce.maps.restoring import looks_back, restore_tokens
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.beside import beside, pays
 from tokenreduce.ops.modes import without_autocast, without_gradients
 from tokenreduce.ops.native.dispatch import choose
 
@@ -54,6 +57,7 @@ class Run(TokenState):
         self.fast = reduction.reducer.fast()
         self.shown = Shown(by_head=self.fast.averages_keys and self.valid is None, video=video)
         self.kernel: Any = None
+        self.ahead: Callable[[], TokenMap] | None = None  # gives the map of this layer, planned beside its attention
         self.method_state: Any = None
 
     def begin(self, x: Tensor) -> None:
@@ -61,9 +65,19 @@ class Run(TokenState):
         reducer = self.reduction.reducer
         if self.fast.kernel and self.planned is not None and self.valid is None and not torch.is_grad_enabled():
             self.kernel = choose(self.fast.kernel, x)
+            if self.kernel is not None and reducer.plans_ahead() and pays(x):
+                self.shown.when_keys = self.plan_ahead
         if reducer.has_state:
             with working("reducer"), torch.no_grad(), without_autocast(x.device):
                 self.method_state = reducer.begin(self._tokens(0, x))
+
+    def plan_ahead(self, keys: Tensor) -> None:
+        """Start planning of `keys (B, H, prefix + N + suffix, d)` beside the attention that follows."""
+        if self.may_reduce(self.next_layer):
+            reducer, shape = self.reduction.reducer, self.reduction.geometry
+            keep = self.planned[self.next_layer]  # type: ignore[index]
+            plan = partial(self.fast.ahead, reducer, keys, keep, shape.prefix, shape.suffix)  # type: ignore[arg-type]
+            self.ahead = beside(keys.device, plan)
 
     def show_attention(self, attend: Attend) -> None:
         """Say how the current layer makes of queries and keys, as hooks see them, what its attention uses."""
@@ -129,12 +143,22 @@ class Run(TokenState):
 
     def _merge_at_once(self, layer: int, x: Tensor) -> tuple[TokenMap, Tensor]:
         """By the method's own kernel; everything that is not needed for that is left out, see `LayerTokens`."""
+        if self.ahead is not None:
+            return self._merge_planned(x)
         shape, sizes, keys = self.reduction.geometry, self.sizes, self.shown.entries["mean_keys"]
         keep = self.planned[layer]  # type: ignore[index]
         merged = self.fast.merge(  # type: ignore[misc]
             self.reduction.reducer, self.kernel, x, keys, sizes, keep, shape.prefix, shape.suffix
         )
         token_map, x, self.sizes, self.bias = merged
+        self.places.follow(token_map, sizes)
+        return token_map, x
+
+    def _merge_planned(self, x: Tensor) -> tuple[TokenMap, Tensor]:
+        """By the map that was planned ahead."""
+        shape, sizes = self.reduction.geometry, self.sizes
+        token_map, self.ahead = self.ahead(), None  # type: ignore[misc]
+        x, self.sizes, self.bias = token_map.merge(x, sizes, shape.prefix, shape.suffix)
         self.places.follow(token_map, sizes)
         return token_map, x
 

@@ -24,6 +24,7 @@ class Shown:
         self.by_head, self.video = by_head, video
         self.entries: dict[str, Tensor] = {}  # of all tokens, protected ones included
         self.attend: Attend | None = None
+        self.when_keys: Callable[[Tensor], None] | None = None  # told as soon as `mean_keys` are there
 
     def add(self, name: str, value: Tensor) -> None:
         """Keep the entry `name`, `(B, H, N, d)` of all tokens."""
@@ -33,6 +34,8 @@ class Shown:
         """Keep `mean_keys` of keys `(B, H, N, d)`, or the keys for a kernel that averages them."""
         keys = keys.detach() if keys.requires_grad else keys
         self.entries["mean_keys"] = keys if self.by_head else keys.float().mean(1)
+        if self.when_keys is not None:
+            self.when_keys(self.entries["mean_keys"])
 
     def clear(self) -> None:
         """Forget the layer that has ended."""

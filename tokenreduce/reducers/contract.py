@@ -48,11 +48,14 @@ class FastPath:
         merge: calls it; takes the reducer, the kernel, all tokens `x (B, prefix + N + suffix, C)`, the keys of all
             tokens `(B, H, prefix + N + suffix, d)`, sizes `(B, N)` or None, the count to keep, prefix and suffix;
             returns the map, and merged tokens, sizes and attention bias.
+        ahead: plans of keys alone, so that it can run beside attention; takes the reducer, the keys of all tokens, the
+            count to keep, prefix and suffix.
     """
 
     averages_keys: bool = False
     kernel: str = ""
     merge: Callable[..., tuple[TokenMap, Tensor, Tensor, Tensor]] | None = None
+    ahead: Callable[[Any, Tensor, int, int, int], TokenMap] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,10 @@ class Reducer:
         """The fast path of the class that has the plan."""
         owner = next(cls for cls in type(self).__mro__ if "plan" in vars(cls))
         return vars(owner).get("fast_path", FastPath())
+
+    def plans_ahead(self) -> bool:
+        """Whether these options allow `FastPath.ahead`."""
+        return self.fast().ahead is not None
 
     def least(self, n: int) -> int:
         """The fewest tokens this method can leave of `n` in one layer."""

@@ -24,6 +24,11 @@ def merge_at_once(
     return TokenMap(keep, dest=dest, rep=rep, sources=moved), out, grown, bias
 
 
+def match_ahead(reducer: Any, keys: Tensor, keep: int, prefix: int, suffix: int) -> TokenMap:
+    """`ToMe.plan` of keys; arguments as in `FastPath`."""
+    return match_bipartite(keys[..., prefix : keys.shape[-2] - suffix, :], keep, first=prefix % 2)
+
+
 @register
 @dataclass(frozen=True)
 class ToMe(Reducer):
@@ -49,10 +54,15 @@ class ToMe(Reducer):
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification"
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
-    fast_path: ClassVar[FastPath] = FastPath(averages_keys=True, kernel="bipartite_merge", merge=merge_at_once)
+    fast_path: ClassVar[FastPath] = FastPath(
+        averages_keys=True, kernel="bipartite_merge", merge=merge_at_once, ahead=match_ahead
+    )
 
     def __post_init__(self) -> None:
         check_option("metric", self.metric, ("keys", "features"))
+
+    def plans_ahead(self) -> bool:
+        return super().plans_ahead() and self.metric == "keys"
 
     def least(self, n: int) -> int:
         return n - n // 2
