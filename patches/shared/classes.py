@@ -10,9 +10,10 @@ Classes = Mapping[type[nn.Module], type[nn.Module]]  # what stands for each clas
 
 
 def swap(modules: Iterable[nn.Module], classes: Classes) -> None:
-    """Give each module the class that stands for its own."""
+    """Give each module the class that stands for its own, unless it has it."""
     for module in modules:
-        module.__class__ = classes[type(module)]
+        if type(module) not in classes.values():
+            module.__class__ = classes[type(module)]
 
 
 def swap_back(modules: Iterable[nn.Module], classes: Classes) -> None:
