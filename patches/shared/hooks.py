@@ -15,6 +15,7 @@ from tokenreduce.forward.noted import note_grid, note_video
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import capturing
+from tokenreduce.forward.strays import refuse_proxy
 from tokenreduce.reducers.entries import ATTENTION
 
 
@@ -94,25 +95,32 @@ def capture_folded_mean_keys(module: nn.Module, args: tuple[Any, ...], output: T
     capture_mean_keys(module, args, _unfolded(module, output))
 
 
+def _noted_by(module: Any, x: Tensor) -> Reduction | None:
+    """The patch that `module` notes something of `x` for."""
+    refuse_proxy(x)
+    mark = getattr(module, ATTRIBUTE, None)
+    return None if mark is None else mark.reduction
+
+
 def capture_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     """The grid of a patch embedding's convolution, `(H, W)` or `(T, H, W)`."""
-    mark = getattr(module, ATTRIBUTE, None)
-    if mark is not None:
-        note_grid(mark.reduction, tuple(output.shape[2:]))
+    reduction = _noted_by(module, output)
+    if reduction is not None:
+        note_grid(reduction, tuple(output.shape[2:]))
 
 
 def capture_video(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     """The video from which the convolution of a patch embedding makes tubelets."""
-    mark = getattr(module, ATTRIBUTE, None)
-    if mark is not None:
-        note_video(mark.reduction, args[0], module.kernel_size)
+    reduction = _noted_by(module, args[0])
+    if reduction is not None:
+        note_video(reduction, args[0], module.kernel_size)
 
 
 def capture_dynamic_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     """The grid of a timm patch embedding."""
-    mark = getattr(module, ATTRIBUTE, None)
-    if mark is not None:
-        note_grid(mark.reduction, tuple(module.dynamic_feat_size(tuple(args[0].shape[-2:]))))
+    reduction = _noted_by(module, args[0])
+    if reduction is not None:
+        note_grid(reduction, tuple(module.dynamic_feat_size(tuple(args[0].shape[-2:]))))
 
 
 HOOKS = {

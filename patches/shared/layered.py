@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,12 @@ class ReducedLayer:
         """`(B, prefix + N + suffix)`, False for padding; None where nothing is padded. Raises for masks that cannot be
         honoured."""
         return None
+
+    def __prepare_scriptable__(self) -> NoReturn:  # noqa: N807  torch.jit.script asks for it
+        raise InvalidValueError(
+            "torch.jit.script cannot compile a reduced model, whose layers take arguments of any number; use "
+            "torch.export.export or torch.compile, or call tokenreduce.unpatch(model) first"
+        )
 
     def forward(self, *arguments: Any, **kwargs: Any) -> Any:
         reduction, layer, _ = self._tokenreduce

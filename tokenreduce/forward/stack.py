@@ -17,7 +17,7 @@ from tokenreduce.forward.records import Record, keep_record
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.slicing import Slicing
-from tokenreduce.forward.strays import is_same, two_at_once, why_no_run
+from tokenreduce.forward.strays import is_same, refuse_proxy, two_at_once, why_no_run
 from tokenreduce.ops.tracing import constant_result
 
 
@@ -50,6 +50,7 @@ def open_run(
 
     Raises: ValueError if the model is no longer what was patched.
     """
+    refuse_proxy(x)
     forget(reduction)  # what an exception or a forward that stopped early left behind
     shape, video = reduction.geometry, taken_video(reduction)
     entered = x.shape[1] - shape.protected
@@ -162,6 +163,8 @@ def join(
         return open_run(reduction, x, taps, valid)
     if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
         return None
+    if reduction.owner is not None:
+        depth_now(reduction)  # it says so if the model was changed
     elsewhere = [run for runs in list(_stacks.values()) for run in runs if runs is not _thread.runs]
     raise InvalidValueError(why_no_run(reduction, layer, _thread.runs, elsewhere))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
@@ -54,6 +55,16 @@ def two_at_once(layer: int) -> str:
         f"block {layer} of a reduced model was given what an earlier forward left, which another one has replaced "
         f"since: two inputs go through the blocks in turn; run one after the other {UNDO}"
     )
+
+
+def refuse_proxy(x: object) -> None:
+    """Raise for what `torch.fx` puts in the place of tensors, which has no shape to count tokens by."""
+    if type(x).__name__ == "Proxy":
+        raise InvalidValueError(
+            "torch.fx cannot trace a reduced model (symbolic_trace, create_feature_extractor): its counts follow from "
+            "the shape of the input, which fx does not know; use torch.export.export, or call "
+            "tokenreduce.unpatch(model) first"
+        )
 
 
 def is_same(given: Tensor | None, x: Tensor) -> bool:

@@ -43,7 +43,7 @@ class Taps:
 
     def hand_out(self, everything: Tensor, reduced: Tensor) -> Tensor:
         """Return `everything` (all tokens) to whoever collects, while the `reduced` ones wait."""
-        if everything.is_inference() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and everything.is_inference():
             with torch.inference_mode(False), torch.no_grad():  # a normal tensor, which counts how often it is edited
                 everything = everything.clone()
         self.waiting, self._handed_out = reduced, watched(everything)
