@@ -26,13 +26,12 @@ from tokenreduce.forward.slicing import Slicing
 from tokenreduce.forward.stack import join, leave
 
 from .adapter import READS, Adapter
-from .classes import Classes, refuse_classes, swap, swap_back
+from .classes import Classes, become, refuse_classes, swap, swap_back
 from .hooks import add_hook, captured_by_hooks, has_hooks, remove_hooks
 from .standing import (
     AGAIN,
     check_embedding,
     count_layers,
-    give_back,
     in_the_way,
     keep_hold,
     mark_layer,
@@ -201,7 +200,7 @@ class LayeredAdapter(Adapter):
         left = [] if owner is None else [module for module in owner.touched if patch_of(module) is reduction]
         for module in (*model.modules(), *left):
             if type(module) in originals:
-                give_back(module, originals[type(module)])
+                become(module, originals[type(module)])
             remove_hooks(module)
 
     def originals(self) -> dict[type[nn.Module], type[nn.Module]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -16,6 +15,8 @@ from torch import nn
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.marks import ATTRIBUTE, Mark, marked_inside, parts_stand, patch_of
 from tokenreduce.forward.reduction import Reduction
+
+from .classes import is_own_forward
 
 AGAIN = "patch it again, or call tokenreduce.unpatch(model)"
 _taking = threading.Lock()
@@ -125,8 +126,7 @@ def replaced_forward(module: nn.Module) -> Any:
     """What stands in the place of a module's own forward, on the module itself; None if nothing does."""
     own = vars(module).get("forward")
     # Tools that wrap a forward leave the module's own one there when they are taken off.
-    bound = getattr(own, "__self__", None) is module and getattr(own, "__func__", None) is type(module).forward
-    return None if bound else own
+    return None if is_own_forward(own, module) else own
 
 
 def in_the_way(model: nn.Module, originals: Mapping[type[nn.Module], type[nn.Module]]) -> list[str]:
@@ -137,7 +137,7 @@ def in_the_way(model: nn.Module, originals: Mapping[type[nn.Module], type[nn.Mod
         if kind not in originals and any(base in originals for base in kind.__mro__):
             said.append(f"{at} has become a {kind.__name__} ({kind.__module__})")
         own = replaced_forward(module) if kind in originals else None
-        if own is not None and not any(_is_of_class(value, module) for value in vars(module).values()):
+        if own is not None and not any(is_own_forward(value, module) for value in vars(module).values()):
             said.append(f"the forward of {at} was replaced ({_maker(own)})")
     return said
 
@@ -145,16 +145,3 @@ def in_the_way(model: nn.Module, originals: Mapping[type[nn.Module], type[nn.Mod
 def _maker(function: Any) -> str:
     function = getattr(function, "func", function)
     return getattr(function, "__module__", None) or type(function).__name__
-
-
-def _is_of_class(value: Any, module: nn.Module) -> bool:
-    """Whether `value` is a method of the module's class, bound to it."""
-    return isinstance(value, MethodType) and value.__self__ is module and value.__func__ is type(module).forward
-
-
-def give_back(module: nn.Module, original: type[nn.Module]) -> None:
-    """Give a module its own class again, also in the bound forwards that other tools keep on it."""
-    kept = [name for name, value in vars(module).items() if _is_of_class(value, module)]
-    module.__class__ = original
-    for name in kept:
-        vars(module)[name] = MethodType(original.forward, module)

@@ -20,6 +20,7 @@ from tokenreduce.forward.noted import collect_layers
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
+from ..shared.standing import replaced_forward
 from ..shared.windows import Grid, MapAdapter, MapAttention, MapLayer
 from ._collector import refuse_attentions
 from ._layers import HuggingFaceAdapter
@@ -90,7 +91,7 @@ class TransformersVitDet(MapAdapter, HuggingFaceAdapter):
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)
-        if type(model.encoder) not in (VitDetEncoder, ReducedVitDetEncoder) or "forward" in vars(model.encoder):
+        if type(model.encoder) not in (VitDetEncoder, ReducedVitDetEncoder) or replaced_forward(model.encoder):
             reasons.append("its encoder was changed by another tool; undo that first")
         return reasons
 

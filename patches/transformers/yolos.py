@@ -46,6 +46,7 @@ class ReducedYolosEncoder(YolosEncoder):
             positions = self.interpolation((height, width))
             for index, layer in enumerate(self.layer):
                 hidden_states = layer(hidden_states)
+                run.check_given(index + 1, hidden_states)
                 if index < len(positions):
                     added = followed(run, positions[index].to(hidden_states.device), hidden_states)
                     if run.taps.waiting is None:

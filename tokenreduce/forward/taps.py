@@ -39,6 +39,7 @@ class Taps:
     def __init__(self, layers: frozenset[int] = frozenset()) -> None:
         self.layers = layers
         self.waiting: Tensor | None = None  # reduced tokens that go on in the next layer
+        self._reduced: Tensor | None = None  # those of which everything was made
         self._handed_out, self._returned = Watched(), Watched()
 
     def hand_out(self, everything: Tensor, reduced: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ class Taps:
         if not torch.compiler.is_compiling() and everything.is_inference():
             with torch.inference_mode(False), torch.no_grad():  # a normal tensor, which counts how often it is edited
                 everything = everything.clone()
-        self.waiting, self._handed_out = reduced, watched(everything)
+        self.waiting, self._reduced, self._handed_out = reduced, reduced, watched(everything)
         return everything
 
     def returns(self, x: Tensor) -> Tensor:
@@ -84,7 +85,9 @@ class Taps:
         edited = self._handed_out.is_changed()
         if x is self._handed_out.tensor and not edited:
             return waiting
-        before = restore(waiting) if edited and restore is not None else self._handed_out.tensor
+        before = self._handed_out.tensor
+        if edited and restore is not None and self._reduced is not None:
+            before = restore(self._reduced)
         assert before is not None
         change, places = x - before, None
         for token_map in maps:
