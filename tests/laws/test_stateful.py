@@ -29,7 +29,7 @@ from tokenreduce.forward import stack
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
-ROWS = ("timm_vit", "timm_eva", "timm_beit", "torchvision_vit", "hf_vit", "hf_clip_vision", "open_clip_vit")
+ROWS = ("hf_vit", "timm_vit", "torchvision_vit", "hf_clip_vision", "timm_eva", "timm_beit", "open_clip_vit")
 METHODS = ("tome", "evit", "ward", "pool", "kmeans", "random")
 STEPS = 20
 
@@ -45,8 +45,8 @@ def fail(module: nn.Module, args: Any) -> None:
 class Model(RuleBasedStateMachine):
     """One model, and the shortest way to its state: LoRA, merging, cutting, quantising, dtype, then the patch."""
 
-    @initialize(name=st.sampled_from(ROWS))
-    def begin(self, name: str) -> None:
+    @initialize(name=st.sampled_from(ROWS), method=st.sampled_from(METHODS))
+    def begin(self, name: str, method: str) -> None:
         self.row: Backbone = BY_NAME[name]
         self.model = fresh_model(self.row)
         self.other = patch(fresh_model(BY_NAME["timm_vit"]), "tome", ratio=0.5)
@@ -56,6 +56,7 @@ class Model(RuleBasedStateMachine):
         self.method: str | None = None
         self.dtype = torch.float32
         self.offloaded = False
+        self.patch(method)
 
     def shortest(self) -> nn.Module:
         model = fresh_model(self.row)
@@ -93,6 +94,9 @@ class Model(RuleBasedStateMachine):
         return self.dtype == torch.float32 and "quantise" not in self.changes and not self.offloaded
 
     @rule(method=st.sampled_from(METHODS))
+    def patch_again(self, method: str) -> None:
+        self.patch(method)
+
     def patch(self, method: str) -> None:
         if self.row.fits(method):
             try:
