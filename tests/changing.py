@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -107,7 +106,6 @@ def state_of(model: nn.Module) -> list[Any]:
         (name, type(m).__name__, list(m._forward_hooks.values()), sorted(set(vars(m)) - {"_tokenreduce"}))
         for name, m in model.named_modules()
     ]
-
 
 
 def runs(backbone: Backbone, model: nn.Module) -> bool:

@@ -98,7 +98,7 @@ class OpenClipViT(LayeredAdapter):
         return [layer.attn] if isinstance(layer, ResidualAttentionBlock) else []
 
     def watched(self, layer: Any) -> Sequence[nn.Module]:
-        return [attention.out_proj for attention in self.restated(layer)]
+        return [layer.attn.out_proj] if isinstance(layer, ResidualAttentionBlock) else []
 
     def refuse_attentions(self, attentions: Sequence[nn.Module]) -> list[str]:
         return refuse_attention(attentions)

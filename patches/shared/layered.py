@@ -69,7 +69,7 @@ class ReducedLayer:
         honoured."""
         return None
 
-    def __prepare_scriptable__(self) -> NoReturn:  # noqa: N807  torch.jit.script asks for it
+    def __prepare_scriptable__(self) -> NoReturn:
         raise InvalidValueError(
             "torch.jit.script cannot compile a reduced model, whose layers take arguments of any number; use "
             "torch.export.export or torch.compile, or call tokenreduce.unpatch(model) first"
@@ -141,7 +141,9 @@ class LayeredAdapter(Adapter):
     def refuse_parts(self, model: Any, layers: Sequence[Any]) -> list[str]:
         """Why the parts of the layers cannot be restated or read."""
         try:
-            restated = [(f"the attention of block {i}", a) for i, part in enumerate(layers) for a in self.restated(part)]
+            restated = [
+                (f"the attention of block {i}", a) for i, part in enumerate(layers) for a in self.restated(part)
+            ]
             shown = [(i, self.captures(model, layer).values()) for i, layer in enumerate(layers)]
         except AttributeError as error:
             return [f"the parts of its attention are not those of the family ({error})"]
@@ -249,7 +251,6 @@ class LayeredAdapter(Adapter):
             swap_back(layers, self.reduced)
             for module in (*layers, *restated):
                 unmark(module)
-
 
 
 def layered_costs(model: Any, layers: Sequence[Any], attention: str, embedding: nn.Module, width: int) -> Costs:

@@ -79,7 +79,9 @@ def _what_happened(layers: list[nn.Module], reduction: Reduction) -> str:
             said.append(f"block {place} is block {number} again")
     gone = [str(number) for number in range(depth) if number not in numbers]
     if gone:
-        said.append(f"block{'s' if len(gone) > 1 else ''} {', '.join(gone)} of {depth} {'are' if gone[1:] else 'is'} gone")
+        said.append(
+            f"block{'s' if len(gone) > 1 else ''} {', '.join(gone)} of {depth} {'are' if gone[1:] else 'is'} gone"
+        )
     if not said:
         said = [f"the blocks are in another order: {', '.join(map(str, numbers))}"]
     return f"this model was changed after it was patched: {'; '.join(said)}; {AGAIN}"

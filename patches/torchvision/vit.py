@@ -77,4 +77,5 @@ class TorchvisionViT(LayeredAdapter):
     def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
         return "tokens" if outer or type(model).forward is not VisionTransformer.forward else "protected"
 
+
 ADAPTER = TorchvisionViT()

@@ -90,7 +90,9 @@ def test_an_own_loop_over_the_blocks(pick: Callable[[Tensor], Tensor]) -> None:
     model = patch(fresh_model(MAIN), "tome", ratio=0.5)
     z = model.norm_pre(model._pos_embed(model.patch_embed(MAIN.images(4))))
     z = model.blocks[1](model.blocks[0](z))
-    with pytest.raises(ValueError, match=r"block 2 of a reduced model was given \(.*, but block 1 returned \(4, 65, 32"):
+    with pytest.raises(
+        ValueError, match=r"block 2 of a reduced model was given \(.*, but block 1 returned \(4, 65, 32"
+    ):
         model.blocks[2](pick(z))
     assert torch.equal(model(MAIN.images()), model(MAIN.images()))
 
@@ -129,9 +131,9 @@ def test_blocks_that_run_in_another_order_say_so() -> None:
     with pytest.raises(ValueError, match="two inputs go through the blocks in turn"):
         a, b = blocks[0](x), blocks[0](y)
         blocks[1](a), blocks[1](b)
-    with pytest.raises(ValueError, match="block 2 .* right after block 0: block 1 did not run"):
+    with pytest.raises(ValueError, match=r"block 2 .* right after block 0: block 1 did not run"):
         blocks[2](blocks[0](x))
-    with pytest.raises(ValueError, match="block 1 .* called again after block 1"):
+    with pytest.raises(ValueError, match=r"block 1 .* called again after block 1"):
         blocks[1](blocks[1](blocks[0](x)))
     with pytest.raises(ValueError, match="no block before it has run in this thread"):
         model(MAIN.images())
@@ -172,12 +174,12 @@ def test_an_attention_that_is_replaced_is_read() -> None:
         found = model(MAIN.images())
         assert torch.equal(found, patch(tokenreduce.unpatch(model), method, ratio=0.5)(MAIN.images()))
     model.blocks[1].attn = nn.Identity()
-    with pytest.raises(ValueError, match="block 1 was changed after .*its attention is Identity"):
+    with pytest.raises(ValueError, match=r"block 1 was changed after .*its attention is Identity"):
         model(MAIN.images())
     patch(fresh := fresh_model(MAIN), "tome", ratio=0.5)
     for module in fresh.modules():
         module._forward_hooks.clear()
-    with pytest.raises(ValueError, match="mean_keys is not available here .* patch again"):
+    with pytest.raises(ValueError, match=r"mean_keys is not available here .* patch again"):
         fresh(MAIN.images())
 
 

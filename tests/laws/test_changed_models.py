@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import backbone_checks as checks
 import pytest
-import torch
 from backbones import BY_NAME, ROWS, Backbone, fresh_model
 from changing import (
     add_lora,

@@ -4,20 +4,15 @@ same state by the shortest way, or refuses in words; and nothing stays in memory
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import pickle
-import sys
 import threading
-import tracemalloc
-import weakref
 from typing import Any
 
-import choosing
 import pytest
 import torch
 from backbones import BY_NAME, Backbone, fresh_model
-from changing import add_lora, cut, layers_of, onload, offload, outputs_or_words, quantise, unload_lora
+from changing import add_lora, cut, layers_of, offload, onload, outputs_or_words, quantise, unload_lora
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -78,7 +73,9 @@ class Model(RuleBasedStateMachine):
 
     def inputs(self, seed: int = 0) -> dict[str, Any]:
         inputs = self.row.inputs(2, seed)
-        return {n: v.to(self.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in inputs.items()}
+        return {
+            n: v.to(self.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in inputs.items()
+        }
 
     def apply(self, change: str) -> None:
         if runs_at_all(self.row, self.changes, change):
@@ -281,9 +278,7 @@ def machine(examples: int) -> Any:
     return type("Sequence", (Model,), {}), limits
 
 
-@pytest.mark.parametrize(
-    "examples", [pytest.param(10, id="200"), pytest.param(100, id="2000", marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("examples", [pytest.param(10, id="200"), pytest.param(100, id="2000", marks=pytest.mark.full)])
 def test_sequences_of_changes(examples: int) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
