@@ -16,7 +16,7 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from tokenreduce.budget.geometry import Costs, Geometry
-from tokenreduce.forward.marks import mark, unmark
+from tokenreduce.forward.marks import mark
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
@@ -24,7 +24,7 @@ from ..shared.adapter import Reads
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, matrix_size
 from ..shared.masks import refuse_masks
-from ..shared.multihead import reduce_attention, refuse_attention, unreduce_attention
+from ..shared.multihead import ATTENTIONS, refuse_attention
 
 
 class ReducedResidualAttentionBlock(ReducedLayer, ResidualAttentionBlock):
@@ -63,6 +63,7 @@ class OpenClipViT(LayeredAdapter):
         ResidualAttentionBlock: ReducedResidualAttentionBlock,
         CustomResidualAttentionBlock: ReducedCustomBlock,
     }
+    attentions: ClassVar = ATTENTIONS
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, VisionTransformer)
@@ -83,9 +84,9 @@ class OpenClipViT(LayeredAdapter):
         transformer = model.transformer
         if type(transformer) is not Transformer:
             return [f"its blocks are in a {type(transformer).__name__}, only OpenCLIP's Transformer is known"]
-        reasons = super().refusals(model) or refuse_attention(self.plain(model))
-        reasons += told_by_others(transformer)
-        if any(getattr(layer.attn, "logit_scale", None) is not None for layer in self.layers(model)):
+        reasons = super().refusals(model) + told_by_others(transformer)
+        attentions = [getattr(layer, "attn", None) for layer in self.layers(model)]
+        if any(getattr(attention, "logit_scale", None) is not None for attention in attentions):
             reasons.append("its scaled cosine attention takes no additive logits, in which sizes of tokens go in")
         if not transformer.batch_first:
             reasons.append("its transformer has batch_first=False")
@@ -93,12 +94,18 @@ class OpenClipViT(LayeredAdapter):
             reasons.append("gradient checkpointing is on; call model.set_grad_checkpointing(False) first")
         return reasons
 
-    def plain(self, model: Any) -> list[Any]:
-        """The attentions that are restated."""
-        return [layer.attn for layer in self.layers(model) if isinstance(layer, ResidualAttentionBlock)]
+    def restated(self, layer: Any, wanted: frozenset[str] | None = None) -> Sequence[nn.Module]:
+        return [layer.attn] if isinstance(layer, ResidualAttentionBlock) else []
+
+    def watched(self, layer: Any) -> Sequence[nn.Module]:
+        return [layer.attn.out_proj] if isinstance(layer, ResidualAttentionBlock) else []
+
+    def refuse_attentions(self, attentions: Sequence[nn.Module]) -> list[str]:
+        return refuse_attention(attentions)
 
     def lacks(self, model: Any) -> dict[str, str]:
-        return {} if self.plain(model) else {"values": "its blocks' own attention shows no values"}
+        plain = any(isinstance(layer, ResidualAttentionBlock) for layer in self.layers(model))
+        return {} if plain else {"values": "its blocks' own attention shows no values"}
 
     def geometry(self, model: Any) -> Geometry:
         layers, width = self.layers(model), model.conv1.out_channels
@@ -123,16 +130,11 @@ class OpenClipViT(LayeredAdapter):
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)
-        for attention in self.plain(model):
-            reduce_attention(attention, reduction)
         mark(model.transformer, reduction)
-        tell_layers(model.transformer)
+        tell_layers(model.transformer, "resblocks")
 
     def remove(self, model: Any) -> None:
-        for attention in self.plain(model):
-            unreduce_attention(attention)
         stop_telling(model.transformer)
-        unmark(model.transformer)
         super().remove(model)
 
 

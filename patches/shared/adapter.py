@@ -17,6 +17,7 @@ from tokenreduce.reducers.entries import VIDEO
 # "tokens": image tokens, however many there are, as pooling does; they come back unless the user says otherwise.
 # "all": a place for each of the input's tokens, as for a map; they always come back.
 Reads = Literal["protected", "tokens", "all"]
+READS = {"protected": "protected tokens only", "tokens": "image tokens", "all": "a place for each token"}
 
 
 class Adapter:
@@ -66,6 +67,17 @@ class Adapter:
     def remove(self, model: nn.Module) -> None:
         """Undo `install`."""
         raise NotImplementedError
+
+    def stuck(self, model: nn.Module) -> list[str]:
+        """Who keeps `remove` from undoing everything; empty if nobody does."""
+        return []
+
+    def depth_now(self, model: nn.Module, reduction: Reduction) -> int:
+        """How many of the layers that were patched the model has now, the first ones.
+
+        Raises: ValueError if the patch does not fit the model any more.
+        """
+        return reduction.geometry.depth
 
     def sliced(self, model: nn.Module, counts: tuple[int, ...], placement: str) -> AbstractContextManager[nn.Module]:
         """The unpatched model with its image tokens cut to `counts` by slicing: the limit that no method can beat."""

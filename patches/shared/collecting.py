@@ -14,8 +14,8 @@ from tokenreduce.forward.stack import forget
 METHOD = "forward_intermediates"
 
 
-def tell_layers(model: Any) -> None:
-    """Let `model.forward_intermediates` tell the layers whose outputs it collects.
+def tell_layers(model: Any, layers: str = "blocks") -> None:
+    """Let `model.forward_intermediates` tell the layers whose outputs it collects; `layers` names their list.
 
     This is the one attribute besides `Mark` that a patch adds, and the only one on a model. Only the method itself
     knows its arguments, no hook sees the call, and the class must not be swapped (see `Adapter`) nor changed (it is the
@@ -25,7 +25,7 @@ def tell_layers(model: Any) -> None:
     it; a bound method would be pickled by its name and come back as the library's own.
     """
     names = tuple(inspect.signature(type(model).forward_intermediates).parameters)[1:]
-    vars(model)[METHOD] = partial(forward_intermediates, model, names)
+    vars(model)[METHOD] = partial(forward_intermediates, model, names, layers)
 
 
 def stop_telling(model: Any) -> None:
@@ -41,11 +41,11 @@ def told_by_others(model: Any) -> list[str]:
     return [f"its method {METHOD} was replaced by another tool; undo that first"]
 
 
-def forward_intermediates(model: Any, names: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
+def forward_intermediates(model: Any, names: tuple[str, ...], layers_at: str, *args: Any, **kwargs: Any) -> Any:
     """The model's own method; `names` are those of its arguments."""
     given = dict(zip(names, args, strict=False)) | kwargs
     reduction = model._tokenreduce.reduction
-    depth = reduction.geometry.depth
+    depth = len(getattr(model, layers_at))  # as the library counts: layers may have been cut since
     layers = taken(depth, given.get("indices"))
     if not given.get("intermediates_only"):  # what the last block leaves is returned as well
         layers |= {max(layers, default=0) if given.get("stop_early") else depth - 1}
@@ -61,4 +61,6 @@ def taken(depth: int, indices: int | Sequence[int] | None) -> frozenset[int]:
     """The layers that `indices` mean: all, the last so many, or those (negative: from the end)."""
     if indices is None:
         return frozenset(range(depth))
-    return frozenset(range(depth)[-indices:] if isinstance(indices, int) else (index % depth for index in indices))
+    if isinstance(indices, int):
+        return frozenset(range(depth)[-indices:])
+    return frozenset(index + depth if index < 0 else index for index in indices)

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenreduce.forward.marks import mark, unmark
+from tokenreduce.forward.marks import ATTRIBUTE, mark, unmark
 from tokenreduce.forward.noted import note_grid, note_video
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import capturing
+from tokenreduce.forward.strays import refuse_proxy
 from tokenreduce.reducers.entries import ATTENTION
 
 
@@ -23,8 +24,15 @@ def split_heads(output: Tensor, heads: int) -> Tensor:
     return output if output.ndim == 4 else output.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def _run_of(module: Any) -> Run | None:
+    """The run whose current layer reduces, of the patch that the module belongs to; None also where another tool has
+    carried the hook over to a module of its own."""
+    mark = getattr(module, ATTRIBUTE, None)
+    return None if mark is None else capturing(mark.reduction)
+
+
 def _capture(module: Any, name: str, output: Tensor) -> None:
-    run = capturing(module._tokenreduce.reduction)
+    run = _run_of(module)
     if run is not None:
         run.shown.add(name, split_heads(output, run.reduction.geometry.heads))
 
@@ -48,7 +56,7 @@ def capture_values(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> 
 
 
 def capture_mean_keys(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-    run = capturing(module._tokenreduce.reduction)
+    run = _run_of(module)
     if run is not None:
         run.shown.add_mean_keys(split_heads(output, run.reduction.geometry.heads))
 
@@ -71,7 +79,8 @@ def capture_fused_mean_keys(module: nn.Module, args: tuple[Any, ...], output: Te
 
 def _unfolded(module: Any, output: Tensor) -> Tensor:
     """`(B, H, N, d)` of `(B H, N, d)`."""
-    return output.unflatten(0, (-1, module._tokenreduce.reduction.geometry.heads))
+    run = _run_of(module)
+    return output if run is None else output.unflatten(0, (-1, run.reduction.geometry.heads))
 
 
 def capture_folded_queries(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -86,19 +95,32 @@ def capture_folded_mean_keys(module: nn.Module, args: tuple[Any, ...], output: T
     capture_mean_keys(module, args, _unfolded(module, output))
 
 
+def _noted_by(module: Any, x: Tensor) -> Reduction | None:
+    """The patch that `module` notes something of `x` for."""
+    refuse_proxy(x)
+    mark = getattr(module, ATTRIBUTE, None)
+    return None if mark is None else mark.reduction
+
+
 def capture_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     """The grid of a patch embedding's convolution, `(H, W)` or `(T, H, W)`."""
-    note_grid(module._tokenreduce.reduction, tuple(output.shape[2:]))
+    reduction = _noted_by(module, output)
+    if reduction is not None:
+        note_grid(reduction, tuple(output.shape[2:]))
 
 
 def capture_video(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     """The video from which the convolution of a patch embedding makes tubelets."""
-    note_video(module._tokenreduce.reduction, args[0], module.kernel_size)
+    reduction = _noted_by(module, args[0])
+    if reduction is not None:
+        note_video(reduction, args[0], module.kernel_size)
 
 
 def capture_dynamic_grid(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
     """The grid of a timm patch embedding."""
-    note_grid(module._tokenreduce.reduction, tuple(module.dynamic_feat_size(tuple(args[0].shape[-2:]))))
+    reduction = _noted_by(module, args[0])
+    if reduction is not None:
+        note_grid(reduction, tuple(module.dynamic_feat_size(tuple(args[0].shape[-2:]))))
 
 
 HOOKS = {
@@ -137,7 +159,13 @@ def show_heads(run: Run, queries: Tensor, keys: Tensor, values: Tensor) -> None:
 
 def add_hook(module: Any, reduction: Reduction, name: str) -> None:
     mark(module, reduction)
-    module.register_forward_hook(HOOKS[name])
+    if HOOKS[name] not in module._forward_hooks.values():
+        module.register_forward_hook(HOOKS[name])
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook of ours is on `module`."""
+    return any(hook in HOOKS.values() for hook in module._forward_hooks.values())
 
 
 def remove_hooks(module: nn.Module) -> None:

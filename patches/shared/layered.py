@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,26 @@ from torch import Tensor, nn
 from tokenreduce.budget.counting import count_flops
 from tokenreduce.budget.geometry import Costs
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.forward.marks import Mark, mark, unmark
+from tokenreduce.forward.marks import Mark, Path, mark, parts_stand, patch_of, unmark
 from tokenreduce.forward.noted import collected
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.slicing import Slicing
 from tokenreduce.forward.stack import join, leave
 
-from .adapter import Adapter
-from .classes import Classes, refuse_classes, swap, swap_back
-from .hooks import add_hook, captured_by_hooks, remove_hooks
+from .adapter import READS, Adapter
+from .classes import Classes, become, refuse_classes, swap, swap_back
+from .hooks import add_hook, captured_by_hooks, has_hooks, remove_hooks
+from .standing import (
+    AGAIN,
+    check_embedding,
+    count_layers,
+    in_the_way,
+    keep_hold,
+    mark_layer,
+    replaced_forward,
+    shared_parts,
+)
 
 
 class ReducedLayer:
@@ -59,12 +69,19 @@ class ReducedLayer:
         honoured."""
         return None
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise InvalidValueError(
+            "torch.jit.script cannot compile a reduced model, whose layers take arguments of any number; use "
+            "torch.export.export or torch.compile, or call tokenreduce.unpatch(model) first"
+        )
+
     def forward(self, *arguments: Any, **kwargs: Any) -> Any:
-        reduction, layer = self._tokenreduce
+        reduction, layer, _ = self._tokenreduce
         x, *args = arguments
         run = join(reduction, layer, x, self.collected, lambda: self.valid(reduction, x, *args, **kwargs))
         if run is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        keep_hold(self, reduction)  # type: ignore[arg-type]
         x = run.reduce(layer, run.enter(layer, x), "pre")
         x = self.attention_line(run, x, *args, **kwargs)
         x = self.second_line(run.reduce(layer, x, "mid"), *args, **kwargs)
@@ -75,18 +92,27 @@ class LayeredAdapter(Adapter):
     """An adapter for models that are a list of layers.
 
     `reduced`: what stands for each class of layers; `attentions`: what stands for each class of the attentions whose
-    forward is restated, `restated`.
+    forward is restated, `restated`; `containers`: what stands for the classes of what `surrounds` the layers.
     """
 
     reduced: ClassVar[Classes]
     attentions: ClassVar[Classes] = {}
+    containers: ClassVar[Classes] = {}
 
     def layers(self, model: Any) -> Sequence[Any]:
         """The layers, first to last."""
         raise NotImplementedError  # every family has its own
 
-    def restated(self, model: Any) -> Sequence[nn.Module]:
-        """The attentions in the layers whose class is swapped, too."""
+    def restated(self, layer: Any, wanted: frozenset[str] | None = None) -> Sequence[nn.Module]:
+        """The attentions in a layer whose class is swapped, too, where a method reads the `wanted` entries."""
+        return ()
+
+    def watched(self, layer: Any) -> Sequence[nn.Module]:
+        """What else in a layer the patch relies on."""
+        return ()
+
+    def surrounds(self, model: Any) -> Sequence[nn.Module]:
+        """The modules around the layers whose class is swapped, too."""
         return ()
 
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
@@ -106,38 +132,102 @@ class LayeredAdapter(Adapter):
         if len(layers) == 0:
             return ["it has no layers"]
         reasons = refuse_classes("blocks are of class", layers, self.reduced)
-        reasons = reasons or refuse_classes("attention is", self.restated(model), self.attentions)
-        if any("forward" in vars(module) for layer in layers for module in layer.modules()):
+        reasons = reasons or shared_parts((f"block {i}", layer) for i, layer in enumerate(layers))
+        reasons = reasons or self.refuse_parts(model, layers)
+        if any(replaced_forward(module) is not None for layer in layers for module in layer.modules()):
             reasons.append("a forward method was replaced on its blocks by another tool; undo that first")
         return reasons
 
+    def refuse_parts(self, model: Any, layers: Sequence[Any]) -> list[str]:
+        """Why the parts of the layers cannot be restated or read."""
+        try:
+            restated = [
+                (f"the attention of block {i}", a) for i, part in enumerate(layers) for a in self.restated(part)
+            ]
+            shown = [(i, self.captures(model, layer).values()) for i, layer in enumerate(layers)]
+        except AttributeError as error:
+            return [f"the parts of its attention are not those of the family ({error})"]
+        reasons = self.refuse_attentions([attention for _, attention in restated])
+        parts = {(i, id(module)): module for i, found in shown for module, _ in found}
+        named = [*restated, *((f"a projection of block {i}", module) for (i, _), module in parts.items())]
+        return reasons or shared_parts(iter(named))
+
+    def refuse_attentions(self, attentions: Sequence[nn.Module]) -> list[str]:
+        """Why these attentions cannot be restated."""
+        return refuse_classes("attention is", attentions, self.attentions)
+
     def install(self, model: Any, reduction: Reduction) -> None:
-        wanted = captured_by_hooks(reduction, self.lacks(model))
         grid = self.grid_capture(model)
         if grid is not None:
             add_hook(grid[0], reduction, grid[1])
-        if self.videos and "pixels" in wanted:
+        if self.videos and "pixels" in captured_by_hooks(reduction, self.lacks(model)):
             module, hook = self.video_capture(model)
             add_hook(module, reduction, hook)
         for index, layer in enumerate(self.layers(model)):
-            mark(layer, reduction, index)
-            for entry, (module, hook) in self.captures(model, layer).items():
-                if entry in wanted:
-                    add_hook(module, reduction, hook)
-        swap(self.layers(model), self.reduced)
-        swap(self.restated(model), self.attentions)
+            self.hold(model, layer, reduction, index)
+        for module in self.surrounds(model):
+            mark(module, reduction)
+        swap(self.surrounds(model), self.containers)
+        mark(model, reduction, parts=self.embedding_paths(model, reduction))
+        if reduction.owner is not None:
+            reduction.owner.touched.add(module for module in model.modules() if patch_of(module) is reduction)
+
+    def embedding_paths(self, model: Any, reduction: Reduction) -> tuple[Path, ...]:
+        """The paths to the modules before the layers that the patch relies on."""
+        inside = {id(module) for layer in self.layers(model) for module in layer.modules()}
+        named = ((name, m) for name, m in model.named_modules() if name and id(m) not in inside)
+        return tuple(tuple(name.split(".")) for name, m in named if patch_of(m) is reduction and has_hooks(m))
+
+    def hold(self, model: Any, layer: Any, reduction: Reduction, index: int) -> None:
+        """Take hold of a layer and of what is inside it, whatever was held there before."""
+        wanted = captured_by_hooks(reduction, self.lacks(model))
+        for module in layer.modules():
+            remove_hooks(module)
+        for entry, (module, hook) in self.captures(model, layer).items():
+            if entry in wanted:
+                add_hook(module, reduction, hook)
+        restated = self.restated(layer, wanted)
+        for module in (*restated, *self.watched(layer)):
+            mark(module, reduction)
+        swap(restated, self.attentions)
+        swap([layer], self.reduced)
+        mark_layer(layer, reduction, index)
+        if reduction.owner is not None:
+            reduction.owner.touched.add(module for module in layer.modules() if patch_of(module) is reduction)
 
     def remove(self, model: Any) -> None:
-        grid = self.grid_capture(model)
-        if grid is not None:
-            remove_hooks(grid[0])
-        if self.videos:
-            remove_hooks(self.video_capture(model)[0])
-        swap_back(self.restated(model), self.attentions)
-        swap_back(self.layers(model), self.reduced)
-        for layer in self.layers(model):
-            for module in layer.modules():
-                remove_hooks(module)
+        """Undo `install`, also on what has left the model since."""
+        originals, reduction = self.originals(), patch_of(model)
+        owner = None if reduction is None else reduction.owner
+        left = [] if owner is None else [module for module in owner.touched if patch_of(module) is reduction]
+        for module in (*model.modules(), *left):
+            if type(module) in originals:
+                become(module, originals[type(module)])
+            remove_hooks(module)
+
+    def originals(self) -> dict[type[nn.Module], type[nn.Module]]:
+        """The library's class of each that stands for one."""
+        swapped = (*self.reduced.items(), *self.attentions.items(), *self.containers.items())
+        return {ours: original for original, ours in swapped if ours is not original}
+
+    def stuck(self, model: Any) -> list[str]:
+        return in_the_way(model, self.originals())
+
+    def depth_now(self, model: Any, reduction: Reduction) -> int:
+        depth = count_layers(self.layers(model), reduction)
+        if not parts_stand(model):
+            check_embedding(model, reduction)
+        if any(type(module) in self.containers for module in self.surrounds(model)):
+            raise InvalidValueError(f"what calls the blocks was replaced after the model was patched; {AGAIN}")
+        owner = reduction.owner
+        now = "" if owner is None else self.reads(model, ())
+        asked = reduction.requested.get("restore", "auto")
+        if owner is not None and now != owner.reads and (not isinstance(asked, bool) or "all" in (now, owner.reads)):
+            raise InvalidValueError(
+                f"what follows the blocks was changed after the model was patched: it read {READS[owner.reads]} then "
+                f"and reads {READS[now]} now; {AGAIN}"
+            )
+        return depth
 
     @contextmanager
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> Iterator[nn.Module]:
@@ -147,17 +237,20 @@ class LayeredAdapter(Adapter):
         if any(type(layer) not in self.reduced for layer in layers):
             raise InvalidValueError("the free-slicing limit is measured on the unpatched model; unpatch it first")
         slicing = Slicing(geometry, counts, placement)
+        restated = [attention for layer in layers for attention in self.restated(layer, frozenset())]
         try:
             for index, layer in enumerate(layers):
                 mark(layer, slicing, index)
+            for attention in restated:
+                mark(attention, slicing)
             swap(layers, self.reduced)
-            swap(self.restated(model), self.attentions)
+            swap(restated, self.attentions)
             yield model
         finally:
-            swap_back(self.restated(model), self.attentions)
+            swap_back(restated, self.attentions)
             swap_back(layers, self.reduced)
-            for layer in layers:
-                unmark(layer)
+            for module in (*layers, *restated):
+                unmark(module)
 
 
 def layered_costs(model: Any, layers: Sequence[Any], attention: str, embedding: nn.Module, width: int) -> Costs:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from tokenreduce.forward.marks import Mark, mark, unmark
-from tokenreduce.forward.reduction import Reduction
+from tokenreduce.forward.marks import Mark
 from tokenreduce.forward.stack import capturing
 
+from .classes import Classes
 from .hooks import show_heads, split_heads
 
 
@@ -41,14 +41,7 @@ class ReducedMultiheadAttention(nn.MultiheadAttention):
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
-def reduce_attention(attention: Any, reduction: Reduction) -> None:
-    mark(attention, reduction)
-    attention.__class__ = ReducedMultiheadAttention
-
-
-def unreduce_attention(attention: nn.Module) -> None:
-    attention.__class__ = nn.MultiheadAttention
-    unmark(attention)
+ATTENTIONS: Classes = {nn.MultiheadAttention: ReducedMultiheadAttention}
 
 
 def refuse_attention(attentions: Iterable[Any]) -> list[str]:

@@ -22,6 +22,7 @@ from tokenreduce.forward.stack import join, leave
 
 from .adapter import Reads
 from .layered import LayeredAdapter, ReducedLayer, matrix_size
+from .standing import keep_hold
 
 Grid = tuple[int, ...]
 
@@ -32,15 +33,16 @@ class MapLayer(ReducedLayer):
     channels_first: ClassVar[bool] = False
 
     def forward(self, *arguments: Any, **kwargs: Any) -> Any:
-        reduction, layer = self._tokenreduce
+        reduction, layer, _ = self._tokenreduce
         x, *args = arguments
         original = super(ReducedLayer, self).forward  # type: ignore[misc]
         if layer == 0:
-            note_grid(reduction, grid_of(x, self.channels_first))
+            note_grid(reduction, grid_of(x, self.channels_first), only=True)
         tokens = as_tokens(x, self.channels_first)
         run = join(reduction, layer, tokens, self.collected, lambda: self.valid(reduction, x, *args, **kwargs))
         if run is None:
             return original(x, *args, **kwargs)
+        keep_hold(self, reduction)  # type: ignore[arg-type]
         handed_out = run.taps.tokens_of(x)
         tokens = run.enter(layer, tokens if handed_out is None else handed_out)
         if layer in reduction.geometry.needs_all:
@@ -160,8 +162,8 @@ class MapAdapter(LayeredAdapter):
     def attention_of(self, layer: nn.Module) -> Any:
         return layer.get_submodule(self.attention)
 
-    def restated(self, model: Any) -> Sequence[nn.Module]:
-        return [self.attention_of(layer) for layer in self.layers(model)]
+    def restated(self, layer: Any, wanted: frozenset[str] | None = None) -> Sequence[nn.Module]:
+        return [self.attention_of(layer)]
 
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         qkv = self.attention_of(layer).qkv

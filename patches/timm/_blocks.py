@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokenreduce.forward.marks import ATTRIBUTE
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import close, finish, open_run
@@ -15,10 +16,11 @@ class ReducedBlocks(nn.Sequential):
     """The blocks called as a whole (`forward_features`): tokens stay reduced between them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        first: Any = self[0]
-        reduction, layer = first._tokenreduce
-        if layer > 0:  # model.blocks[6:](x): the blocks find out whether they may run apart from those before
+        mark: Any = getattr(self[0], ATTRIBUTE, None) if len(self) else None
+        # model.blocks[6:](x): the blocks find out whether they may run apart from those before.
+        if mark is None or mark.layer > 0:
             return super().forward(x)
+        reduction = mark.reduction
         run = open_run(reduction, self.tokens(reduction, x), surrounded=True)
         if run is None:
             return super().forward(x)

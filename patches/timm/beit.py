@@ -67,8 +67,8 @@ class TimmBeit(LayeredAdapter):
     def layers(self, model: Any) -> Sequence[Any]:
         return model.blocks
 
-    def restated(self, model: Any) -> Sequence[nn.Module]:
-        return [block.attn for block in model.blocks]
+    def restated(self, layer: Any, wanted: frozenset[str] | None = None) -> Sequence[nn.Module]:
+        return [layer.attn]
 
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         return {}  # its attention shows them

@@ -15,15 +15,14 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
 from tokenreduce.budget.geometry import Geometry
-from tokenreduce.forward.marks import Mark, mark
+from tokenreduce.forward.marks import Mark
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import capturing
 
 from ..shared.adapter import Reads
-from ..shared.classes import Classes, refuse_classes, swap, swap_back
+from ..shared.classes import Classes, refuse_classes
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
-from ..shared.hooks import captured_by_hooks
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, matrix_size
 from ..shared.masks import refuse_masks
 from ._biased_qkv import attention, is_hidden, project
@@ -103,6 +102,7 @@ class TimmEva(LayeredAdapter):
     family = "timm Eva (EVA, EVA-02, DINOv3, Perception Encoder, ViTs with rotary embedding)"
     reduced: ClassVar = {EvaBlock: ReducedEvaBlock, EvaBlockPostNorm: ReducedEvaBlockPostNorm}
     kind: ClassVar[Any] = Eva
+    attentions: ClassVar[Classes] = {EvaAttention: ReducedEvaAttention}
     known_attention: ClassVar[Classes] = {EvaAttention: ReducedEvaAttention, AttentionRope: AttentionRope}
 
     def matches(self, module: nn.Module) -> bool:
@@ -135,19 +135,25 @@ class TimmEva(LayeredAdapter):
             found["values"] = (attn.qkv, "fused_values")
         return found
 
+    def restated(self, layer: Any, wanted: frozenset[str] | None = None) -> Sequence[nn.Module]:
+        return [layer.attn] if hides_values(layer.attn) and (wanted is None or "values" in wanted) else []
+
     def grid_capture(self, model: Any) -> tuple[nn.Module, str] | None:
         return model.patch_embed, "dynamic_grid"
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)
         attentions = [block.attn for block in model.blocks if hasattr(block, "attn")]
-        reasons = reasons or refuse_classes("attention is", attentions, self.known_attention)
         rotary = [attn for attn in attentions if isinstance(attn, (EvaAttention, AttentionRope))]
         if any(not hasattr(attn, "gate") for attn in rotary):
             reasons.append("its rotary attention is that of timm before 1.0.28; upgrade timm")
         if self.grid(model) is None:
             reasons.append("its patch embedding does not tell how many tokens an image has")
         return reasons + refuse_forward(model, self.kind) + told_by_others(model)
+
+    def refuse_parts(self, model: Any, layers: Sequence[Any]) -> list[str]:
+        attentions = [block.attn for block in layers if hasattr(block, "attn")]
+        return refuse_classes("attention is", attentions, self.known_attention) or super().refuse_parts(model, layers)
 
     def lacks(self, model: Any) -> dict[str, str]:
         missing = {}
@@ -182,14 +188,8 @@ class TimmEva(LayeredAdapter):
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)
         tell_layers(model)
-        if "values" in captured_by_hooks(reduction, self.lacks(model)):
-            hiding = [block.attn for block in model.blocks if hides_values(block.attn)]
-            for attn in hiding:
-                mark(attn, reduction)
-            swap(hiding, self.known_attention)
 
     def remove(self, model: Any) -> None:
-        swap_back((block.attn for block in model.blocks), self.known_attention)
         stop_telling(model)
         super().remove(model)
 

@@ -23,7 +23,7 @@ class ReducedSAMBlocks(ReducedBlocks):
     """`ReducedBlocks` of blocks that take and give maps."""
 
     def tokens(self, reduction: Reduction, x: Tensor) -> Tensor:
-        note_grid(reduction, grid_of(x, False))
+        note_grid(reduction, grid_of(x, False), only=True)
         return as_tokens(x, False)
 
     def finished(self, run: Run, x: Tensor) -> Tensor:
@@ -77,6 +77,7 @@ class TimmSAM(MapAdapter):
     family = "timm VisionTransformerSAM (the image encoder of Segment Anything)"
     reduced: ClassVar = {Block: ReducedSAMBlock}
     attentions: ClassVar = {Attention: ReducedSAMAttention}
+    containers: ClassVar = {nn.Sequential: ReducedSAMBlocks}
     on_tokens = ("patch_embed", "neck")
 
     def matches(self, module: nn.Module) -> bool:
@@ -106,13 +107,8 @@ class TimmSAM(MapAdapter):
             )
         return reasons
 
-    def install(self, model: Any, reduction: Reduction) -> None:
-        super().install(model, reduction)
-        model.blocks.__class__ = ReducedSAMBlocks
-
-    def remove(self, model: Any) -> None:
-        model.blocks.__class__ = nn.Sequential
-        super().remove(model)
+    def surrounds(self, model: Any) -> Sequence[nn.Module]:
+        return [model.blocks]
 
 
 ADAPTER = TimmSAM()

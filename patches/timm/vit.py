@@ -61,6 +61,7 @@ class TimmViT(LayeredAdapter):
     """Adapter for `timm.models.vision_transformer.VisionTransformer` and its subclasses."""
 
     reduced: ClassVar = {Block: ReducedBlock, ResPostBlock: ReducedResPostBlock}
+    containers: ClassVar = {nn.Sequential: ReducedBlocks}
 
     name = "timm_vit"
     family = "timm VisionTransformer (ViT, DeiT, DeiT-3, DINOv2, registers, CLIP and SigLIP towers)"
@@ -70,6 +71,9 @@ class TimmViT(LayeredAdapter):
 
     def layers(self, model: Any) -> Sequence[Any]:
         return model.blocks
+
+    def surrounds(self, model: Any) -> Sequence[nn.Module]:
+        return [model.blocks]
 
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         attn = layer.attn
@@ -87,14 +91,16 @@ class TimmViT(LayeredAdapter):
         if reasons := refuse_blocks(model):
             return reasons
         reasons = super().refusals(model)
-        attentions = [block.attn for block in model.blocks if hasattr(block, "attn")]
-        reasons = reasons or refuse_classes("attention is", attentions, {Attention: Attention})
         reasons += refuse_forward(model, VisionTransformer)
         if not hasattr(model.patch_embed, "grid_size") or not hasattr(model.patch_embed, "dynamic_feat_size"):
             reasons.append(
                 f"its patch embedding {type(model.patch_embed).__name__} does not tell the grid of its tokens"
             )
         return reasons + told_by_others(model)
+
+    def refuse_parts(self, model: Any, layers: Sequence[Any]) -> list[str]:
+        attentions = [block.attn for block in layers if hasattr(block, "attn")]
+        return refuse_classes("attention is", attentions, {Attention: Attention}) or super().refuse_parts(model, layers)
 
     def lacks(self, model: Any) -> dict[str, str]:
         missing = {}
@@ -127,12 +133,10 @@ class TimmViT(LayeredAdapter):
 
     def install(self, model: Any, reduction: Reduction) -> None:
         super().install(model, reduction)
-        model.blocks.__class__ = ReducedBlocks
         tell_layers(model)
 
     def remove(self, model: Any) -> None:
         stop_telling(model)
-        model.blocks.__class__ = nn.Sequential
         super().remove(model)
 
 

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
 from tokenreduce.budget.geometry import Geometry
-from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
 from ..shared.adapter import Reads
 from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, stem_macs
-from ..shared.multihead import reduce_attention, refuse_attention, unreduce_attention
+from ..shared.multihead import ATTENTIONS, refuse_attention
 
 
 class ReducedEncoderBlock(ReducedLayer, EncoderBlock):
@@ -35,6 +34,7 @@ class TorchvisionViT(LayeredAdapter):
     name = "torchvision_vit"
     family = "torchvision VisionTransformer"
     reduced: ClassVar = {EncoderBlock: ReducedEncoderBlock}
+    attentions: ClassVar = ATTENTIONS
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, VisionTransformer)
@@ -45,9 +45,14 @@ class TorchvisionViT(LayeredAdapter):
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         return {}  # its attention shows them
 
-    def refusals(self, model: Any) -> list[str]:
-        reasons = super().refusals(model)
-        return reasons or refuse_attention(layer.self_attention for layer in self.layers(model))
+    def restated(self, layer: Any, wanted: frozenset[str] | None = None) -> Sequence[nn.Module]:
+        return [layer.self_attention]
+
+    def watched(self, layer: Any) -> Sequence[nn.Module]:
+        return [layer.self_attention.out_proj]
+
+    def refuse_attentions(self, attentions: Sequence[nn.Module]) -> list[str]:
+        return refuse_attention(attentions)
 
     def lacks(self, model: Any) -> dict[str, str]:
         return {}
@@ -71,16 +76,6 @@ class TorchvisionViT(LayeredAdapter):
 
     def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
         return "tokens" if outer or type(model).forward is not VisionTransformer.forward else "protected"
-
-    def install(self, model: Any, reduction: Reduction) -> None:
-        super().install(model, reduction)
-        for layer in self.layers(model):
-            reduce_attention(layer.self_attention, reduction)
-
-    def remove(self, model: Any) -> None:
-        for layer in self.layers(model):
-            unreduce_attention(layer.self_attention)
-        super().remove(model)
 
 
 ADAPTER = TorchvisionViT()

@@ -81,5 +81,5 @@ class UnmaskedAdapter(HuggingFaceAdapter):
         "values": "attention.value",
     }
 
-    def restated(self, model: Any) -> Sequence[nn.Module]:
-        return [layer.attention.attention for layer in self.layers(model)]
+    def restated(self, layer: Any, wanted: frozenset[str] | None = None) -> Sequence[nn.Module]:
+        return [layer.attention.attention]

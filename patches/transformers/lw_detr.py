@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from math import isqrt, prod
+from math import isqrt
 from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from tokenreduce.forward.stack import join, leave
 from ..shared.adapter import Reads
 from ..shared.layered import ReducedLayer
 from ..shared.masks import refuse_masks
+from ..shared.standing import keep_hold
 from ._layers import HuggingFaceAdapter, PretrainedLayer, check_implementation, implementation
 
 Grid = tuple[int, ...]
@@ -31,20 +32,24 @@ Grid = tuple[int, ...]
 
 class ReducedLwDetrViTLayer(PretrainedLayer, LwDetrViTLayer):
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        reduction, layer = self._tokenreduce
+        reduction, layer, _ = self._tokenreduce
         windows, original = hidden_states, super(ReducedLayer, self).forward
-        grid, side = noted_grid(reduction), isqrt(self.num_windows)
-        count = self.num_windows * windows.shape[1]
+        side, count = isqrt(self.num_windows), self.num_windows * windows.shape[1]
         # Only the first layer opens a run, of its tokens; the others are asked how many there would be.
         opens = layer == 0 and not reduction.is_identity(count)
-        if opens and prod(grid) != count:
+        grid = noted_grid(reduction, count) if opens else None
+        if opens and grid is None:
+            height, width = reduction.geometry.grid
             raise InvalidValueError(
-                f"{count} tokens are not those of a {grid[0]} x {grid[1]} grid; call the whole backbone"
+                f"{count} tokens are not those of a {height} x {width} grid, or of one that was embedded since; call "
+                "the whole backbone"
             )
-        tokens = as_tokens(windows, grid, side) if opens else windows.new_empty(1, count, 0)
+        tokens = windows.new_empty(1, count, 0) if grid is None else as_tokens(windows, grid, side)
         run = join(reduction, layer, tokens, self.collected, lambda: self.valid(reduction, windows, **kwargs))
         if run is None:
             return original(windows, **kwargs)
+        keep_hold(self, reduction)
+        grid = run.grid
         handed_out = run.taps.tokens_of(windows)
         if handed_out is not None:
             tokens = handed_out

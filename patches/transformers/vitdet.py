@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.vitdet.modeling_vitdet import (
     VitDetAttention,
     VitDetBackbone,
@@ -14,11 +15,12 @@ from transformers.models.vitdet.modeling_vitdet import (
     get_rel_pos,
 )
 
-from tokenreduce.forward.marks import Mark, mark, unmark
+from tokenreduce.forward.marks import Mark
 from tokenreduce.forward.noted import collect_layers
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 
+from ..shared.standing import replaced_forward
 from ..shared.windows import Grid, MapAdapter, MapAttention, MapLayer
 from ._collector import refuse_attentions
 from ._layers import HuggingFaceAdapter
@@ -77,6 +79,7 @@ class TransformersVitDet(MapAdapter, HuggingFaceAdapter):
     attention = "attention"
     reduced: ClassVar = {VitDetLayer: ReducedVitDetLayer}
     attentions: ClassVar = {VitDetAttention: ReducedVitDetAttention}
+    containers: ClassVar = {VitDetEncoder: ReducedVitDetEncoder}
     on_tokens = ("embeddings",)
 
     def grid(self, model: Any) -> Grid:
@@ -88,19 +91,12 @@ class TransformersVitDet(MapAdapter, HuggingFaceAdapter):
 
     def refusals(self, model: Any) -> list[str]:
         reasons = super().refusals(model)
-        if type(model.encoder) not in (VitDetEncoder, ReducedVitDetEncoder) or "forward" in vars(model.encoder):
+        if type(model.encoder) not in (VitDetEncoder, ReducedVitDetEncoder) or replaced_forward(model.encoder):
             reasons.append("its encoder was changed by another tool; undo that first")
         return reasons
 
-    def install(self, model: Any, reduction: Reduction) -> None:
-        super().install(model, reduction)
-        mark(model.encoder, reduction)
-        model.encoder.__class__ = ReducedVitDetEncoder
-
-    def remove(self, model: Any) -> None:
-        super().remove(model)
-        model.encoder.__class__ = VitDetEncoder
-        unmark(model.encoder)
+    def surrounds(self, model: Any) -> Sequence[nn.Module]:
+        return [model.encoder]
 
 
 ADAPTER = TransformersVitDet()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -18,7 +18,6 @@ from transformers.models.yolos.modeling_yolos import (
 )
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import close, finish, open_run
 
@@ -47,6 +46,7 @@ class ReducedYolosEncoder(YolosEncoder):
             positions = self.interpolation((height, width))
             for index, layer in enumerate(self.layer):
                 hidden_states = layer(hidden_states)
+                run.check_given(index + 1, hidden_states)
                 if index < len(positions):
                     added = followed(run, positions[index].to(hidden_states.device), hidden_states)
                     if run.taps.waiting is None:
@@ -76,6 +76,7 @@ class TransformersYolos(UnmaskedAdapter):
     models = (YolosModel,)
     reduced: ClassVar = {YolosLayer: ReducedYolosLayer}
     attentions: ClassVar = {YolosSelfAttention: BiasedYolosSelfAttention}
+    containers: ClassVar = {YolosEncoder: ReducedYolosEncoder}
     follows_origin = True
 
     def suffix(self, model: Any) -> int:
@@ -86,14 +87,8 @@ class TransformersYolos(UnmaskedAdapter):
             return [f"its encoder is {type(model.encoder).__name__}: another tool has changed it"]
         return super().refusals(model)
 
-    def install(self, model: Any, reduction: Reduction) -> None:
-        super().install(model, reduction)
-        if model.encoder.interpolation is not None:
-            model.encoder.__class__ = ReducedYolosEncoder
-
-    def remove(self, model: Any) -> None:
-        model.encoder.__class__ = YolosEncoder
-        super().remove(model)
+    def surrounds(self, model: Any) -> Sequence[nn.Module]:
+        return [] if model.encoder.interpolation is None else [model.encoder]
 
     @contextmanager
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> Iterator[nn.Module]:

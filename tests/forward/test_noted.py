@@ -23,13 +23,51 @@ def elsewhere(function, *args):
 
 def test_grids_are_of_one_patch_and_one_thread() -> None:
     one, other = reduction(), reduction()
-    assert noted.noted_grid(one) == GRID
+    assert noted.noted_grid(one, 12) == GRID and noted.noted_grid(one, 10) is None
     noted.note_grid(one, (2, 5))
-    assert noted.noted_grid(one) == (2, 5) and noted.noted_grid(one) == (2, 5)
-    assert noted.noted_grid(other) == GRID
-    assert elsewhere(noted.noted_grid, one) == GRID
+    assert noted.noted_grid(one, 10) == (2, 5) and noted.noted_grid(one, 10) == (2, 5)
+    assert noted.noted_grid(one, 12) is None, "something else was embedded"
+    assert noted.noted_grid(other, 12) == GRID
+    assert elsewhere(noted.noted_grid, one, 12) == GRID
     noted.note_grid(other, (7, 1))
-    assert noted.noted_grid(other) == (7, 1) and noted.noted_grid(one) == GRID
+    assert noted.noted_grid(other, 7) == (7, 1) and noted.noted_grid(one, 10) == (2, 5)
+
+
+def test_grids_of_several_images_are_told_apart_by_their_tokens() -> None:
+    one = reduction(method="pool")
+    for grid in ((2, 6), (2, 5), (2, 6)):
+        noted.note_grid(one, grid)
+    assert noted.taken_grid(one, 12) == (2, 6) and noted.taken_grid(one, 10) == (2, 5)
+    assert noted.taken_grid(one, 10) == (2, 5), "the same images once more"
+    noted.note_grid(one, (1, 10))
+    assert noted.taken_grid(one, 10) == (1, 10), "what was used is over once another is embedded"
+
+
+def test_two_grids_with_as_many_tokens_are_refused_to_methods_that_read_grids() -> None:
+    reads, other = reduction(method="pool"), reduction(method="random")
+    for patch in (reads, other):
+        noted.note_grid(patch, (2, 6))
+        noted.note_grid(patch, (6, 2))
+    with pytest.raises(ValueError, match=r"12 tokens are grids of 2x6 and 6x2 were embedded before any"):
+        noted.taken_grid(reads, 12)
+    assert noted.taken_grid(other, 12) is None
+    for patch in (reads, other):  # the next image is not refused
+        noted.note_grid(patch, (1, 12))
+        assert noted.taken_grid(patch, 12) == (1, 12)
+    noted.note_grid(reads, (2, 6))
+    noted.note_grid(reads, (6, 2), only=True)
+    assert noted.taken_grid(reads, 12) == (6, 2)
+
+
+def test_what_nobody_runs_is_not_kept_for_ever() -> None:
+    one = reduction(method="pool")
+    for side in range(1, 200):
+        noted.note_grid(one, (side, 7))
+    assert len(noted._notes.grids) == noted.MOST
+    assert noted.taken_grid(one, 5) is None and noted._notes.grids == []
+    noted.note_grid(one, (2, 6))
+    noted.drop_notes(one)
+    assert noted._notes.grids == [] and noted.noted_grid(one, 12) == GRID
 
 
 def test_videos_are_taken_once() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
-from tokenreduce.patches.shared.multihead import ReducedMultiheadAttention, reduce_attention, unreduce_attention
+from tokenreduce.patches.shared.classes import swap, swap_back
+from tokenreduce.patches.shared.multihead import ATTENTIONS, ReducedMultiheadAttention
 from torch import nn
 
 from tokenreduce import patch, report
+from tokenreduce.forward.marks import mark
 from tokenreduce.forward.run import Run
 
 ROW = BY_NAME["torchvision_vit"]
@@ -23,6 +25,11 @@ def attention(**options) -> nn.MultiheadAttention:
     return made
 
 
+def reduce_attention(module: nn.MultiheadAttention) -> None:
+    mark(module, object())  # no run belongs to it
+    swap([module], ATTENTIONS)
+
+
 @pytest.mark.parametrize("grad", [True, False])  # with and without its fused kernel
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
@@ -34,12 +41,12 @@ def test_restated_attention_is_the_original(grad, train, bias, sized) -> None:
         torch.manual_seed(1)
         mask = {"key_padding_mask": logits} if sized else {}
         expected = module(x, x, x, need_weights=False, **mask)[0]
-        reduce_attention(module, object())  # no run belongs to it
+        reduce_attention(module)
         torch.manual_seed(1)
         restated = module(x, x, x, need_weights=False, attn_mask=logits[:, None, None])[0]
     torch.testing.assert_close(restated, expected, rtol=1e-6, atol=1e-6)
     assert isinstance(module, ReducedMultiheadAttention)
-    unreduce_attention(module)
+    swap_back([module], ATTENTIONS)
     assert type(module) is nn.MultiheadAttention
 
 
@@ -47,7 +54,7 @@ def test_restated_attention_passes_other_calls_on() -> None:
     module = attention().eval()
     x, causal = torch.randn(3, 17, 32), torch.full((17, 17), -torch.inf).triu(1)
     expected = module(x, x, x, attn_mask=causal)
-    reduce_attention(module, object())
+    reduce_attention(module)
     for ours, theirs in zip(module(x, x, x, attn_mask=causal), expected, strict=True):
         assert torch.equal(ours, theirs)
 

@@ -3,7 +3,7 @@ deepcopy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,8 @@ from tokenreduce.budget.geometry import AuxiliaryHeads, Geometry
 from tokenreduce.budget.rehearsal import Rehearsal, Work
 from tokenreduce.budget.schedule import Schedule
 from tokenreduce.budget.spreading import Counts
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.owner import Owner
 from tokenreduce.maps.restoring import Restoring
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.contract import Reducer
@@ -24,7 +26,7 @@ class Reduction:
 
     Args:
         requested: `restore` and `prop_attn` as the user gave them, for `save_patch`.
-        heads: the part of the model that a method asks for its auxiliary predictions, where it does.
+        owner: the model that the patch is for, where there is one.
     """
 
     reducer: Reducer
@@ -34,14 +36,20 @@ class Reduction:
     restoring: Restoring
     prop_attn: bool
     requested: dict[str, bool | str]
-    heads: AuxiliaryHeads | None = None
+    owner: Owner | None = None
     full_layers: frozenset[int] = field(init=False)  # the layers that all tokens enter, restored if need be
     _counts: dict[int, Counts] = field(default_factory=dict, repr=False)
     _work: Work = field(default_factory=dict, repr=False)
+    _passing: set[int] = field(default_factory=set, repr=False)  # numbers of tokens that the budget cannot reach
 
     def __post_init__(self) -> None:
         full = self.geometry.needs_all | {layer + 1 for layer in self.schedule.restored}
         object.__setattr__(self, "full_layers", full)
+
+    @property
+    def heads(self) -> AuxiliaryHeads | None:
+        """The part of the model that a method asks for its auxiliary predictions, where it does."""
+        return None if self.owner is None else self.owner.heads
 
     @property
     def adaptive(self) -> bool:
@@ -69,7 +77,14 @@ class Reduction:
             cost = (lambda counts: self.share(n, counts, rehearsal)) if searches else None
             shape = self.geometry
             least = partial(self.reducer.least_of, grid=shape.grid)
-            self._counts[n] = self.schedule.resolve(n, shape.depth, least, cost, shape.needs_all)
+            try:
+                self._counts[n] = self.schedule.resolve(n, shape.depth, least, cost, shape.needs_all)
+            except InvalidValueError:
+                if n >= shape.count or self.schedule.rule != "budget":
+                    raise
+                # A smaller image than the budget was made for, in the middle of serving: what cannot be reduced passes.
+                self._passing.add(n)
+                self._counts[n] = (n,) * shape.depth
         return self._counts[n]
 
     def is_identity(self, n: int) -> bool:
@@ -77,6 +92,18 @@ class Reduction:
         if self.adaptive:
             return False
         return min(self.counts(n), default=n) == n
+
+    def passes(self, n: int) -> bool:
+        """Whether all of `n` tokens pass through, because so few of them cannot meet the budget."""
+        return n in self._passing
+
+    def cut(self, depth: int) -> Reduction:
+        """The same patch for a model of the first `depth` layers alone."""
+        shape, costs = self.geometry, self.geometry.costs
+        parts = {name: getattr(costs, name)[:depth] for name in ("attention", "pairs", "mlp")}
+        needs_all = frozenset(layer for layer in shape.needs_all if layer < depth)
+        shape = replace(shape, depth=depth, costs=replace(costs, **parts), needs_all=needs_all)
+        return replace(self, geometry=shape, _counts={}, _work={}, _passing=set())
 
     def entering(self, n: int, counts: Counts) -> Counts:
         """Image tokens that enter each layer."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.budget.phase import working
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.layer_tokens import LayerTokens
 from tokenreduce.forward.records import Record
 from tokenreduce.forward.reduction import Reduction
@@ -32,6 +33,7 @@ class Run(TokenState):
         taps: layers whose output other code collects.
         surrounded: code of ours calls all layers, and restores and closes at the end.
         video: what the tokens were made of, where the method asks for pixels.
+        depth: layers that the model has now, where they are fewer than those that were patched.
     """
 
     def __init__(
@@ -43,13 +45,17 @@ class Run(TokenState):
         valid: Tensor | None = None,
         surrounded: bool = False,
         video: Video | None = None,
+        depth: int | None = None,
     ) -> None:
         super().__init__(reduction, entered, grid, valid)
+        self.depth = reduction.geometry.depth if depth is None else depth
         self.surrounded, self.taps = surrounded, Taps(taps)
         self.planned = None if reduction.adaptive else reduction.counts(entered)
         self.planned_to_enter = () if self.planned is None else reduction.entering(entered, self.planned)
         self.counts: list[int] = []  # image tokens left after each layer so far
         self.next_layer = 0
+        self.given: Tensor | None = None  # what the last layer returned, as tokens
+        self.watch: Any = None  # of the model: once it is gone, the run is dropped
         self.history: list[tuple[int, TokenMap]] = []  # all maps with their layers
         restoring = reduction.restoring
         between = bool(taps or reduction.full_layers) and looks_back(restoring.between)
@@ -93,14 +99,27 @@ class Run(TokenState):
         """The tokens to go on with, when a layer receives `x`."""
         if layer == 0:
             x = self.blank(x)
+        elif x is not self.given:
+            self.check_given(layer, x)
         waiting = self.taps.stop_waiting()
         if self.maps and layer in self.reduction.full_layers:
             x = self.restore(x) if waiting is None else x  # what was handed out has all tokens already
             self.restart()
         elif waiting is not None:
             shape = self.reduction.geometry
-            x = self.taps.take_back(waiting, x, self.maps, shape.prefix, shape.suffix)
+            x = self.taps.take_back(waiting, x, self.maps, shape.prefix, shape.suffix, self.restore)
         return x
+
+    def check_given(self, layer: int, x: Tensor) -> None:
+        """Raise if images or tokens have left, joined or been cut on the way from one layer to the next."""
+        if self.given is None or torch.jit.is_tracing() or x.shape == self.given.shape:
+            return
+        raise InvalidValueError(
+            f"block {layer} of a reduced model was given {tuple(x.shape)}, but block {layer - 1} returned "
+            f"{tuple(self.given.shape)}: what is known of the tokens belongs to these images in this order, so that "
+            "none may leave or join between blocks; run each group of images through all blocks, or call "
+            "tokenreduce.unpatch(model)"
+        )
 
     def reduce(self, layer: int, x: Tensor, placement: str) -> Tensor:
         """Reduce `x (B, prefix + N + suffix, C)` if the schedule says so at this layer and placement."""
@@ -124,7 +143,8 @@ class Run(TokenState):
         self.next_layer = layer + 1
         self.counts.append(x.shape[1] - self.protected)
         if self.maps and (everything or layer in self.taps.layers):
-            return self.taps.hand_out(self.restore(x, at_end=layer not in self.taps.layers), x)
+            x = self.taps.hand_out(self.restore(x, at_end=layer not in self.taps.layers), x)
+        self.given = x
         return x
 
     def restore(self, x: Tensor, at_end: bool = False) -> Tensor:
@@ -145,7 +165,7 @@ class Run(TokenState):
         """By the method's own kernel; everything that is not needed for that is left out, see `LayerTokens`."""
         if self.ahead is not None:
             return self._merge_planned(x)
-        shape, sizes, keys = self.reduction.geometry, self.sizes, self.shown.entries["mean_keys"]
+        shape, sizes, keys = self.reduction.geometry, self.sizes, self.shown.get("mean_keys")
         keep = self.planned[layer]  # type: ignore[index]
         merged = self.fast.merge(  # type: ignore[misc]
             self.reduction.reducer, self.kernel, x, keys, sizes, keep, shape.prefix, shape.suffix

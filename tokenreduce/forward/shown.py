@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from tokenreduce.errors import InvalidValueError
+
 # Queries, keys and additive logits as the attention of the current layer uses them, from those that hooks saw.
 Attend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 # A video (B, C, frames, height, width), and the sides of the tubelets of which its tokens are made.
@@ -37,7 +39,20 @@ class Shown:
         if self.when_keys is not None:
             self.when_keys(self.entries["mean_keys"])
 
+    def get(self, name: str) -> Tensor:
+        """The entry `name`.
+
+        Raises: ValueError where the layer has shown none.
+        """
+        if name not in self.entries:
+            raise InvalidValueError(
+                f"{name} is not available here (available: {', '.join(self.entries) or 'features only'}): a layer's "
+                "attention was replaced, or its hooks removed; after changing a model's attention, patch again"
+            )
+        return self.entries[name]
+
     def clear(self) -> None:
         """Forget the layer that has ended."""
         if self.entries:
-            self.entries, self.attend = {}, None
+            self.entries = {}
+        self.attend = None

@@ -4,25 +4,36 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.forward.noted import noted_grid, taken_video
-from tokenreduce.forward.records import keep_record
+from tokenreduce.forward.noted import drop_notes, taken_grid, taken_video
+from tokenreduce.forward.records import Record, keep_record
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.slicing import Slicing
+from tokenreduce.forward.strays import is_same, refuse_proxy, two_at_once, why_no_run
+from tokenreduce.ops.tracing import constant_result
+
+
+class _Key:
+    """Stands for a thread, and is gone when the thread is."""
 
 
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.runs: list[Run] = []
+        self.left: Any = None  # a weak reference to what a forward that was left unfinished had returned
+        self.key = _Key()
+        _stacks[self.key] = self.runs
 
 
+_stacks: weakref.WeakKeyDictionary[_Key, list[Run]] = weakref.WeakKeyDictionary()  # of all threads
 _thread = _Thread()
 
 
@@ -36,11 +47,20 @@ def open_run(
     """A new run on top of the stack, or None if the schedule removes nothing from so many tokens.
 
     `taps`, `valid` and `surrounded` as in `Run`; the first two are asked only if there is one.
+
+    Raises: ValueError if the model is no longer what was patched.
     """
+    refuse_proxy(x)
     forget(reduction)  # what an exception or a forward that stopped early left behind
     shape, video = reduction.geometry, taken_video(reduction)
     entered = x.shape[1] - shape.protected
+    depth = shape.depth if reduction.owner is None else depth_now(reduction)
+    if depth < shape.depth:
+        check_cut(reduction, depth, entered)
     if reduction.is_identity(entered):
+        taken_grid(reduction, entered)
+        if reduction.passes(entered):
+            keep_record(reduction, Record(entered, (entered,) * depth, ()))
         return None
     tapped = frozenset() if taps is None else taps(reduction)
     if tapped and not reduction.restoring.taps:
@@ -48,10 +68,10 @@ def open_run(
             "this call returns feature maps (forward_intermediates), which need all tokens, but the model was patched "
             'with restore=False; patch with restore="auto" or True, or use forward_features'
         )
-    grid = noted_grid(reduction)
-    known_grid = grid if prod(grid) == entered else None
-    run = Run(reduction, entered, known_grid, tapped, None if valid is None else valid(), surrounded, video)
+    grid = taken_grid(reduction, entered)
+    run = Run(reduction, entered, grid, tapped, None if valid is None else valid(), surrounded, video, depth)
     _thread.runs.append(run)
+    _drop_with_model(run)
     try:
         run.begin(run.blank(x))
     except BaseException:
@@ -60,9 +80,59 @@ def open_run(
     return run
 
 
+@constant_result
+def depth_now(reduction: Reduction) -> int:
+    """The layers that the patched model has now; raises if they are not those that were patched."""
+    backbone = reduction.owner.backbone  # type: ignore[union-attr]
+    if backbone is None:  # layers that were taken out of it, or copied alone
+        return reduction.geometry.depth
+    return reduction.owner.adapter.depth_now(backbone, reduction)  # type: ignore[union-attr]
+
+
+def check_cut(reduction: Reduction, depth: int, entered: int) -> None:
+    """Raise unless the first `depth` layers do what they would do if they had been all when the model was patched."""
+    cut = reduction.cut(depth)
+    try:
+        if reduction.adaptive:
+            alike = cut.deciding_layers == tuple(layer for layer in reduction.deciding_layers if layer < depth)
+        else:
+            cut.schedule.check_layers(depth, cut.geometry.needs_all)
+            alike = cut.counts(entered) == reduction.counts(entered)[:depth]
+    except InvalidValueError:
+        alike = False
+    if not alike:
+        raise InvalidValueError(
+            f"this model had {reduction.geometry.depth} blocks when it was patched and has {depth} now, to which its "
+            "budget is spread otherwise; patch it again"
+        )
+
+
+def _drop_with_model(run: Run) -> None:
+    """Drop the run once its model is gone, which a forward that stops early would otherwise keep in memory."""
+    backbone = None if run.reduction.owner is None or torch.compiler.is_compiling() else run.reduction.owner.backbone
+    if backbone is not None:
+        runs, me = _thread.runs, weakref.ref(run)
+
+        def drop(_: object) -> None:
+            runs[:] = [other for other in runs if other is not me()]
+
+        run.watch = weakref.ref(backbone, drop)
+
+
 def forget(reduction: Reduction) -> None:
     """Take what runs there are of a patched model off the stack."""
-    _thread.runs[:] = [run for run in _thread.runs if run.reduction is not reduction]
+    if _thread.runs:
+        unfinished = [run.given for run in _thread.runs if run.reduction is reduction and run.given is not None]
+        if unfinished and not torch.compiler.is_compiling():
+            _thread.left = weakref.ref(unfinished[-1])
+        _thread.runs[:] = [run for run in _thread.runs if run.reduction is not reduction]
+
+
+def forget_everywhere(reduction: Reduction) -> None:
+    """Take what runs there are of a patch that is gone off the stacks of all threads, and its notes."""
+    for runs in list(_stacks.values()):
+        runs[:] = [run for run in runs if run.reduction is not reduction]
+    drop_notes(reduction)
 
 
 def close(run: Run) -> None:
@@ -86,17 +156,22 @@ def join(
         return reduction
     for run in reversed(_thread.runs):
         if run.reduction is reduction and run.next_layer == layer and (layer or run.surrounded):
+            if x is not run.given and _was_left(x):
+                raise InvalidValueError(two_at_once(layer))
             return run
     if layer == 0:
         return open_run(reduction, x, taps, valid)
     if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
         return None
-    raise InvalidValueError(
-        f"block {layer} of a reduced model was called outside a forward pass, or in another thread than "
-        f"block {layer - 1}; "
-        "gradient checkpointing does that: switch it off (set_grad_checkpointing(False)) or call "
-        "tokenreduce.unpatch(model)"
-    )
+    if reduction.owner is not None:
+        depth_now(reduction)  # it says so if the model was changed
+    elsewhere = [run for runs in list(_stacks.values()) for run in runs if runs is not _thread.runs]
+    raise InvalidValueError(why_no_run(reduction, layer, _thread.runs, elsewhere))
+
+
+def _was_left(x: Tensor) -> bool:
+    """Whether `x` is what a forward has returned that another one has replaced since."""
+    return not torch.compiler.is_compiling() and _thread.left is not None and is_same(_thread.left(), x)
 
 
 def leave(run: Run | Slicing, layer: int, x: Tensor) -> Tensor:
@@ -105,7 +180,7 @@ def leave(run: Run | Slicing, layer: int, x: Tensor) -> Tensor:
         return x
     if run.surrounded:
         return run.leave(layer, x)
-    last = layer == run.reduction.geometry.depth - 1
+    last = layer == run.depth - 1
     x = run.leave(layer, x, everything=last and run.reduction.restoring.ends)
     keep_record(run.reduction, run.record())
     if last:

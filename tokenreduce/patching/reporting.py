@@ -17,10 +17,14 @@ from tokenreduce.maps.token_map import TokenMap, identity
 class Report:
     """Tokens left in each layer, and lazily the maps and sizes of the last forward, without gradient.
 
+    `passed_through` says that so few tokens entered that they cannot meet the budget, and none was removed.
+
     `str()` is a table for people, `to_json()` the same for machines. Counts are image tokens; `protected` come on top.
     """
 
     def __init__(self, reduction: Reduction, record: Record | None) -> None:
+        if record is not None and 0 < len(record.counts) < reduction.geometry.depth:
+            reduction = reduction.cut(len(record.counts))  # of a model that was cut, or a forward that stopped early
         self._reduction, self._record = reduction, record
         geometry = reduction.geometry
         self.method = reduction.reducer.name
@@ -33,6 +37,7 @@ class Report:
             )
         self.tokens = record.counts if record is not None else reduction.counts(geometry.count)
         self.flops_share = reduction.share(self.input_tokens, self.tokens)
+        self.passed_through = reduction.passes(self.input_tokens)
 
     @property
     def tokens_left(self) -> int:
@@ -95,6 +100,7 @@ class Report:
             "protected_tokens": self.protected,
             "tokens": list(self.tokens),
             "flops_share": self.flops_share,
+            "passed_through": self.passed_through,
         }
 
     def __str__(self) -> str:
@@ -104,6 +110,8 @@ class Report:
             f"{self.flops_share:.1%} of the unpatched multiply-adds",
             f"{'layer':>5} {'tokens':>7} {'removed':>8}",
         ]
+        if self.passed_through:
+            lines.insert(1, f"{self.input_tokens} tokens cannot meet the budget, and all of them passed through")
         entering = self._reduction.entering(self.input_tokens, self.tokens)
         for layer, (before, after) in enumerate(zip(entering, self.tokens, strict=True)):
             lines.append(f"{layer:>5} {after:>7} {before - after:>8}")

@@ -12,9 +12,11 @@ from torch import nn
 from tokenreduce.budget.geometry import AuxiliaryHeads
 from tokenreduce.budget.schedule import Schedule
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
-from tokenreduce.forward.marks import mark, patch_of, unmark
+from tokenreduce.forward.marks import patch_of
+from tokenreduce.forward.owner import Owner
 from tokenreduce.forward.records import last_record
 from tokenreduce.forward.reduction import Reduction
+from tokenreduce.forward.stack import forget_everywhere
 from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.patching.finding import around, candidates, find_backbone, need_module, reduction_of
 from tokenreduce.patching.fitting import auxiliary_heads, check_layers, misfit, reads_heads
@@ -85,20 +87,38 @@ def change_patch(model: Model, **changes: Any) -> Model:
 
 
 def _install(backbone: nn.Module, adapter: Adapter, reduction: Reduction) -> None:
-    """Install a patch, after removing the present one, if any."""
-    if patch_of(backbone) is not None:
+    """Install a patch, after removing the present one, if any; all or nothing."""
+    _remove([(backbone, adapter)])
+    try:
+        adapter.install(backbone, reduction)
+    except BaseException:
         adapter.remove(backbone)
-    adapter.install(backbone, reduction)
-    mark(backbone, reduction)
+        raise
+
+
+def _remove(patched: Sequence[tuple[nn.Module, Adapter]]) -> None:
+    """Remove the patches of these backbones, of those that have one: all, or none."""
+    patched = [(backbone, adapter) for backbone, adapter in patched if patch_of(backbone) is not None]
+    stuck = [reason for backbone, adapter in patched for reason in adapter.stuck(backbone)]
+    if stuck:
+        more = f" and {len(stuck) - 3} more" if len(stuck) > 3 else ""
+        raise InvalidValueError(
+            f"the patch cannot be undone, as another tool has changed what it put in since: {'; '.join(stuck[:3])}"
+            f"{more}; undo that first, or load the model anew (nothing was changed now)"
+        )
+    for backbone, adapter in patched:
+        reduction = patch_of(backbone)
+        adapter.remove(backbone)
+        forget_everywhere(reduction)  # type: ignore[arg-type]
 
 
 def unpatch(model: Model) -> Model:
     """Undo `patch`, in place: the same classes, hooks and forwards as before; returns the model, also if it is not
-    patched."""
-    for _, backbone, adapter in candidates(need_module(model)):
-        if patch_of(backbone) is not None:
-            adapter.remove(backbone)
-            unmark(backbone)
+    patched.
+
+    Raises: ValueError if another tool has changed what `patch` put in, before anything is undone.
+    """
+    _remove([(backbone, adapter) for _, backbone, adapter in candidates(need_module(model))])
     return model
 
 
@@ -214,7 +234,7 @@ def _prepare(
         restoring=decide_restoring(reducer, adapter, backbone, outer, restore, within),
         prop_attn=adapter.prop_attn(backbone) if prop_attn == "auto" else bool(prop_attn),
         requested={"restore": restore, "prop_attn": prop_attn},
-        heads=heads,
+        owner=Owner(backbone, adapter, adapter.reads(backbone, ()), heads),
     )
     check_layers(reduction)
     return reduction
