@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 PLACEMENTS = ("pre", "mid", "post")
@@ -109,6 +110,11 @@ class Reducer:
         owner = next(cls for cls in type(self).__mro__ if "plan" in vars(cls))
         return vars(owner).get("fast_path", FastPath())
 
+    @property
+    def states_work(self) -> bool:
+        """Whether `work` holds: it belongs to the `plan` of the same class, and a subclass may change what that does."""
+        return {"plan", "work"} <= vars(type(self)).keys()
+
     def least(self, n: int) -> int:
         """The fewest tokens this method can leave of `n` in one layer."""
         return 1
@@ -140,6 +146,14 @@ class Reducer:
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         """The map that leaves `keep` of `tokens`; runs without gradient and outside autocast."""
         raise NotImplementedError  # every registered method overrides it; `register` checks
+
+    def work(self, step: Step) -> int:
+        """MACs of `plan`, of the entries that it reads, and of applying and undoing its map, as `count_flops` counts
+        them; but for `auxiliary_logits`, whose cost is the model's.
+
+        Without it a budget counts them in rehearsals, which takes much longer.
+        """
+        raise NotImplementedError  # asked only where `states_work`
 
     def options(self) -> dict[str, Any]:
         """The options as JSON-able values."""
