@@ -17,13 +17,14 @@ from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 Work = dict[tuple[Any, ...], int]
+MANY = 512  # tokens; of fewer a rehearsal on random ones takes less time
 
 
 class Rehearsal:
     """MACs of a reducer for images of `entered` tokens; figures that were counted are remembered in `known`.
 
-    What the method does not state is counted on tensors without data, which is fast. Where the method asks for data, or
-    cannot do without for another reason, it is counted on random tokens instead.
+    What the method does not state is counted by dispatch: of many tokens on tensors without data, of few, or if the
+    method cannot do without data, on random tokens.
 
     `restoring`: every map is undone once in each forward, in this way, which costs something where the map is dense.
     `heads`: the part of the model that a method asks for auxiliary predictions.
@@ -34,14 +35,14 @@ class Rehearsal:
     ) -> None:
         self.reducer, self.geometry, self.entered, self.known = reducer, geometry, entered, known
         self.restoring, self.heads = restoring, heads
-        self._device = "meta"
+        self._device = "meta" if entered > MANY else "cpu"
         self._states: dict[str, Any] = {}  # by device
 
     def begin(self) -> int:
         """MACs of the state that the method makes of the tokens that enter."""
-        if not self.reducer.has_state:
-            return 0
-        return self._counted(("begin", self.entered), self._make_state)
+        if self.reducer.states_work:
+            return self.reducer.state_work(self._step(0, self.entered, self.entered))
+        return self._counted(("begin", self.entered), self._make_state) if self.reducer.has_state else 0
 
     def plan(self, layer: int, n: int, keep: int) -> int:
         """MACs of planning and applying one reduction in `layer`, and of undoing it."""

@@ -112,7 +112,8 @@ class Reducer:
 
     @property
     def states_work(self) -> bool:
-        """Whether `work` holds: it belongs to the `plan` of the same class, and a subclass may change what that does."""
+        """Whether `work` and `state_work` hold: they belong to the `plan` of the same class, and what a subclass
+        changes may cost something else."""
         return {"plan", "work"} <= vars(type(self)).keys()
 
     def least(self, n: int) -> int:
@@ -149,11 +150,15 @@ class Reducer:
 
     def work(self, step: Step) -> int:
         """MACs of `plan`, of the entries that it reads, and of applying and undoing its map, as `count_flops` counts
-        them; but for `auxiliary_logits`, whose cost is the model's.
+        them; `auxiliary_logits` aside, whose cost only the model knows.
 
-        Without it a budget counts them in rehearsals, which takes much longer.
+        A class without it may be registered all the same. A budget then counts them in rehearsals, which take seconds.
         """
         raise NotImplementedError  # asked only where `states_work`
+
+    def state_work(self, step: Step) -> int:
+        """MACs of `begin`, of a method that states its `work`; `step` reduces nothing."""
+        return 0
 
     def options(self) -> dict[str, Any]:
         """The options as JSON-able values."""

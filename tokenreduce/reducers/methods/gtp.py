@@ -105,6 +105,9 @@ class GTP(Reducer):
         links = links.gather(2, nodes[:, None, :keep].expand(-1, links.shape[1], -1))
         return Propagation(order, nodes, links, tokens.grid, alpha=self.alpha, scales=self.scales)
 
+    def state_work(self, step: Step) -> int:
+        return 0 if self.graph == "spatial" else step.n**2 * step.width
+
     def work(self, step: Step) -> int:
         score = step.class_attention if self.selection == "class" else step.attention
         undoing = step.n * step.keep * step.width if step.undone else 0
