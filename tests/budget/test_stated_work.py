@@ -83,17 +83,17 @@ def some_geometry(reducer: Reducer, data: st.DataObject) -> Geometry:
 
 @every_method
 @given(data=st.data())
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_stated_work_is_what_dispatch_counts(method, data) -> None:
     """For all options, layers, numbers of tokens, grids, protected tokens and ways of coming back."""
     options = {name: data.draw(st.sampled_from(values), label=name) for name, values in CHOICES[method].items()}
     reducer = create(method, options)
     shape = some_geometry(reducer, data)
     whole = reducer.once or "frames" in reducer.needs
-    n = shape.count if whole else data.draw(st.sampled_from([shape.count, *range(2, shape.count)]))
+    n = shape.count if whole or data.draw(st.booleans()) else data.draw(st.integers(2, shape.count))
     least = reducer.least_of(n, shape.grid)
     keep = data.draw(st.integers(min(least, n - 1), n - 1))
-    layer, mode = data.draw(st.integers(0, 11)), data.draw(st.sampled_from([None, *reducer.modes]))
+    layer, mode = data.draw(st.sampled_from([0, 2, 3, 5, 6, 7, 11])), data.draw(st.sampled_from([None, *reducer.modes]))
     heads = Heads(WIDTH) if "auxiliary_logits" in reducer.required() else None
     said = Rehearsal(reducer, shape, shape.count, {}, mode, heads)
     counted = Rehearsal(unstated(reducer), shape, shape.count, {}, mode, heads)
