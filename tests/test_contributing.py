@@ -20,6 +20,7 @@ from torch import nn
 
 import tokenreduce
 from tokenreduce.budget.geometry import Geometry
+from tokenreduce.budget.rehearsal import Rehearsal
 from tokenreduce.forward.run import Run
 from tokenreduce.ops.merging import size_bias
 from tokenreduce.ops.native import build_cuda, dispatch
@@ -93,6 +94,15 @@ def test_the_method_obeys_the_laws(method, vit) -> None:
         everyone = torch.arange(token_map.entered).expand(2, -1)
         assert torch.equal(torch.cat([known, stay], 1).sort(1).values, everyone)
     assert torch.equal(tokenreduce.unpatch(vit)(IMAGES), before)
+
+
+def test_the_method_states_what_its_work_costs(method, vit) -> None:
+    class Counted(method):
+        """Says nothing itself."""
+
+    shape = finding.find_backbone(vit)[2].geometry(vit)
+    said, counted = (Rehearsal(reducer, shape, 16, {}, None) for reducer in (method(), Counted()))
+    assert said.plan(1, 16, 7) == counted.plan(1, 16, 7) > 0 and len(counted.known) == 1
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,4 +1,4 @@
-"""The method's own work in a budget: what was rehearsed is what runs."""
+"""The method's own work in a budget: what was stated or rehearsed is what runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from choosing import MAIN
 import tokenreduce
 from tokenreduce.forward.records import last_record
 from tokenreduce.lab.shipped.fashion_vit import fashion_vit
+from tokenreduce.reducers import registry
+from tokenreduce.reducers.registry import lookup
 
 
 @pytest.mark.parametrize("method", MAIN.methods)
@@ -33,9 +35,15 @@ def test_what_an_adaptive_method_spends_on_deciding_counts(method) -> None:
     assert counted / full == pytest.approx(tokenreduce.report(model).flops_share, abs=0.002)
 
 
-def test_rehearsing_at_a_size_first_seen_is_not_counted() -> None:
+class Unstated(lookup("gtp")):
+    """Counted, since it does not say itself what its work costs."""
+
+
+def test_rehearsing_at_a_size_first_seen_is_not_counted(monkeypatch) -> None:
+    monkeypatch.setitem(registry._registry, "unstated", Unstated)
     model = fresh_model(BY_NAME["timm_vit_dynamic_size"])
-    tokenreduce.patch(model, "gtp", flops=0.6)
+    tokenreduce.patch(model, "unstated", flops=0.6)
+    assert len(model._tokenreduce.reduction._work) > 5
     x = torch.randn(1, 3, 48, 24)
     assert tokenreduce.count_flops(model, x) == tokenreduce.count_flops(model, x)
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 PLACEMENTS = ("pre", "mid", "post")
@@ -116,6 +117,12 @@ class Reducer:
         """Whether these options allow `FastPath.ahead`."""
         return self.fast().ahead is not None
 
+    @property
+    def states_work(self) -> bool:
+        """Whether `work` and `state_work` hold: they belong to the `plan` of the same class, and what a subclass
+        changes may cost something else."""
+        return {"plan", "work"} <= vars(type(self)).keys()
+
     def least(self, n: int) -> int:
         """The fewest tokens this method can leave of `n` in one layer."""
         return 1
@@ -147,6 +154,18 @@ class Reducer:
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         """The map that leaves `keep` of `tokens`; runs without gradient and outside autocast."""
         raise NotImplementedError  # every registered method overrides it; `register` checks
+
+    def work(self, step: Step) -> int:
+        """MACs of `plan`, of the entries that it reads, and of applying and undoing its map, as `count_flops` counts
+        them; `auxiliary_logits` aside, whose cost only the model knows.
+
+        A class without it may be registered all the same. A budget then counts them in rehearsals, which take seconds.
+        """
+        raise NotImplementedError  # asked only where `states_work`
+
+    def state_work(self, step: Step) -> int:
+        """MACs of `begin`, of a method that states its `work`; `step` reduces nothing."""
+        return 0
 
     def options(self) -> dict[str, Any]:
         """The options as JSON-able values."""

@@ -154,21 +154,21 @@ def tubelets(video: Tensor, sides: tuple[int, ...]) -> Tensor:
 
 
 def fake_entries(
-    full: Tensor, class_tokens: int, image: slice, grid: tuple[int, ...], generator: torch.Generator
+    full: Tensor, class_tokens: int, image: slice, grid: tuple[int, ...], generator: torch.Generator | None
 ) -> dict[str, Callable[[], Tensor]]:
     """Stand-ins for the entries that a model shows, for counting what a method does with them.
 
     Args:
-        full: `(1, H, A, d)`, random keys, queries and values of all tokens.
+        full: `(1, H, A, d)`, random keys, queries and values of all tokens, on the CPU or without data (meta).
         image: where the image tokens stand among them.
         grid: that of the input.
     """
     n = image.stop - image.start
     sources: dict[str, Callable[[], Tensor]] = {
         "mean_keys": lambda: full[:, 0, image],
-        "positions": lambda: torch.rand(1, n, 2, generator=generator, device="cpu") * max(grid),
-        "origin": lambda: torch.arange(n, device="cpu")[None],
-        "pixels": lambda: torch.randn(1, n, 2, 1, generator=generator, device="cpu"),
+        "positions": lambda: torch.rand(1, n, 2, generator=generator, device=full.device) * max(grid),
+        "origin": lambda: torch.arange(n, device=full.device)[None],
+        "pixels": lambda: torch.randn(1, n, 2, 1, generator=generator, device=full.device),
     }
     sources |= {name: lambda: full[:, :, image] for name in ("keys", "queries", "values")}
     return sources | image_sources(full, full, None, class_tokens, image)

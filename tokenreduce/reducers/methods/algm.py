@@ -19,6 +19,7 @@ from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.bipartite import alternating_scores, match_bipartite
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -100,11 +101,24 @@ class ALGM(Reducer):
             return step
         return step.compose(match_bipartite(step.apply(tokens.features.float(), tokens.sizes), keep, first))
 
+    def work(self, step: Step) -> int:
+        height, width = step.grid
+        reached, compared = step.n - step.n // 2, step.bipartite(step.width)
+        if windows_merge(step.layer, step.depth, step.n, step.grid):
+            reached = (height + 1) // 2 * ((width + 1) // 2)
+            windows = reached - height % 2 * (width % 2)  # all but a single cell in the corner
+            compared = windows * 4 * 4 * step.width
+        return compared + (step.bipartite(step.width, reached) if step.keep < reached else 0)
+
 
 def is_local(tokens: Tokens) -> bool:
-    """Whether windows merge here: before a third of the depth, while the tokens are the grid."""
-    height, width = grid_of(tokens)
-    return tokens.layer < max(1, tokens.depth // 3) and tokens.count == height * width
+    """Whether windows merge here."""
+    return windows_merge(tokens.layer, tokens.depth, tokens.count, grid_of(tokens))
+
+
+def windows_merge(layer: int, depth: int, n: int, grid: tuple[int, ...]) -> bool:
+    """Whether windows merge: before a third of the depth, while the tokens are the grid."""
+    return layer < max(1, depth // 3) and n == grid[0] * grid[1]
 
 
 def merge_windows(tokens: Tokens, keep: int) -> TokenMap:

@@ -15,6 +15,7 @@ from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -60,6 +61,9 @@ class ATC(Reducer):
         order = stable_order((~first).int(), 1)
         dest = (first.cumsum(1) - 1).gather(1, label)
         return TokenMap(keep, dest=dest, rep=order[:, :keep], sources=order[:, keep:])
+
+    def work(self, step: Step) -> int:
+        return step.n**2 * step.head_dim
 
 
 def cosine_distance(metric: Tensor) -> Tensor:

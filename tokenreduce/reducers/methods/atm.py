@@ -17,6 +17,7 @@ from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.bipartite import alternating, merge_best
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -85,6 +86,9 @@ class ATM(Reducer):
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         return merge_best(*self._matches(tokens), keep)
+
+    def work(self, step: Step) -> int:
+        return step.bipartite(step.head_dim)
 
     def _matches(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Every source's best score and match, and the places of sources and targets, as `merge_best` takes them."""

@@ -17,6 +17,7 @@ from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 MINIMUM = 8  # tokens that sampling leaves at least, as in the original
@@ -98,6 +99,9 @@ class ATS(Reducer):
         front = stable_order(picked, 1, descending=True)[:, :keep]
         kept = best_first.gather(1, front).sort(dim=1).values
         return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
+
+    def work(self, step: Step) -> int:
+        return step.class_attention + step.nearest_kept(step.head_dim)
 
     def _reference(self, tokens: Tokens, state: int | None) -> int:
         if self.n_ref is not None:

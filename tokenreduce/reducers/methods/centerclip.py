@@ -17,6 +17,7 @@ from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.clustering import by_representative
 from tokenreduce.reducers.parts.clusters import choose_seeds, k_medoids, squared_distances
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -87,6 +88,10 @@ class CenterCLIP(Reducer):
         labels, medoids = self._cluster(tokens.features.float(), weight, entered, left)
         dest, rep, sources = by_representative(labels, medoids)
         return TokenMap(keep, dest=dest, rep=rep, sources=sources) if self.aggregate else keep_tokens(rep, dest)
+
+    def work(self, step: Step) -> int:
+        entered = shares(step.grid, min(self.segments, step.grid[0]), step.n)
+        return sum(n**2 * (step.width + self.iterations) for n in entered)
 
     def _cluster(
         self, x: Tensor, weight: Tensor, entered: tuple[int, ...], left: tuple[int, ...]

@@ -16,6 +16,7 @@ from tokenreduce.reducers.checks import check_number
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -81,6 +82,9 @@ class DiffRate(Reducer):
             rep=kept,
             sources=removed,
         )
+
+    def work(self, step: Step) -> int:
+        return step.class_attention + (step.n - step.keep) * step.keep * step.width
 
 
 def at_least_one(growth: Tensor, sizes: Tensor, dest: Tensor, kept: Tensor) -> Tensor:

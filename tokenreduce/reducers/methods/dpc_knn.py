@@ -11,6 +11,7 @@ from tokenreduce.reducers.checks import check_count
 from tokenreduce.reducers.parts.clustering import Clustering
 from tokenreduce.reducers.parts.clusters import NEIGHBOURS, density_peaks, join_nearest, squared_distances
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -53,3 +54,6 @@ class DPCKNN(Clustering):
         score = density + 0.5 * gap.log()  # -inf for a copy of a denser token
         centres = stable_order(score, 1, descending=True)[:, :keep].sort(dim=1).values
         return self.merge(tokens, join_nearest(squared, centres), centres)
+
+    def work(self, step: Step) -> int:
+        return self.comparing_work(step)

@@ -14,6 +14,7 @@ from tokenreduce.reducers.checks import check_number, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.bipartite import alternating, alternating_scores, match_bipartite, merge_best
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -70,6 +71,9 @@ class DSM(Reducer):
         # A cosine less 3 lies below every cosine: sources without a partner in their window come last.
         best, match = torch.where(alone, far - 3, near), torch.where(alone, far_match, near_match)
         return merge_best(best, match, *alternating(metric, first), keep)
+
+    def work(self, step: Step) -> int:
+        return step.bipartite(step.head_dim)
 
     def _window(self, tokens: Tokens) -> Tensor:
         """The window of each token `(B, N)`, as a whole number."""

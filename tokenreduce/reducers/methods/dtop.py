@@ -14,6 +14,7 @@ from tokenreduce.reducers.checks import check_number, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -72,6 +73,9 @@ class Dtop(Reducer):
         order = stable_order(confidence - 2 * stays, 1, descending=True)
         kept = order[:, tokens.count - keep :].sort(dim=1).values
         return keep_tokens(kept, nearest_of_class(tokens.features, kept, label))
+
+    def work(self, step: Step) -> int:
+        return step.nearest_kept(step.width)
 
     def _context(self, confidence: Tensor, label: Tensor, among: Tensor) -> Tensor:
         """`(B, N)`: the `context` tokens of each class, of those in `among`, with the highest confidence."""

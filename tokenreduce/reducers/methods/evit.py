@@ -15,6 +15,7 @@ from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -77,3 +78,7 @@ class EViT(Reducer):
         rep = torch.cat([kept, dropped[:, :1]], 1)
         ones = torch.ones_like(share)
         return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=dropped[:, 1:], gain=gain)
+
+    def work(self, step: Step) -> int:
+        fuses = self.fuse and step.keep > 1
+        return step.class_attention + (0 if fuses else step.nearest_kept(step.head_dim))

@@ -18,6 +18,7 @@ from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 # What a token gives to each of its candidates at least: a cluster that no token is near to becomes their mean.
@@ -117,6 +118,15 @@ class Expedit(Reducer):
         if alone:
             return self._keep_alone(farthest(distance, alone), share, rep, z, tokens.sizes, near, scale)
         return TokenMap(keep, share=share, rep=rep, undo=restore_weights(distance, scale, self.neighbours), grid=coarse)
+
+    def work(self, step: Step) -> int:
+        height, width = coarse_grid(step.grid[0], step.grid[1], step.keep)
+        centres = height * width
+        products = 1 + 2 * self.iterations  # distances, and in each iteration means and distances
+        work = products * step.n * centres * step.width
+        if centres < step.keep:
+            work += step.n * (centres + step.keep) * step.width
+        return work + step.dense_map
 
     def _keep_alone(
         self, alone: Tensor, share: Tensor, rep: Tensor, z: Tensor, sizes: Tensor | None, near: Tensor, scale: Tensor

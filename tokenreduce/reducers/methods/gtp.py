@@ -18,6 +18,7 @@ from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 STATISTICS = {
@@ -104,6 +105,14 @@ class GTP(Reducer):
         links = take(state, nodes[:, keep:])
         links = links.gather(2, nodes[:, None, :keep].expand(-1, links.shape[1], -1))
         return Propagation(order, nodes, links, tokens.grid, alpha=self.alpha, scales=self.scales)
+
+    def state_work(self, step: Step) -> int:
+        return 0 if self.graph == "spatial" else step.n**2 * step.width
+
+    def work(self, step: Step) -> int:
+        score = step.class_attention if self.selection == "class" else step.attention
+        undoing = step.n * step.keep * step.width if step.undone else 0
+        return score + step.keep * (step.n - step.keep) * step.width + undoing
 
     def _score(self, tokens: Tokens) -> Tensor:
         """`(B, N)`: what stays has the highest."""

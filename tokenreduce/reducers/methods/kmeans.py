@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.reducers.parts.clustering import Clustering, check_rounds
-from tokenreduce.reducers.parts.clusters import choose_seeds, k_means, squared_distances
+from tokenreduce.reducers.parts.clusters import choose_seeds, k_means, k_means_work, squared_distances
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -53,3 +54,7 @@ class KMeans(Clustering):
         points, mass = self.points(tokens), self.mass(tokens)
         seeds = choose_seeds(squared_distances(points), points.norm(dim=-1), mass, keep, self.seeding)
         return self.merge(tokens, *k_means(points, mass, seeds, self.iterations))
+
+    def work(self, step: Step) -> int:
+        means = k_means_work(step.n, step.keep, self.points_width(step), self.iterations)
+        return self.comparing_work(step) + means

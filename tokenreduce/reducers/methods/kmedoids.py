@@ -12,6 +12,7 @@ from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.parts.clustering import Clustering, by_representative, check_rounds
 from tokenreduce.reducers.parts.clusters import choose_seeds, k_medoids, squared_distances
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -63,3 +64,6 @@ class KMedoids(Clustering):
         ones = torch.ones_like(mass)
         weight = ones.scatter(1, sources, 0.0)
         return TokenMap(keep, dest=dest, weight=weight, size_weight=ones, rep=rep, sources=sources, drops=True)
+
+    def work(self, step: Step) -> int:
+        return self.comparing_work(step) + self.iterations * step.n**2

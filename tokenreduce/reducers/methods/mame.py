@@ -15,6 +15,7 @@ from tokenreduce.reducers.checks import check_number
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -86,6 +87,9 @@ class MaMe(Reducer):
         share[:, :, 1::2] = torch.cat([shares, stays.float()], 1)
         rep = torch.cat([(onto * 2).expand(batch, -1), kept * 2 + 1], 1)
         return TokenMap(keep, share=share, rep=rep)
+
+    def work(self, step: Step) -> int:
+        return step.bipartite(step.width) + step.dense_map
 
 
 def similarity(features: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -81,6 +82,9 @@ class MCTF(Reducer):
         return match_both_ways(
             self._attraction(tokens, attention, first), forward, removed - forward, first, weight=attention
         )
+
+    def work(self, step: Step) -> int:
+        return step.attention + step.bipartite(step.width)
 
     def _attraction(self, tokens: Tokens, attention: Tensor, first: int) -> Tensor:
         """`(B, K, N - K)`: how much each pair wants to merge, up to a factor for each image."""

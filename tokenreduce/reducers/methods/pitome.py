@@ -18,6 +18,7 @@ from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.bipartite import match_bipartite
 from tokenreduce.reducers.parts.energy import FORMS, energy
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -80,13 +81,20 @@ class PiToMe(Reducer):
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         metric = tokens.mean_keys if self.metric == "keys" else tokens.features.float()
-        first_half = tokens.layer < (tokens.depth + 1) // 2
-        protects = self.mode == "protect" or (self.mode == "mae") == first_half
-        protected = 2 * keep - tokens.count if protects else 0
+        protected = 2 * keep - tokens.count if self._protects(tokens.layer, tokens.depth) else 0
         order = stable_order(
             energy(metric, self.margin * (1 - tokens.layer / tokens.depth), self.alpha, self.form), 1, True
         )
         return merge_ranked(metric, order, keep, protected)
+
+    def work(self, step: Step) -> int:
+        width = step.head_dim if self.metric == "keys" else step.width
+        matched = 2 * (step.n - step.keep) if self._protects(step.layer, step.depth) else step.n
+        return step.n**2 * width + step.bipartite(width, matched)
+
+    def _protects(self, layer: int, depth: int) -> bool:
+        first_half = layer < (depth + 1) // 2
+        return self.mode == "protect" or (self.mode == "mae") == first_half
 
 
 def merge_ranked(metric: Tensor, order: Tensor, keep: int, protected: int) -> TokenMap:

@@ -14,6 +14,7 @@ from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -47,6 +48,9 @@ class Random(Reducer):
         is_kept = torch.zeros(tokens.count, dtype=torch.long, device=device).scatter(0, kept, 1)
         dest = (is_kept.cumsum(0) - 1).clamp_min(0)
         return keep_tokens(kept.expand(batch, -1), dest.expand(batch, -1))
+
+    def work(self, step: Step) -> int:
+        return 0
 
 
 @constant_result

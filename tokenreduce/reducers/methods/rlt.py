@@ -15,6 +15,7 @@ from tokenreduce.ops.order import stable_order
 from tokenreduce.reducers.checks import check_number
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -87,6 +88,9 @@ class RLT(Reducer):
         heads = (steps * (times <= times[:, None])[..., None]).amax(2) * first + counting(first, device)
         runs = keep_tokens(kept, (stays.cumsum(1) - 1).gather(1, heads.flatten(1)))
         return replace(runs, size_weight=torch.ones_like(stays, dtype=torch.float32))
+
+    def work(self, step: Step) -> int:
+        return 0
 
 
 def changes(tokens: Tokens) -> Tensor:

@@ -13,8 +13,9 @@ from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.tracing import repeat, to_onnx
 from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.parts.clustering import Clustering, check_rounds
-from tokenreduce.reducers.parts.clusters import choose_seeds, k_means, k_medoids, squared_distances
+from tokenreduce.reducers.parts.clusters import choose_seeds, k_means, k_means_work, k_medoids, squared_distances
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 PURIFYING = 80  # rounds, which separate eigenvalues that differ by 1e-6
@@ -78,6 +79,15 @@ class Spectral(Clustering):
         if self.clusters == "kmeans":
             return self.merge(tokens, *k_means(rows, mass, seeds, self.iterations))
         return self.merge(tokens, *k_medoids(squared.sqrt(), mass, seeds, self.iterations))
+
+    def work(self, step: Step) -> int:
+        eigenvectors = step.n**3 * 9 // 2
+        rows = step.n**2 * step.keep
+        if self.clusters == "kmeans":
+            rounds = k_means_work(step.n, step.keep, step.keep, self.iterations)
+        else:
+            rounds = self.iterations * step.n**2
+        return self.comparing_work(step) + eigenvectors + rows + rounds
 
 
 def affinity(squared: Tensor, sigma: float) -> Tensor:

@@ -13,6 +13,7 @@ from tokenreduce.reducers.checks import check_number, check_option
 from tokenreduce.reducers.contract import FastPath, Reducer
 from tokenreduce.reducers.parts.bipartite import match_bipartite
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -68,6 +69,9 @@ class ToFu(Reducer):
             # Shares are multiplied by sizes when they are applied: 1 / s lets each token count once.
             matched.weight, matched.size_weight = 1 / tokens.sizes, torch.ones_like(tokens.sizes)
         return matched if self.merge == "mean" else keeping_norms(matched, tokens)
+
+    def work(self, step: Step) -> int:
+        return step.bipartite(step.head_dim)
 
 
 def keeping_norms(merging: TokenMap, tokens: Tokens) -> TokenMap:

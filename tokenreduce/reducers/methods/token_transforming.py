@@ -17,6 +17,7 @@ from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.parts.energy import energy
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 # What a score reads beyond the metric.
@@ -115,6 +116,17 @@ class TokenTransforming(Reducer):
         undo = None if self.gamma == 1 else share_matrix(kept, logits, 1, self.self_share).transpose(1, 2)
         gain = restored_norm(share, tokens.features.float(), tokens.sizes) if self.rescale else None
         return TokenMap(keep, share=share, rep=kept, undo=undo, gain=gain)
+
+    def work(self, step: Step) -> int:
+        width = step.head_dim if self.feature == "keys" else step.width
+        score = self._score_work(step, width)
+        rescaling = step.n * step.keep * (step.width + 1) if self.rescale else 0
+        return score + step.nearest_kept(width) + rescaling + step.dense_map
+
+    def _score_work(self, step: Step, width: int) -> int:
+        if self.score == "energy" or (self.score == "auto" and not step.class_tokens):
+            return step.n**2 * width
+        return step.attention if self.score == "received_attention" else step.class_attention
 
     def scores(self, tokens: Tokens, metric: Tensor) -> Tensor:
         """How informative each token is, `(B, N)`."""

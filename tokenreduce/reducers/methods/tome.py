@@ -12,6 +12,7 @@ from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import FastPath, Reducer
 from tokenreduce.reducers.parts.bipartite import match_bipartite
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -70,3 +71,6 @@ class ToMe(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         metric = tokens.keys_to_average if self.metric == "keys" else tokens.features
         return match_bipartite(metric, keep, first=tokens.prefix % 2)
+
+    def work(self, step: Step) -> int:
+        return step.bipartite(step.head_dim if self.metric == "keys" else step.width)

@@ -13,6 +13,7 @@ from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 # What each score needs of the model, beyond the keys that restoring needs.
@@ -72,6 +73,10 @@ class TopK(Reducer):
         order = stable_order(self._scores(tokens), 1, descending=self.largest)
         kept = order[:, :keep].sort(dim=1).values
         return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
+
+    def work(self, step: Step) -> int:
+        needed = {"class_attention": step.class_attention, "received_attention": step.attention}
+        return needed.get(self.score, 0) + step.nearest_kept(step.head_dim)
 
     def _scores(self, tokens: Tokens) -> Tensor:
         if self.score == "class_attention":

@@ -20,6 +20,7 @@ from tokenreduce.reducers.parts import bipartition
 from tokenreduce.reducers.parts.bipartite import alternating, merge_best
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -79,6 +80,11 @@ class Ward(Reducer):
         signed = None if width == channels else constant(signs(channels), x.device)
         dest, rep, sources = compiled(x, sizes, signed, width, counts, first)
         return TokenMap(keep, dest=dest, rep=rep, sources=sources)
+
+    def work(self, step: Step) -> int:
+        entered = [step.n, *round_counts(step.n, step.keep, self.rounds)]
+        channels = self.sketch_width(step.width) + 2  # with both squares
+        return sum(step.bipartite(channels, n) for n in entered[:-1])
 
     def sketch_width(self, channels: int) -> int:
         """Channels of the sketch of so many."""

@@ -16,6 +16,7 @@ from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept, normalised
 from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -106,6 +107,18 @@ class ZeroTPrune(Reducer):
         if similar:
             dest = dest.scatter(1, dropped, dest.gather(1, match))
         return keep_tokens(kept, dest)
+
+    def work(self, step: Step) -> int:
+        removed, half = step.n - step.keep, step.n // 2
+        similar = min(half, int(removed * self.similarity + 1e-9))
+        products = 0  # of the attention with a vector: one more than votes
+        if similar:
+            products += 2
+        if similar < removed:
+            products += self._votes(step.layer, step.depth) + 1
+        ranking = products * step.heads * (step.prefix + step.n + step.suffix) ** 2
+        matching = half * (step.n - half) * step.head_dim if similar else 0
+        return step.attention + ranking + matching + step.nearest_kept(step.head_dim)
 
     def _votes(self, layer: int, depth: int) -> int:
         if self.iterations is not None:

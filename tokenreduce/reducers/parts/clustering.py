@@ -13,6 +13,7 @@ from tokenreduce.ops.order import stable_order
 from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.clusters import SEEDINGS, rank_of
+from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 
@@ -44,6 +45,14 @@ class Clustering(Reducer):
         if self.weights == "attention":
             return tokens.received_attention.mean(1).clamp_min(1e-12)
         return torch.ones_like(tokens.features[..., 0], dtype=torch.float32) if tokens.sizes is None else tokens.sizes
+
+    def points_width(self, step: Step) -> int:
+        """Channels of what is clustered."""
+        return step.head_dim if self.metric == "keys" else step.width
+
+    def comparing_work(self, step: Step) -> int:
+        """MACs of `squared_distances` of the points, and of `mass`."""
+        return step.n**2 * self.points_width(step) + (step.attention if self.weights == "attention" else 0)
 
     def merge(self, tokens: Tokens, labels: Tensor, rep: Tensor) -> TokenMap:
         """The map to the means of the clusters `labels (B, N)`, weighted by `mass`, in the order of `rep (B, M)`."""

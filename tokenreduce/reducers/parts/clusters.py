@@ -98,6 +98,11 @@ def k_means(points: Tensor, weight: Tensor, seeds: Tensor, iterations: int) -> t
     return labels, nearest
 
 
+def k_means_work(n: int, count: int, width: int, iterations: int) -> int:
+    """MACs of `k_means`: every round compares points with centres, every one but the first adds up new centres."""
+    return (2 * iterations - 1) * n * count * width
+
+
 def k_medoids(distance: Tensor, weight: Tensor, seeds: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Labels `(B, N)` and medoids `(B, M)` by weighted k-medoids on `distance (B, N, N)`.
 
