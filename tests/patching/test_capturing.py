@@ -108,9 +108,7 @@ def test_an_example_elsewhere_is_refused(model) -> None:
 
 def test_an_adaptive_method_without_a_budget_is_refused(model) -> None:
     patch(model, "atm")
-    with pytest.raises(
-        ValueError, match=r"atm without a budget asks the data how many tokens to keep.* for example flops=0.6"
-    ):
+    with pytest.raises(ValueError, match=r"asks the data how many tokens to keep, .* for example flops=0.6"):
         tokenreduce.graph(model, MAIN.images())
 
 
