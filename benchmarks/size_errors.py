@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from tokenreduce.ops.merging import size_bias
-from tokenreduce.ops.size_channels import size_mask, using
+from tokenreduce.ops.sized_attention import size_mask, using
 
 RESULTS = Path(__file__).parent / "results/size_errors.json"
 CASES = [(torch.float16, 64), (torch.bfloat16, 64), *((torch.float32, width) for width in (32, 64, 72, 80, 128))]

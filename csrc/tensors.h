@@ -15,6 +15,11 @@
 #include <string>
 #include <vector>
 
+// Its name up to torch 2.12.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace tokenreduce {
 
 using torch::headeronly::ScalarType;

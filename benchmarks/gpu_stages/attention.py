@@ -17,7 +17,7 @@ from gpu_stages.clock import first_call, graphed, microseconds
 from gpu_stages.session import Facts, Session
 from tokenreduce.ops.size_channels import with_channels
 
-SECONDS, SWEEP_SECONDS = 55.0, 45.0
+SECONDS, SWEEP_SECONDS = 40.0, 40.0
 BACKENDS = {
     "default": None,
     "flash": SDPBackend.FLASH_ATTENTION,

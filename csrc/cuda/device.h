@@ -1,4 +1,4 @@
-// What every CUDA operator needs: checks of its tensors, memory to work in, launches.
+// What every CUDA operator needs: checks of its tensors, launches, counting within a block.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,10 +6,9 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
-#include <cassert>
 #include <cstdint>
-#include <functional>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "../arithmetic.h"
@@ -18,7 +17,6 @@
 namespace tokenreduce::gpu {
 
 constexpr int kWarp = 32;
-constexpr int kRowsAtOnce = 8;  // rows of a block where every row has a warp
 
 // A tensor of this shape on the GPU of `like`; -1 is any size.
 inline void check_cuda(
@@ -28,9 +26,9 @@ inline void check_cuda(
   check_shape(tensor, name, shape);
 }
 
-// Places of tokens are 32-bit integers in the memory that kernels work in.
+// Places of tokens are 32-bit integers that leave a few bits free.
 inline void check_count(int64_t n) {
-  if (n > std::numeric_limits<int32_t>::max()) fail("images of ", n, " tokens are too big");
+  if (n > std::numeric_limits<int32_t>::max() / 64) fail("images of ", n, " tokens are too big");
 }
 
 // The data of a float32 tensor of this shape, whose elements stand one after the other, or none.
@@ -45,79 +43,76 @@ inline const float* check_floats(
 // An int64 index (rows, columns) on the GPU.
 struct DeviceIndex {
   const int64_t* data;
-  int64_t stride;
+  int64_t row_stride, stride;
 
-  __device__ const int64_t* operator[](int64_t row) const { return data + row * stride; }
+  // An entry, moved into [0, bound) if it is outside: the host must not wait to see it, and an assertion on the device
+  // would leave the process without its GPU.
+  __device__ __forceinline__ int32_t at(int64_t row, int64_t column, int32_t bound) const {
+    const int64_t entry = data[row * row_stride + column * stride];
+    return entry < 0 ? 0 : entry >= bound ? bound - 1 : static_cast<int32_t>(entry);
+  }
 };
 
-// An index of this shape; its entries are checked where a kernel reads them, because the host must not wait for them.
 inline DeviceIndex check_device_index(
     const Tensor& tensor, const char* name, int64_t rows, int64_t columns, const Tensor& like) {
   check_cuda(tensor, name, {rows, columns}, like);
   check_type(tensor, name, ScalarType::Long, "int64");
-  if (columns > 1 && tensor.stride(1) != 1) fail(name, " must have stride 1 in its last dimension");
-  return {static_cast<const int64_t*>(tensor.const_data_ptr()), tensor.stride(0)};
-}
-
-// An entry of an index that came from outside.
-__device__ __forceinline__ int64_t in_bounds(int64_t entry, int64_t bound) {
-  assert(entry >= 0 && entry < bound);
-  return entry;
+  return {static_cast<const int64_t*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)};
 }
 
 // The GPU of a tensor is the current one as long as this lives.
 struct Device {
   torch::stable::accelerator::DeviceGuard guard;
+  int index;
   cudaStream_t stream;
 
-  explicit Device(const Tensor& tensor) : guard(tensor.get_device_index()) {
+  explicit Device(const Tensor& tensor) : guard(tensor.get_device_index()), index(tensor.get_device_index()) {
     void* current = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &current));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
     stream = static_cast<cudaStream_t>(current);
+  }
+
+  int64_t ask(cudaDeviceAttr attribute) const {
+    int value = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, index));
+    return value;
+  }
+  int64_t processors() const { return ask(cudaDevAttrMultiProcessorCount); }
+  int64_t shared_memory() const { return ask(cudaDevAttrMaxSharedMemoryPerBlockOptin); }  // a block may ask for
+
+  template <typename... Parameters, typename... Arguments>
+  void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared,
+              const Arguments&... arguments) const {
+    if (blocks == 0) return;  // CUDA refuses empty grids
+    if (blocks > std::numeric_limits<int32_t>::max()) fail("the batch is too big for one launch");
+    const auto bytes = static_cast<int>(shared);
+    if (bytes > 32768)  // with what kernels have besides this may pass the 48 KB that need no asking
+      STD_CUDA_CHECK(cudaFuncSetAttribute(
+          reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    kernel<<<static_cast<unsigned>(blocks), threads, bytes, stream>>>(arguments...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 };
 
 TOKENREDUCE_BOTH int64_t divide_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// Memory for several arrays in one allocation, each aligned for vector loads.
-class Workspace {
- public:
-  // `allocate` lets `array` point to `count` elements.
-  template <typename T>
-  void add(T*& array, int64_t count) {
-    constexpr int64_t align = 256;
-    places.push_back([&array, start = bytes](char* memory) { array = reinterpret_cast<T*>(memory + start); });
-    bytes += divide_up(count * static_cast<int64_t>(sizeof(T)), align) * align;
+// How many threads of the block in front of this one say yes, and how many do in all. `counts` is shared, one for each
+// warp; all threads of the block must come here.
+template <int threads>
+__device__ __forceinline__ int32_t count_before(bool yes, int32_t* counts, int32_t* all) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const unsigned votes = __ballot_sync(~0u, yes);
+  __syncthreads();  // the counts of the last call have been read
+  if (lane == 0) counts[warp] = __popc(votes);
+  __syncthreads();
+  int32_t before = __popc(votes & ((1u << lane) - 1));
+  *all = 0;
+#pragma unroll
+  for (int w = 0; w < threads / kWarp; ++w) {
+    if (w < warp) before += counts[w];
+    *all += counts[w];
   }
-
-  void allocate(const Tensor& like) {
-    memory = uninitialised(like, {bytes}, ScalarType::Byte);
-    for (const auto& place : places) place(static_cast<char*>(memory.mutable_data_ptr()));
-  }
-
- private:
-  std::vector<std::function<void(char*)>> places;
-  int64_t bytes = 0;
-  Tensor memory;
-};
-
-// Blocks and threads where every row has a warp.
-inline int64_t row_blocks(int64_t rows) { return divide_up(rows, kRowsAtOnce); }
-inline dim3 row_threads() { return dim3(kWarp, kRowsAtOnce); }
-__device__ __forceinline__ int64_t this_row() { return int64_t{blockIdx.x} * kRowsAtOnce + threadIdx.y; }
-
-__device__ __forceinline__ float sum_of_warp(float value) {
-  for (int step = kWarp / 2; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
-}
-
-template <typename... Parameters, typename... Arguments>
-void launch(
-    cudaStream_t stream, void (*kernel)(Parameters...), int64_t blocks, dim3 threads, const Arguments&... arguments) {
-  if (blocks == 0) return;  // CUDA refuses empty grids
-  if (blocks > std::numeric_limits<int32_t>::max()) fail("the batch is too big for one launch");
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(arguments...);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return before;
 }
 
 }  // namespace tokenreduce::gpu

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenreduce.ops import size_channels
+from tokenreduce.ops import sized_attention
 from tokenreduce.ops.modes import asking_torch, dispatch_modes, function_transform, is_tracing
 from tokenreduce.ops.native import dispatch
 
@@ -49,11 +49,11 @@ def test_where_pytorch_cannot_be_asked_its_own_operators_run(name, monkeypatch, 
     with caplog.at_level(logging.WARNING, "tokenreduce"):
         missing = asking_torch(ASKED[name])
     assert f"PyTorch {torch.__version__} has no torch.{ASKED[name]}" in caplog.text
-    for module in (dispatch, size_channels):
+    for module in (dispatch, sized_attention):
         monkeypatch.setattr(module, name, missing)
     assert dispatch.why_not("merge_apply", torch.zeros(2, 3)) in (dispatch.WATCHED, dispatch.TRACED)
     assert dispatch.choose("merge_apply", torch.zeros(2, 3)) is None
-    monkeypatch.setattr(size_channels, "_chosen", "auto")
+    monkeypatch.setattr(sized_attention, "_chosen", "auto")
     like = torch.zeros(1, 2, 4, dtype=torch.half)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    assert "takes the mask" in size_channels.why_not(like)
+    assert "takes the mask" in sized_attention.why_not(like)

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from tokenreduce.cli.output import console
-from tokenreduce.ops import size_channels
+from tokenreduce.ops import sized_attention
 from tokenreduce.ops.native import build, dispatch
 
 
@@ -28,13 +28,14 @@ def kernels(
     with console.status("compiling, up to a minute"):
         rows = dispatch.status()
     table = Table()
-    for heading in ("kernel", "what it does", "CPU", "CUDA"):
+    for heading in ("kernel", "what it does", "CPU", "Triton (GPU)", "CUDA extension"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(row["kernel"], row["summary"], row["cpu"] or "usable", row["cuda"] or "usable, when forced")
+        usable = (row["cpu"] or "usable", row["triton"] or "usable", row["cuda"] or "usable, when forced")
+        table.add_row(row["kernel"], row["summary"], *usable)
     console.print(table)
     console.print(f"kept in {build.cache_folder()}; TOKENREDUCE_KERNELS=reference turns them off", highlight=False)
-    console.print(f"sizes in attention: {size_channels.status()} (TOKENREDUCE_ATTENTION)", highlight=False)
+    console.print(f"sizes in attention: {sized_attention.status()} (TOKENREDUCE_ATTENTION)", highlight=False)
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
         console.print(f"wrote {json_file}", highlight=False)

@@ -11,7 +11,7 @@ from tokenreduce.maps.restoring import Around
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.merging import size_bias
 from tokenreduce.ops.rows import with_protected
-from tokenreduce.ops.size_channels import size_mask
+from tokenreduce.ops.sized_attention import size_mask
 
 
 class TokenState:

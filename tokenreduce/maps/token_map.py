@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
-from tokenreduce.ops.merging import merge_rows
+from tokenreduce.ops.merging import merge_rows, merge_rows_apart
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import counting, scatter_rows, scatter_sums, summing, take, with_protected
 
@@ -75,10 +75,16 @@ class TokenMap:
         None)."""
         means = self.gain is None and self.divide and not self.drops
         if means and self.rep is not None and self.sources is not None:
-            merged = merge_rows(x, self.dest, self.rep, self.sources, self._mass(sizes), prefix, suffix)
+            mass = self._mass(sizes)
+            apart = self.weight if self.size_weight is None else self.size_weight
+            if apart is not None:
+                counted = apart if sizes is None else apart * sizes
+                merged = merge_rows_apart(x, self.dest, self.rep, self.sources, mass, counted, prefix, suffix)
+                if merged is not None:
+                    return merged
+            merged = merge_rows(x, self.dest, self.rep, self.sources, mass, prefix, suffix)
             if merged is not None:
-                own_sizes = self.weight is None and self.size_weight is None
-                return merged if own_sizes else (merged[0], self.sizes(sizes), None)
+                return merged if apart is None else (merged[0], self.sizes(sizes), None)
         return self.apply(x, sizes, prefix, suffix), self.sizes(sizes), None
 
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:

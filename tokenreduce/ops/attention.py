@@ -22,7 +22,16 @@ def attention_map(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> 
 
 def class_rows(queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens: int) -> Tensor:
     """Attention of the first tokens to every token, `(B, N)`: mean over heads and `class_tokens`."""
+    if of_keys(bias) and queries.dtype == keys.dtype and queries.shape[:2] == keys.shape[:2]:
+        kernel = choose("class_rows", queries)
+        if kernel is not None:
+            return kernel(queries, keys, bias, class_tokens)
     return attention_map(queries[:, :, :class_tokens], keys, of_queries(bias, 0, class_tokens)).mean((1, 2))
+
+
+def of_keys(bias: Tensor | None) -> bool:
+    """Whether the logits are the same for all heads and queries, as kernels take them."""
+    return bias is None or (bias.dtype == torch.float32 and bias.shape[1:3] == (1, 1))
 
 
 def of_queries(bias: Tensor | None, start: int, stop: int) -> Tensor | None:
@@ -38,8 +47,8 @@ def received_and_own(
 
     Goes through the queries in tiles, so that memory grows with N and not with its square.
     """
-    of_keys = bias is None or (bias.dtype == torch.float32 and bias.shape[:3] == (keys.shape[0], 1, 1))
-    if padding is None and of_keys and queries.dtype == keys.dtype and queries.shape == keys.shape:
+    whole = bias is None or bias.shape[0] == keys.shape[0]
+    if padding is None and whole and of_keys(bias) and queries.dtype == keys.dtype and queries.shape == keys.shape:
         compiled = choose("attention_statistics", queries)
         if compiled is not None:
             return compiled(queries, keys, bias)

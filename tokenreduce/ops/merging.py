@@ -24,6 +24,15 @@ def merge_rows(
     return compiled(x, dest, rep, sources, sizes, prefix, suffix)
 
 
+def merge_rows_apart(
+    x: Tensor, dest: Tensor | None, rep: Tensor, sources: Tensor, mass: Tensor | None, counted: Tensor, prefix: int,
+    suffix: int,
+) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+    """`merge_rows` where the features of tokens weigh `mass (B, N)` and their sizes are `counted (B, N)`."""
+    kernel = None if dest is None else choose("merge_apart", x)
+    return None if kernel is None else kernel(x, dest, rep, sources, mass, prefix, suffix, counted)
+
+
 def restore_change(x: Tensor, after: Tensor, before: Tensor, dest: Tensor, prefix: int, suffix: int) -> Tensor | None:
     """`before (B, prefix + N + suffix, C)` plus what `after (B, prefix + M + suffix, C)` has become in `x` since, by
     `dest (B, N)`."""

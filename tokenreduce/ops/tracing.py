@@ -39,3 +39,10 @@ def constant_result(function: Function) -> Function:
     # What torch.compiler.assume_constant_result does, which imports all of Dynamo: more than a second.
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@constant_result
+def exporting() -> bool:
+    """Whether `torch.export` is at work; the compiler of PyTorch 2.11 takes `torch.compiler.is_exporting` for true in
+    all it compiles, and asks this instead of tracing it."""
+    return torch.compiler.is_exporting()

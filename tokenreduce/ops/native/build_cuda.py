@@ -7,19 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tokenreduce.ops.native.build import TARGET, BuildError, build, cache_folder
 from tokenreduce.ops.native.build import sources as cpu_sources
 
+CUDA = frozenset({"bipartite_match", "merge_apply", "bipartite_merge"})  # the kernels that `csrc/cuda/` has
+OLDEST = 8, 0  # compute capability: the tensor-core instruction of `scores.cuh`
 FLAGS = (
     "-O3",
     "-std=c++17",
     "-Xcompiler=-fPIC,-fvisibility=hidden",
     "-DUSE_CUDA",
     f"-DTORCH_TARGET_VERSION={TARGET}",
+)
+ANYWHERE = (
     "-gencode=arch=compute_80,code=sm_80",
     "-gencode=arch=compute_90,code=[sm_90,compute_90]",  # the driver compiles the last for newer GPUs
 )
@@ -47,26 +54,48 @@ def why_not() -> str:
     if compiler() is None:
         where = f"in CUDA_HOME={home}" if home else "on the PATH"
         return f"no CUDA compiler (nvcc) {where}; install one or set CUDA_HOME"
-    return "" if torch.version.cuda else f"PyTorch {torch.__version__} is built without CUDA"
+    if not torch.version.cuda:
+        return f"PyTorch {torch.__version__} is built without CUDA"
+    old = [capability for capability in capabilities() if capability < OLDEST]
+    if old:
+        return f"a GPU here has compute capability {old[0][0]}.{old[0][1]}; they need {OLDEST[0]}.{OLDEST[1]}"
+    return ""
 
 
-def run(*arguments: str) -> str:
-    """What nvcc says to these arguments.
+@lru_cache(maxsize=1)
+def capabilities() -> list[tuple[int, int]]:
+    """Of the GPUs here, each once; none where there is no GPU."""
+    if not torch.cuda.is_available():
+        return []
+    return sorted({torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())})
 
-    Raises: BuildError with these words if it fails.
+
+def flags() -> list[str]:
+    """`FLAGS` and those for the GPUs here; without a GPU for two generations and what follows."""
+    numbers = [f"{major}{minor}" for major, minor in capabilities()]
+    return [*FLAGS, *([f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers] or ANYWHERE)]
+
+
+def run(*commands: Sequence[str]) -> list[str]:
+    """What nvcc says to each of these lists of arguments; all run at once.
+
+    Raises: BuildError with its words if one fails.
     """
     path = compiler()
     if path is None:
         raise BuildError(why_not())
-    done = subprocess.run([str(path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise BuildError(f"{path} failed: {done.stdout.strip()[-2000:]}")
-    return done.stdout
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    jobs = [subprocess.Popen([str(path), *arguments], **pipes) for arguments in commands]
+    words = [job.communicate()[0] for job in jobs]
+    for job, said in zip(jobs, words, strict=True):
+        if job.returncode:
+            raise BuildError(f"{path} failed: {said.strip()[-2000:]}")
+    return words
 
 
 def toolkit() -> Path | None:
     """The folder of nvcc's headers and libraries by its own words, as nvcc may be a script that calls another one."""
-    words = run("--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull).splitlines()
+    words = run(["--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull])[0].splitlines()
     top = next((line.partition("TOP=")[2] for line in words if line.startswith("#$ TOP=")), None)
     return Path(top).resolve() if top else None
 
@@ -83,22 +112,32 @@ def runtime() -> list[str]:
 
 
 def library() -> Path:
-    """Where the library of these sources and of this nvcc is or will be."""
+    """Where the library of these sources, of this nvcc and for the GPUs here is or will be."""
     folder = cpu_sources()[0].parent
-    content = hashlib.sha256(repr((FLAGS, run("--version"))).encode())
+    content = hashlib.sha256(repr((flags(), stamp())).encode())
     for path in sorted({*sources(), *folder.glob("*.h"), *folder.glob("cuda/*.*h")}):
         content.update(path.read_bytes())
     return cache_folder() / f"kernels_cuda_{content.hexdigest()[:16]}.so"
 
 
+def stamp() -> tuple[str, int, int]:
+    """Tells one nvcc from another without running it, which takes longer than loading the library.
+
+    Raises: BuildError if there is none.
+    """
+    path = compiler()
+    if path is None:
+        raise BuildError(why_not())
+    found = path.stat()
+    return str(path), found.st_size, found.st_mtime_ns
+
+
 def compile_library(path: Path) -> None:
-    root = Path(torch.__file__).parent
-    objects = []
-    for source in sources():
-        objects.append(str(path.parent / f"{source.stem}.o"))
-        run(*FLAGS, f"-I{root / 'include'}", "-c", str(source), "-o", objects[-1])
+    root, options = Path(torch.__file__).parent, flags()
+    objects = {source: str(path.parent / f"{source.stem}.o") for source in sources()}
+    run(*([*options, f"-I{root / 'include'}", "-c", str(source), "-o", out] for source, out in objects.items()))
     libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch_cuda", "-lc10", *runtime()]
-    run(*FLAGS, "-shared", "-o", str(path), *objects, *libraries)
+    run([*options, "-shared", "-o", str(path), *objects.values(), *libraries])
 
 
 def main() -> int:

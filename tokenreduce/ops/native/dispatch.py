@@ -23,6 +23,7 @@ from tokenreduce.ops.modes import dispatch_modes, function_transform, is_tracing
 from tokenreduce.ops.native import build, build_cuda, fakes
 from tokenreduce.ops.native.fakes import NAMESPACE
 from tokenreduce.ops.tracing import constant_result
+from tokenreduce.ops.triton import launching
 
 KERNELS = {
     "bipartite_match": "pairs of a bipartition by cosine, without the matrix of all scores (tome, dsm, tofu)",
@@ -33,17 +34,27 @@ KERNELS = {
     "bipartite_merge": "bipartite_match and merge_apply in one call (tome)",
     "size_bias": "what sizes add to attention, protected tokens included",
     "restore_apply": "tokens that come back with the change since, in one pass",
+    "class_rows": "attention of class tokens, mean over heads (evit, topk ...)",
+    "fuse_rest": "the map of evit without a sort",
+    "merge_apart": "merge_apply where sizes add up in another way than features (evit)",
 }
+# What each kind of kernel has.
+TRITON = frozenset(KERNELS) - {"attention_statistics", "pitome_energy"}
+COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_apart"}
 CHOICES = {
-    "auto": "compiled where it can run",
+    "auto": "compiled for the CPU and Triton on a GPU, where they can run",
     "reference": "PyTorch everywhere",
     "cpu": "compiled for the CPU, an error where it cannot run",
     "cuda": "compiled for CUDA, an error where it cannot run",
+    "triton": "Triton, an error where it cannot run",
 }
 # Where the reference runs whatever was chosen: others look at the operators.
 WATCHED = "a tensor subclass or a dispatch mode (counting, fake tensors) sees PyTorch's own operators only"
 TRACED = "traces and function transforms see PyTorch's own operators only"
 EXPORTED = "exported programs take the reference, which runs without this library"
+NONE = "there is none of this name; the reference runs"
+FORCED = ("cpu", "cuda", "triton")
+MOST_TOKENS = 16384  # of one image, for Triton
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _kernels = getattr(torch.ops, NAMESPACE)  # looked up once, as the questions of `ops.modes` are
@@ -54,29 +65,41 @@ if _chosen not in CHOICES:
 
 
 def choose(name: str, x: Tensor) -> Callable[..., Any] | None:
-    """The compiled kernel `name` for `x`, or None where the reference is to run.
+    """The kernel `name` for `x`, or None where the reference is to run.
 
-    Raises: ValueError if the compiled one is forced and cannot run.
+    Raises: ValueError if a kernel is forced and cannot run.
     """
     reason = why_not(name, x)
     if not reason:
-        return getattr(_kernels, name)
-    if _chosen in ("cpu", "cuda") and reason not in (WATCHED, TRACED, EXPORTED):
+        return getattr(_kernels, name) if x.is_cpu and _chosen != "triton" else _for_gpu(name)
+    if _chosen in FORCED and reason not in (WATCHED, TRACED, EXPORTED, NONE):
         raise InvalidValueError(f'{name} is forced to "{_chosen}" but cannot run: {reason}; choose "auto"')
     return None
 
 
+def _for_gpu(name: str) -> Callable[..., Any]:
+    if _chosen == "cuda":
+        return getattr(_kernels, name)
+    from tokenreduce.ops.triton.table import OPERATORS  # imports Triton
+
+    made = OPERATORS[name]
+    return made.operator if is_compiling() or dispatch_modes() else made  # type: ignore[attr-defined]
+
+
 def why_not(name: str, x: Tensor) -> str:
-    """Why the compiled kernel `name` does not take `x`; empty if it does."""
+    """Why no kernel `name` takes `x`; empty if one does."""
     if _chosen == "reference":
         return "the reference is forced"
+    triton = _chosen == "triton" or (_chosen == "auto" and x.is_cuda)
+    if name not in (TRITON if triton else COMPILED):
+        return NONE
+    if triton:
+        return why_not_triton(name, x)
     if is_compiling():
         return why_not_compiled(x)
     device = "cpu" if x.is_cpu else x.device.type
     if device not in ("cpu", "cuda") or _chosen not in ("auto", device):
         return f"there are none for {device}" if _chosen == "auto" else f"the tensor is on {device}"
-    if device == "cuda" and _chosen == "auto":
-        return "those for CUDA have run on no GPU yet and are taken only when forced"
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not supported"
     if type(x) not in (Tensor, Parameter) or dispatch_modes():
@@ -93,12 +116,32 @@ def why_not_compiled(x: Tensor) -> str:
     if is_exporting():
         return EXPORTED
     if not x.is_cpu or _chosen == "cuda":
-        return "compiled models take the reference on other devices than the CPU"
+        return "compiled models take no kernels of csrc/cuda"
     if x.dtype not in DTYPES:
         return f"{x.dtype} is not supported"
     if x.requires_grad and torch.is_grad_enabled():
         return "it has no backward that the compiler can trace"
     return load_constant()
+
+
+def why_not_triton(name: str, x: Tensor) -> str:
+    """The same for kernels in Triton; forced, they also run for fake tensors, as operators."""
+    if is_exporting():
+        return EXPORTED
+    if x.dtype not in DTYPES:
+        return f"{x.dtype} is not supported"
+    compiling = is_compiling()
+    if not compiling and _chosen == "auto" and (type(x) not in (Tensor, Parameter) or dispatch_modes()):
+        return WATCHED
+    if not compiling and (is_tracing() or function_transform() is not None):
+        return TRACED
+    if x.requires_grad and torch.is_grad_enabled() and (compiling or name != "merge_apply"):
+        return "it has no backward"
+    if x.ndim > 1 and x.shape[-2] > MOST_TOKENS:
+        return f"{x.shape[-2]} tokens are more than the {MOST_TOKENS} among which one program chooses"
+    if not x.is_cuda and not launching.interpreted():
+        return f"the tensor is on {x.device.type}"
+    return "" if not compiling and dispatch_modes() else launching.why_not()
 
 
 @contextmanager
@@ -150,7 +193,18 @@ def _load(find: Callable[[], Path], compile_it: Callable[[Path], None]) -> str:
 
 
 def status() -> list[dict[str, str]]:
-    """One row a kernel: its name, what it does, and why it is not usable on the CPU and on a GPU (empty if it is)."""
+    """One row a kernel: its name, what it does, and why it is not usable compiled for the CPU, in Triton on a GPU and
+    compiled for CUDA (empty if it is)."""
     gpu = "" if torch.cuda.is_available() else "PyTorch sees no GPU here"
-    reasons = {"cpu": load(), "cuda": gpu or load() or load_cuda()}
-    return [{"kernel": name, "summary": summary, **reasons} for name, summary in KERNELS.items()]
+    cpu, triton = load(), launching.why_not()
+    cuda = gpu or cpu or load_cuda()
+    return [
+        {
+            "kernel": name,
+            "summary": summary,
+            "cpu": cpu if name in COMPILED else NONE,
+            "triton": triton if name in TRITON else NONE,
+            "cuda": cuda if name in COMPILED else NONE,
+        }
+        for name, summary in KERNELS.items()
+    ]

@@ -24,9 +24,13 @@ def interpreted() -> bool:
 
 
 @constant_result
-@lru_cache(maxsize=1)
 def why_not() -> str:
     """Why Triton's kernels cannot run in this process; empty if they can."""
+    return _why_not()
+
+
+@lru_cache(maxsize=1)
+def _why_not() -> str:
     if find_spec("triton") is None:
         return "Triton is not installed; PyTorch for CUDA on Linux comes with it"
     if interpreted():

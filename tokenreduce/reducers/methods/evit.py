@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
+from tokenreduce.ops.native.dispatch import choose
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import counting
 from tokenreduce.reducers.checks import check_option
@@ -54,6 +55,11 @@ class EViT(Reducer):
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         score = tokens.class_attention
+        kernel = choose("fuse_rest", score) if self.fuse and keep > 1 else None
+        if kernel is not None:
+            dest, share, ones, rep, sources, total = kernel(score, tokens.sizes, keep)
+            gain = None if self.normalise else torch.cat([ones[:, : keep - 1], total], 1)
+            return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=sources, gain=gain)
         order = stable_order(score, 1, descending=True)
         if not self.fuse or keep < 2:
             kept = order[:, :keep].sort(dim=1).values

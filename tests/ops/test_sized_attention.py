@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenreduce import patch
 from tokenreduce.forward import state
-from tokenreduce.ops import size_channels
+from tokenreduce.ops import sized_attention
 from tokenreduce.ops.merging import size_bias
-from tokenreduce.ops.size_channels import SizeBias, size_bias_of, size_mask, using
+from tokenreduce.ops.sized_attention import SizeBias, size_bias_of, size_mask, using
 
 ATTENTION = "aten::_scaled_dot_product"
 
@@ -218,49 +218,49 @@ UNFIT = [
 @pytest.mark.parametrize(("words", "call"), UNFIT)
 def test_where_channels_do_not_fit_the_mask_is_taken(words: str, call: Callable[[Tensor], Tensor]) -> None:
     with Masks() as seen:
-        assert torch.equal(call(size_bias_of(MASK, MASK)), call(MASK))
+        assert torch.equal(call(size_bias_of(MASK, MASK.dtype)), call(MASK))
     assert seen.masked == [True, True]
     with using("channels"), pytest.raises(ValueError, match=rf"forced to \"channels\".*{words}"):
-        call(size_bias_of(MASK, MASK))
+        call(size_bias_of(MASK, MASK.dtype))
 
 
 def test_causal_attention_is_refused_as_before() -> None:
     with pytest.raises(RuntimeError, match="is_causal"):
-        F.scaled_dot_product_attention(Q, K, V, size_bias_of(MASK, MASK), is_causal=True)
+        F.scaled_dot_product_attention(Q, K, V, size_bias_of(MASK, MASK.dtype), is_causal=True)
 
 
 def test_choices() -> None:
-    assert type(size_mask(MASK, Q)) is Tensor and "on cpu" in size_channels.why_not(Q)
+    assert type(size_mask(MASK, Q)) is Tensor and "on cpu" in sized_attention.why_not(Q)
     with using("channels"):
-        assert type(size_mask(MASK, Q)) is SizeBias and size_channels.why_not(Q) == ""
+        assert type(size_mask(MASK, Q)) is SizeBias and sized_attention.why_not(Q) == ""
         with using("mask"):
             assert type(size_mask(MASK, Q)) is Tensor
         with pytest.raises(ValueError, match=r"forced to \"channels\" but cannot be: a tensor subclass"):
             size_mask(MASK, MASK.as_subclass(SizeBias))
     with pytest.raises(ValueError, match="did you mean 'channels'"), using("channel"):
         pass
-    assert size_channels.status().startswith(size_channels.CHOICES["auto"])
+    assert sized_attention.status().startswith(sized_attention.CHOICES["auto"])
 
 
 @contextmanager
 def on_cuda(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> Iterator[Any]:
     """What the choice looks at of a tensor on a GPU."""
     x = SimpleNamespace(is_cuda=True, dtype=dtype, device=torch.device("cpu"))
-    monkeypatch.setattr(size_channels, "Tensor", SimpleNamespace)
+    monkeypatch.setattr(sized_attention, "Tensor", SimpleNamespace)
     yield x
 
 
 def test_automatic_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype, words in ((torch.float16, ""), (torch.bfloat16, ""), (torch.float32, "half precision")):
         with on_cuda(monkeypatch, dtype) as x:
-            assert words in size_channels.why_not(x) and bool(words) == bool(size_channels.why_not(x))
+            assert words in sized_attention.why_not(x) and bool(words) == bool(sized_attention.why_not(x))
     with on_cuda(monkeypatch, torch.float32) as x, torch.autocast("cpu", torch.bfloat16):
-        assert size_channels.why_not(x) == ""
+        assert sized_attention.why_not(x) == ""
     with on_cuda(monkeypatch, torch.float16) as x:
         with Masks():
-            assert "counted" in size_channels.why_not(x)
+            assert "counted" in sized_attention.why_not(x)
         with using("mask"):
-            assert "forced" in size_channels.why_not(x)
+            assert "forced" in sized_attention.why_not(x)
 
 
 @torch.no_grad()

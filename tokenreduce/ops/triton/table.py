@@ -1,0 +1,26 @@
+"""The operators in Triton, by the names that `dispatch.choose` is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tokenreduce.ops.triton.match import bipartite_match
+from tokenreduce.ops.triton.merge import bipartite_merge, merge_apply
+from tokenreduce.ops.triton.restore import restore_apply, size_bias
+from tokenreduce.ops.triton.select import class_rows, fuse_rest
+from tokenreduce.ops.triton.ward import ward_match
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        bipartite_match,
+        bipartite_merge,
+        class_rows,
+        fuse_rest,
+        merge_apply,
+        restore_apply,
+        size_bias,
+        ward_match,
+    )
+} | {"merge_apart": merge_apply}

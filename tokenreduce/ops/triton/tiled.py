@@ -1,0 +1,140 @@
+"""Matching of more tokens than one program holds: a program a tile of sources; the last one of an image chooses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from triton import jit, next_power_of_2
+from triton import language as tl
+
+from tokenreduce.ops.triton.launching import start
+from tokenreduce.ops.triton.pieces import among_greatest, best_of_row, product, ward_scores
+
+TILE = 64  # sources of a program, and targets that it compares with at once
+DEEP = 64  # channels multiplied at once
+MOST = 16384  # sources of an image among which one program chooses
+
+
+def match_points(
+    points: Tensor, mass: Tensor | None, tickets: Tensor, keep: int, first: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`dest (B, N)`, `rep (B, M)` and `sources (B, N - M)` of one round over `points (B, N, d)` in fp32: the greatest
+    product, or with sizes `mass (B, N)` the least of Ward's costs.
+
+    Args:
+        tickets: `(B,)` in int32, zeros, which are counted up.
+    """
+    batch, n, width = points.shape
+    count = (n - first + 1) // 2
+    device = points.device
+    dest, rep, sources = (
+        torch.empty(batch, length, dtype=torch.int64, device=device) for length in (n, keep, n - keep)
+    )
+    tiles = max(1, -(-count // TILE))
+    best = torch.empty(batch, count, dtype=torch.float32, device=device)
+    match = torch.empty(batch, count, dtype=torch.int32, device=device)
+    start(_match_tile, points)[(tiles, batch)](
+        points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0), n, keep, first,
+        WIDTH=width, WARD=mass is not None, TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
+        BLOCK=max(16, next_power_of_2(count)),
+    )  # fmt: skip
+    return dest, rep, sources
+
+
+@jit(do_not_specialize=["n", "keep", "first", "stride_tickets"])
+def _match_tile(
+    points, mass, best, match, tickets, dest, rep, sources, stride_tickets, n, keep, first,
+    WIDTH: tl.constexpr, WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(1).to(tl.int64)
+    count = (n - first + 1) // 2
+    index = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    is_source = index < count
+    score, chosen = _best_targets(points + image * n * WIDTH, mass + image * n, index, n, first, WIDTH, WARD, TILE, DEEP)
+    tl.store(best + image * count + index, score, mask=is_source)
+    tl.store(match + image * count + index, chosen, mask=is_source)
+    tl.debug_barrier()  # all threads have stored before one of them says so
+    done = tl.atomic_add(tickets + image * stride_tickets, 1, sem="acq_rel", scope="gpu")
+    if done == tl.num_programs(0) - 1:
+        tl.debug_barrier()
+        _choose(
+            best + image * count, match + image * count, dest + image * n, rep + image * keep,
+            sources + image * (n - keep), n, keep, first, BLOCK, TILE,
+        )  # fmt: skip
+
+
+@jit
+def _best_targets(
+    points, mass, index, n, first, WIDTH: tl.constexpr, WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr
+):
+    """The greatest score of the sources `index (TILE,)` and the lowest target that has it."""
+    count = (n - first + 1) // 2
+    is_source = index < count
+    source = (first + 2 * index)[:, None] * WIDTH
+    best = tl.full([TILE], -float("inf"), tl.float32)
+    chosen = tl.zeros([TILE], tl.int32)
+    size = tl.load(mass + first + 2 * index, mask=is_source & WARD, other=1.0)
+    for begin in range(0, n - count, TILE):
+        number = begin + tl.arange(0, TILE)
+        is_target = number < n - count
+        target = (1 - first + 2 * number)[:, None] * WIDTH
+        scores = tl.zeros([TILE, TILE], tl.float32)
+        squares, target_squares = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
+        for channel in range(0, WIDTH, DEEP):
+            column = channel + tl.arange(0, DEEP)
+            inside = (column < WIDTH)[None, :]
+            a = tl.load(points + source + column[None, :], mask=is_source[:, None] & inside, other=0.0)
+            b = tl.load(points + target + column[None, :], mask=is_target[:, None] & inside, other=0.0)
+            scores = product(a, b, scores)
+            if WARD:
+                squares += tl.sum(a * a, 1)
+                target_squares += tl.sum(b * b, 1)
+        if WARD:
+            target_size = tl.load(mass + 1 - first + 2 * number, mask=is_target, other=1.0)
+            scores = ward_scores(scores, squares, target_squares, size, target_size)
+        score, place = best_of_row(scores, number, is_target)
+        better = score > best
+        best, chosen = tl.where(better, score, best), tl.where(better, place, chosen)
+    return best, chosen
+
+
+@jit
+def _choose(best, match, dest, rep, sources, n, keep, first, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """Write the map of one image that merges the n - keep best sources, as `merge_best` does, without a sort."""
+    count = (n - first + 1) // 2
+    removed = n - keep
+    kept = count - removed
+    index = tl.arange(0, BLOCK)
+    is_source = index < count
+    # Other programs wrote these: not from a cache that does not know of them.
+    score = tl.load(best + index, mask=is_source, other=-float("inf"), cache_modifier=".cg") + 0.0
+    partner = tl.load(match + index, mask=is_source, other=0, cache_modifier=".cg")
+    moved = among_greatest(score, is_source, removed)
+    stays = is_source & (moved == 0)
+    place = tl.cumsum(stays.to(tl.int32), 0) - 1
+    source = first + 2 * index
+    tl.store(dest + source, tl.where(moved, kept + partner, place), mask=is_source)
+    tl.store(rep + place, source, mask=stays)
+    for begin in range(0, n - count, BLOCK):
+        number = begin + index
+        is_target = number < n - count
+        tl.store(dest + 1 - first + 2 * number, kept + number, mask=is_target)
+        tl.store(rep + kept + number, 1 - first + 2 * number, mask=is_target)
+    # The moved ones in ascending order first, where the others' scores are no longer needed; then by rank.
+    listed = tl.cumsum(moved.to(tl.int32), 0) - 1
+    tl.debug_barrier()
+    tl.store(best + listed, score, mask=moved)
+    tl.store(match + listed, source, mask=moved)
+    tl.debug_barrier()
+    for begin in range(0, removed, TILE):
+        number = begin + tl.arange(0, TILE)
+        is_moved = number < removed
+        mine = tl.load(best + number, mask=is_moved, other=0.0)
+        rank = tl.zeros([TILE], tl.int32)
+        for other in range(0, removed, TILE):
+            against = other + tl.arange(0, TILE)
+            theirs = tl.load(best + against, mask=against < removed, other=-float("inf"))
+            first_of_equals = (theirs[None, :] == mine[:, None]) & (against[None, :] < number[:, None])
+            before = ((theirs[None, :] > mine[:, None]) | first_of_equals) & (against < removed)[None, :]
+            rank += tl.sum(before.to(tl.int32), 1)
+        tl.store(sources + rank, tl.load(match + number, mask=is_moved, other=0), mask=is_moved)
