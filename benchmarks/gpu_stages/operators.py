@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenreduce.maps.restoring import restore_tokens
 from tokenreduce.maps.token_map import TokenMap
-from tokenreduce.ops.attention import received_and_own
+from tokenreduce.ops.attention import class_rows, received_and_own
 from tokenreduce.ops.merging import size_bias
 from tokenreduce.ops.native import dispatch
 from tokenreduce.reducers.methods.tome import ToMe, merge_at_once
@@ -28,7 +28,9 @@ KERNELS = {
     "restore": "restore_apply",
     "size_bias": "size_bias",
     "layer of tome": "bipartite_merge",
+    "class rows": "class_rows",
     "statistics": "attention_statistics",
+    "evit": "fuse_rest",
     "ward": "ward_match",
     "pitome": "pitome_energy",
 }
@@ -61,6 +63,7 @@ def operators(
         "restore": lambda: [restore_tokens("delta", after, [fixed], [(x, merged)], 1, 0)],
         "size_bias": lambda: [size_bias(sizes, 1, 0)],
         "layer of tome": lambda: merged_at_once(x, every_key, sizes, keep),
+        "class rows": lambda: [class_rows(queries, every_key, None, 1)],
         "statistics": lambda: list(received_and_own(queries, every_key)),
     }
     return calls | {name: partial(planned, name, tokens, keep) for name in METHODS if possible(name, n, keep)}

@@ -100,3 +100,10 @@ def test_the_command_takes_modes_and_short_types(run, tmp_path: Path, monkeypatc
     assert "│ compile" in words or "compile" in words.split()
     with pytest.raises(InvalidValueError, match="mode graph is for GPUs"):
         run("bench", "--model", "fashion_vit", "--r", "4", "--mode", "graph")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_all_modes_on_a_gpu() -> None:
+    rows = compare(tiny_vit(), images().to("cuda"), [ARM], rounds=2, min_time=0, modes=list(MODES))
+    assert [row["mode"] for row in rows] == ["eager", "eager", "graph", "graph", "compile", "compile"]
+    assert all(row["median_ms"] > 0 and row["limit_share"] > 0 for row in rows)
