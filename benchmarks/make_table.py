@@ -185,6 +185,35 @@ def speed(data: dict) -> str:
     return "\n".join(lines)
 
 
+NO_GPU = (
+    "GPU speed was never measured for this version: `python benchmarks/gpu.py --out DIR` measures it on yours, and\n"
+    "`python benchmarks/gpu_collect.py DIR` and `python benchmarks/make_table.py --write` put it here."
+)
+
+
+def gpu(data: dict | None) -> str:
+    """Whole models on a GPU: time over that of free slicing and speed-up, eager and as a graph; the card first."""
+    if data is None:
+        return NO_GPU
+    versions = ", ".join(f"{name} {data[name]}" for name in ("torch", "triton", "timm") if data.get(name))
+    lines = [
+        f"{data['gpu']}, {versions}, half precision, random weights:",
+        "",
+        "| model | input | batch | method | time / limit, graph | time / limit, eager | speed-up, graph "
+        "| speed-up, eager | unpatched, graph, ms |",
+        "|---|---:|---:|---|" + "---:|" * 5,
+    ]
+    for row in (row for row in data["rows"] if row["stage"] == "models" and row.get("choice") == "auto"):
+        cells = [row["model"], str(row["side"]), str(row["batch"]), f"`{row['method']}`"]
+        for key in ("graph_limit_share", "eager_limit_share", "graph_speedup", "eager_speedup"):
+            cells.append(
+                f"{row[key]:.3f}" if "limit" in key and key in row else f"{row[key]:.2f}" if key in row else "-"
+            )
+        cells.append(f"{row['graph_unpatched_us'] / 1000:.2f}" if "graph_unpatched_us" in row else "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ward_against_tome(models: dict[str, dict]) -> str:
     """Errors of `ward` over those of `tome` at the same compute, and which methods have a smaller class error."""
     lines = [
@@ -218,6 +247,7 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/methods.md", "methods"): methods(),
         ("docs/backbones.md", "compatibility"): compatibility(read["compatibility"]),
         ("docs/backbones.md", "refusals"): refusals(read["compatibility"]),
+        ("docs/gpu.md", "gpu"): gpu(read.get("gpu")),
         ("docs/speed.md", "break-even"): break_even(read["break_even"]),
         ("docs/speed.md", "speed"): speed(read["speed"]),
         ("docs/speed.md", "speed in words"): sentences.limits(read["speed"]),

@@ -6,6 +6,7 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError, TokenReduceE
 from tokenreduce.lab.speed.advising import Advice, advise
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.order import stable_order
+from tokenreduce.patching.capturing import graph
 from tokenreduce.patching.saving import load_patch, save_patch
 from tokenreduce.patching.verbs import compatible, patch, reduced, report, unpatch
 from tokenreduce.reducers.contract import Reducer
@@ -30,6 +31,7 @@ __all__ = [
     "compatible",
     "count_flops",
     "describe",
+    "graph",
     "keep_tokens",
     "load_patch",
     "methods",

@@ -51,8 +51,10 @@ def timed(session: Session, case: Case, method: str, choice: str) -> Facts:
         model = patched_lane(base, arm_of(session, case, method))
         _, first = first_call(partial(model, images))
         reduction = reduction_of(model)
-        counts = last_record(reduction).counts
-        facts: Facts = {"first_s": first, "counts": list(counts)}
+        record = last_record(reduction)
+        counts = record.counts
+        facts: Facts = {"width": reduction.geometry.width, "tokens": record.entered, "counts": list(counts)}
+        facts |= {"dtype": str(session.dtype).removeprefix("torch."), "first_s": first}
         with limit_lane(base, counts, reduction.reducer.placement) as limit:
             lanes = {"patched": model, "limit": limit, "unpatched": base}
             calls = {name: partial(lane, images) for name, lane in lanes.items()}

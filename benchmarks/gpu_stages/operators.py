@@ -10,8 +10,10 @@ from torch import Tensor
 
 from tokenreduce.maps.restoring import restore_tokens
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.attention import class_rows, received_and_own
 from tokenreduce.ops.merging import size_bias
 from tokenreduce.ops.native import dispatch
+from tokenreduce.reducers.methods.tome import ToMe, merge_at_once
 from tokenreduce.reducers.parts.bipartite import match_bipartite
 from tokenreduce.reducers.registry import lookup
 from tokenreduce.reducers.tokens import Tokens
@@ -19,6 +21,19 @@ from tokenreduce.reducers.tokens import Tokens
 METHODS = ("ward", "evit", "pitome", "topk")
 HEAD = 64
 Tensors = list[Tensor]
+# The kernel behind an operator, where `dispatch` knows one.
+KERNELS = {
+    "match": "bipartite_match",
+    "merge": "merge_apply",
+    "restore": "restore_apply",
+    "size_bias": "size_bias",
+    "layer of tome": "bipartite_merge",
+    "class rows": "class_rows",
+    "statistics": "attention_statistics",
+    "evit": "fuse_rest",
+    "ward": "ward_match",
+    "pitome": "pitome_energy",
+}
 
 
 def operators(
@@ -32,7 +47,8 @@ def operators(
     fused = torch.randn(batch, n + 1, 3, heads, HEAD, device=device, dtype=dtype)
     if ties:
         x[:, 2::2], fused[:, 2::2] = x[:, 1 : n - n % 2 : 2], fused[:, 1 : n - n % 2 : 2]
-    keys = fused.permute(2, 0, 3, 1, 4)[1][:, :, 1:]
+    queries, every_key = fused.permute(2, 0, 3, 1, 4)[:2]
+    keys = every_key[:, :, 1:]
     sizes = torch.randint(1, 9, (batch, n), device=device).float()
     sources = {"mean_keys": lambda: keys, "class_attention": lambda: x[:, 1:, 0].float().softmax(1)}
     tokens = Tokens(x[:, 1:], sizes, sources, prefix=1)
@@ -46,8 +62,22 @@ def operators(
         "merge": lambda: list(fixed.merge(x, sizes, 1)[:2]),
         "restore": lambda: [restore_tokens("delta", after, [fixed], [(x, merged)], 1, 0)],
         "size_bias": lambda: [size_bias(sizes, 1, 0)],
+        "layer of tome": lambda: merged_at_once(x, every_key, sizes, keep),
+        "class rows": lambda: [class_rows(queries, every_key, None, 1)],
+        "statistics": lambda: list(received_and_own(queries, every_key)),
     }
     return calls | {name: partial(planned, name, tokens, keep) for name in METHODS if possible(name, n, keep)}
+
+
+def merged_at_once(x: Tensor, keys: Tensor, sizes: Tensor, keep: int) -> Tensors:
+    """Matching and merging as a layer of a patched model does it, by one kernel where there is one, which takes the
+    class token's key too."""
+    kernel = dispatch.choose("bipartite_merge", x)
+    if kernel is None:
+        token_map = match_bipartite(keys[:, :, 1:], keep, 1)
+        return [token_map.dest, *token_map.merge(x, sizes, 1)[:2]]
+    token_map, out, grown, _ = merge_at_once(ToMe(), kernel, x, keys, sizes, keep, 1, 0)
+    return [token_map.dest, out, grown]
 
 
 def possible(method: str, n: int, keep: int) -> bool:

@@ -20,7 +20,7 @@ COSTS = Costs(fixed=500, per_token=3, attention=(7, 8, 9, 10), pairs=(2, 3, 4, 5
 def test_counts_are_resolved_once_for_each_number_of_tokens() -> None:
     patch = reduction({1: 0.5, 2: 5})
     assert patch.counts(12) == (12, 6, 5, 5) and patch.counts(20) == (20, 10, 5, 5)
-    assert patch.counts(12) is patch.counts(12) is patch._resolve(12) and set(patch._counts) == {12, 20}
+    assert patch.counts(12) is patch.counts(12) is patch._resolve(12, patch.key) and set(patch._counts) == {12, 20}
     assert patch.entering(12, patch.counts(12)) == (12, 12, 6, 5)
 
 

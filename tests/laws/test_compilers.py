@@ -93,3 +93,15 @@ def test_traces_with_torchscript() -> None:
         traced = torch.jit.trace(model, x, check_trace=False)
         other = MAIN.images(seed=1)
         assert torch.allclose(traced(other), model(other), atol=1e-5)
+
+
+def test_compiled_code_is_for_its_own_patch() -> None:
+    """Models of one class share compiled code where it fits, and counts are constants in it."""
+    torch._dynamo.reset()
+    x, models = MAIN.images(), [patch(fresh_model(MAIN), "tome", r=r) for r in (4, 8)]
+    compiled = [torch.compile(model, fullgraph=True, backend="eager") for model in models]
+    with torch.no_grad():
+        for model, quick in zip(models, compiled, strict=True):
+            assert torch.allclose(quick(x), model(x), atol=1e-5)
+        patch(models[0], "tome", r=12)
+        assert torch.allclose(compiled[0](x), models[0](x), atol=1e-5)

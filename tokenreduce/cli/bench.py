@@ -29,10 +29,12 @@ from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.lab.speed import compare, slower_sentences
+from tokenreduce.lab.speed.modes import MODES, check_modes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # The columns do not fit one terminal line.
-NAMES = ("method", "budget", "batch_size")
+NAMES = ("method", "budget", "mode", "batch_size")
 SPEED = (*NAMES, "median_ms", "p90_ms", "images_per_second", "speedup", "speedup_interval", "limit_share")
 COST = (*NAMES, "macs", "flops_share", "tokens_left", "peak_memory_mib", "plan_us", "apply_us")
 
@@ -49,7 +51,8 @@ def bench(
         int | None, typer.Option(min=1, help="side of the square input; default: the model's own size")
     ] = None,
     device: Device = "cpu",
-    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
+    dtype: Annotated[str, typer.Option(help=", ".join([*DTYPES, *SHORT]))] = "float32",
+    mode: Annotated[str, typer.Option(help=f"how models run, separated by commas: {', '.join(MODES)}")] = "eager",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's own")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="number of rounds; every model runs in every round")] = 20,
     min_time: Annotated[float, typer.Option(min=0, help="least seconds of a model's turn in a round")] = 0.1,
@@ -64,15 +67,18 @@ def bench(
     sizes = numbers("--batch-size", batch_size, int)
     if any(size < 1 for size in sizes):
         raise InvalidValueError(f"--batch-size is {batch_size!r}; batch sizes are 1 or more, such as 1,32")
+    dtype = SHORT.get(dtype, dtype)
     if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
+        raise unknown("dtype", dtype, [*DTYPES, *SHORT])
     place = usable_device(device)
+    modes = [word.strip() for word in mode.split(",")]
+    check_modes(modes, place)
     network, shape = load_model(model, image_size, pretrained)
     with using_threads(threads):
         generator = torch.Generator().manual_seed(0)
         images = [torch.randn(size, *shape, generator=generator).to(place, DTYPES[dtype]) for size in sizes]
         with progress_bar() as progress:
-            rows = compare(network, images, arms, rounds=rounds, min_time=min_time, progress=progress)
+            rows = compare(network, images, arms, rounds=rounds, min_time=min_time, modes=modes, progress=progress)
         side = "x".join(map(str, shape))
         print_table(select(rows, SPEED), f"{model}, input {side}: speed in {rounds} rounds")
         print_table(select(rows, COST), "cost of one image in MACs, of the batch in memory and in the reducer's time")
@@ -88,12 +94,14 @@ def bench(
                 "device": place_name(place),
                 "dtype": dtype,
             }
-            settings |= {"rounds": rounds, "min_time": min_time, "pretrained": pretrained}
+            settings |= {"modes": modes, "rounds": rounds, "min_time": min_time, "pretrained": pretrained}
             write_json(json_file, "bench", rows, **settings)
 
 
 def select(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
-    return [{key: row[key] for key in keys} for row in rows]
+    """These keys of the rows, without the mode if all are eager."""
+    eager = all(row["mode"] == "eager" for row in rows)
+    return [{key: row[key] for key in keys if key != "mode" or not eager} for row in rows]
 
 
 @contextmanager
@@ -132,4 +140,5 @@ def gaps(rows: Sequence[Row]) -> list[str]:
 
 
 def describe(row: Row) -> str:
-    return f"{row['method']}{' at ' + row['budget'] if row['budget'] else ''}, batch {row['batch_size']}"
+    mode = "" if row["mode"] == "eager" else f", {row['mode']}"
+    return f"{row['method']}{' at ' + row['budget'] if row['budget'] else ''}, batch {row['batch_size']}{mode}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -38,6 +39,8 @@ class Reduction:
     requested: dict[str, bool | str]
     owner: Owner | None = None
     full_layers: frozenset[int] = field(init=False)  # the layers that all tokens enter, restored if need be
+    # Read where the compiler takes counts as constants, so that its code is for this patch and its copies only.
+    key: str = field(init=False, repr=False, default_factory=lambda: uuid4().hex)
     _counts: dict[int, Counts] = field(default_factory=dict, repr=False)
     _work: Work = field(default_factory=dict, repr=False)
     _passing: set[int] = field(default_factory=set, repr=False)  # numbers of tokens that the budget cannot reach
@@ -65,11 +68,11 @@ class Reduction:
     def counts(self, n: int) -> Counts:
         """Image tokens left after each layer when `n` enter the first."""
         if torch.compiler.is_compiling():  # a guard on the dict would fail once the dict has grown
-            return self._resolve(n)
-        return self._counts[n] if n in self._counts else self._resolve(n)
+            return self._resolve(n, self.key)
+        return self._counts[n] if n in self._counts else self._resolve(n, self.key)
 
     @constant_result
-    def _resolve(self, n: int) -> Counts:
+    def _resolve(self, n: int, key: str) -> Counts:
         """The counts of `n`, remembered; a constant to the compiler, which must not trace a search."""
         if n not in self._counts:
             rehearsal = self.rehearsal(n)  # one for the whole search: its state is made once

@@ -17,6 +17,7 @@ Progress = Callable[[float, str], object]  # called with the fraction that is do
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "method": ("method", str),
     "budget": ("budget", str),
+    "mode": ("mode", str),
     "batch_size": ("batch", str),
     "macs": ("MACs", lambda v: f"{v / 1e9:.2f} G" if v >= 1e9 else f"{v / 1e6:.1f} M"),
     "flops_share": ("share", lambda v: f"{v:.3f}"),

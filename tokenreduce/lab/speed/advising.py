@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.budget.geometry import Geometry
 from tokenreduce.errors import InvalidTypeError
 from tokenreduce.lab.lanes import unpatched_lane
+from tokenreduce.lab.speed.advising_gpu import answer_on_gpu
 from tokenreduce.lab.speed.break_even import Curve, nearest_curve
 from tokenreduce.lab.speed.command import bench_command
 from tokenreduce.ops.native import dispatch
+from tokenreduce.ops.size_channels import attended_type
 from tokenreduce.patching.finding import find_backbone, reduction_of
 from tokenreduce.patching.verbs import compatible, patch, report
 
 METHODS = ("ward", "tome")  # those measured; where both pay, the first is advised, because it loses less
 FLOPS = 0.6  # the budget that was measured
+NEEDS_ALL = "only models whose layers all take reduced tokens were measured, and some layers of this one need all"
 HEADLINES = {True: "reduction pays", False: "reduction does not pay", None: "whether reduction pays is not known"}
 
 
@@ -27,9 +30,9 @@ class Advice:
     """Whether to reduce, with what, and why; `str()` says what to run.
 
     `pays` is None if no measurement covers this case. `tokens` are the image tokens of one image that enter the first
-    layer. `break_even_tokens` is the smallest count from which reducing pays at batch 1; None if no measured count
-    pays, or no measurement applies. `expected_speedup` is that of batch 1, None if it was not measured. `check` is the
-    command that measures it on this machine.
+    layer. `break_even_tokens` is the smallest count from which reducing pays at batch 1 on a CPU; None if no measured
+    count pays, or no measurement applies. `expected_speedup` is that of batch 1, on a GPU that of a graph of the
+    nearest batch; None if it was not measured. `check` is the command that measures it on this machine.
     """
 
     pays: bool | None
@@ -64,8 +67,9 @@ def advise(model: nn.Module, input: Tensor) -> Advice:
     """Say whether reducing tokens makes `model` faster on `input`, from the figures of docs/speed.md.
 
     A patched copy of the model runs on the first image, to count its real tokens; `model` stays as it is. If it is
-    patched already, the answer is about the unpatched model. The figures are of batch 1 on a CPU. They are taken as a
-    lower bound for larger batches: a "yes" holds for them, a "no" becomes "not known". On other devices the answer is
+    patched already, the answer is about the unpatched model. On a CPU the figures are of batch 1. They are taken as a
+    lower bound for larger batches: a "yes" holds for them, a "no" becomes "not known". On a GPU they are those of the
+    nearest model and batch, in half precision and as a CUDA graph, of docs/gpu.md. On other devices the answer is
     always "not known".
 
     Args:
@@ -84,9 +88,13 @@ def advise(model: nn.Module, input: Tensor) -> Advice:
     fitting = [method for method in METHODS if method in fits] or METHODS[:1]  # patch says why none does
     tokens = _tokens(lane, input[:1], fitting[0])
     geometry = reduction_of(lane).geometry
-    curves = [curve for method in fitting if (curve := nearest_curve(geometry.width, method)) is not None]
-    unmeasured = _unmeasured(input, geometry, curves)
-    answer = _unknown(fitting[0], unmeasured) if unmeasured else _answer(curves, tokens, input)
+    if geometry.needs_all:
+        answer = _unknown(fitting[0], NEEDS_ALL)
+    elif input.is_cuda:
+        case = geometry.width, tokens, len(input)
+        answer = answer_on_gpu(fitting, *case, attended_type(input), str(input.device))
+    else:
+        answer = _on_cpu(fitting, geometry.width, tokens, input)
     return Advice(
         flops=FLOPS,
         tokens=tokens,
@@ -116,15 +124,19 @@ def _tokens(lane: nn.Module, image: Tensor, method: str) -> int:
     return report(lane).input_tokens
 
 
-def _unmeasured(input: Tensor, geometry: Geometry, curves: list[Curve]) -> str:
+def _on_cpu(fitting: Sequence[str], width: int, tokens: int, input: Tensor) -> dict[str, Any]:
+    curves = [curve for method in fitting if (curve := nearest_curve(width, method)) is not None]
+    unmeasured = _unmeasured(input, width, curves)
+    return _unknown(fitting[0], unmeasured) if unmeasured else _answer(curves, tokens, input)
+
+
+def _unmeasured(input: Tensor, width: int, curves: list[Curve]) -> str:
     """Why no measurement covers this case; empty if one does."""
     if input.device.type != "cpu":
-        return f"only the CPU was measured, and the input is on {input.device}"
+        return f"no device of the kind was measured, and the input is on {input.device}"
     if input.dtype != torch.float32:
-        return f"only float32 was measured, and the input is {str(input.dtype).removeprefix('torch.')}"
-    if geometry.needs_all:
-        return "only models whose layers all take reduced tokens were measured, and some layers of this one need all"
-    return "" if curves else f"no backbone of about width {geometry.width} was measured"
+        return f"on a CPU only float32 was measured, and the input is {str(input.dtype).removeprefix('torch.')}"
+    return "" if curves else f"no backbone of about width {width} was measured"
 
 
 def _unknown(method: str, reason: str) -> dict[str, Any]:

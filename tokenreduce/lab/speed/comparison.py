@@ -18,6 +18,7 @@ from tokenreduce.forward.records import last_record
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.lanes import limit_lane, patched_lane, twin, unpatched_lane
 from tokenreduce.lab.rows import Progress, Row
+from tokenreduce.lab.speed.modes import check_modes, ready
 from tokenreduce.lab.speed.profiling import attention_backend, peak_memory
 from tokenreduce.lab.speed.stages import stage_microseconds
 from tokenreduce.lab.speed.timing import Times, bootstrap_interval, interleave, synchronizer
@@ -46,9 +47,10 @@ def compare(
     *,
     rounds: int = 20,
     min_time: float = 0.1,
+    modes: Sequence[str] = ("eager",),
     progress: Progress = lambda fraction, what: None,
 ) -> list[Row]:
-    """Time the unpatched model and every arm on each input; the first row of each input is the unpatched model's.
+    """Time the unpatched model and every arm on each input in each mode, the unpatched model's row first.
 
     `model` itself stays as it is. Copies of it run in eval mode, on the device and in the dtype of the inputs; they
     share its weights if those fit the inputs. Weights and images may be random: speed hardly depends on them.
@@ -57,6 +59,8 @@ def compare(
         inputs: one batch `(B, ...)` or several of one device and dtype, each measured on its own.
         rounds: in each, every model has one turn; ratios are taken within a round.
         min_time: seconds that a turn lasts at least.
+        modes: how all models run: "eager", "graph" (a replayed CUDA graph), "compile" (`torch.compile`); each mode is
+            compared with itself.
         progress: called with the fraction that is done and what was running.
 
     Returns: rows with the keys of the command line's JSON. Milliseconds are per forward of the batch; `macs` are those
@@ -64,17 +68,18 @@ def compare(
     `speedup` is the median over rounds of unpatched / patched time, `speedup_interval` its bootstrap 95 % interval;
     `limit_share` is the median of patched time / time of the unpatched model after slicing its tokens to the same
     counts, which costs nothing (None where the family cannot slice); `plan_us` and `apply_us` are the microseconds that
-    the reducer takes in one forward, summed over the layers, and a kernel that plans and applies in one call is plan's
-    alone; `uncounted` names operators whose MACs are unknown.
+    the reducer takes in one eager forward, summed over the layers, and a kernel that plans and applies in one call is
+    plan's alone; `uncounted` names operators whose MACs are unknown.
 
     Raises: ValueError, TypeError for arguments that do not fit, and as `tokenreduce.patch`.
     """
     batches = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     _check(batches, arms, rounds, min_time)
+    check_modes(modes, batches[0].device)
     base = unpatched_lane(model, batches[0])
     patched = [patched_lane(base, arm) for arm in arms]
     # The longest part, and all of the same length: warm-up and turns of every lane.
-    total, done = len(batches) * (rounds + 1) * (1 + 2 * len(arms)), 0
+    total, done = len(batches) * len(modes) * (rounds + 1) * (1 + 2 * len(arms)), 0
 
     def tick(what: str) -> None:
         nonlocal done
@@ -83,7 +88,7 @@ def compare(
 
     rows: list[Row] = []
     for batch in batches:
-        rows += _measure(base, list(zip(arms, patched, strict=True)), batch, rounds, min_time, tick)
+        rows += _measure(base, list(zip(arms, patched, strict=True)), batch, modes, rounds, min_time, tick)
     progress(1.0, "done")
     return rows
 
@@ -91,7 +96,8 @@ def compare(
 def slower_sentences(rows: Iterable[Row]) -> list[str]:
     """One plain sentence for each patched row that is slower than the unpatched model, to two decimals."""
     return [
-        f"{row['method']} at {row['budget']} is slower than the unpatched model at batch {row['batch_size']} "
+        f"{row['method']} at {row['budget']} is slower than the unpatched model at batch {row['batch_size']}"
+        f"{'' if row.get('mode', 'eager') == 'eager' else ', mode ' + row['mode']} "
         f"({row['speedup']:.2f} x): reduction does not pay here."
         for row in rows
         if row["method"] != "unpatched" and round(row["speedup"], 2) < 1
@@ -102,6 +108,7 @@ def _measure(
     base: nn.Module,
     patched: list[tuple[Arm, nn.Module]],
     batch: Tensor,
+    modes: Sequence[str],
     rounds: int,
     min_time: float,
     tick: Callable[[str], None],
@@ -113,13 +120,20 @@ def _measure(
         ]
         lanes = {"unpatched": base} | {one.name: one.model for one in reduced}
         lanes |= {_limit_of(one): one.limit for one in reduced if one.limit is not None}
-        calls = {name: partial(lane, batch) for name, lane in lanes.items()}
-        times = interleave(calls, rounds, min_time, synchronizer(batch.device), tick)
-        entered = next((one.entered for one in reduced if one.entered is not None), _default_tokens(base))
-        rows = [_unpatched_row(base, entered, times["unpatched"], batch)]
-        rows += [_patched_row(one, entered, times, batch) for one in reduced]
-    for row, count in zip(rows, macs, strict=True):
-        row |= {"macs": count.total, "flops_share": count.total / macs[0].total, "uncounted": count.uncounted}
+        times = {}
+        for mode in modes:
+            calls = {name: ready(mode, name, lane, batch) for name, lane in lanes.items()}
+            times[mode] = interleave(calls, rounds, min_time, synchronizer(batch.device), tick)
+        costs = [_cost(lane, batch) for lane in (base, *(one.model for one in reduced))]
+        stages = [stage_microseconds(one.model, batch) for one in reduced]
+    entered = next((one.entered for one in reduced if one.entered is not None), _default_tokens(base))
+    for cost, count in zip(costs, macs, strict=True):
+        cost |= {"macs": count.total, "flops_share": count.total / macs[0].total, "uncounted": count.uncounted}
+    rows: list[Row] = []
+    for mode, found in times.items():
+        rows.append(_unpatched_row(entered, found["unpatched"], batch) | {"mode": mode} | costs[0])
+        for one, spent, cost in zip(reduced, stages, costs[1:], strict=True):
+            rows.append(_patched_row(one, entered, found, spent, batch) | {"mode": mode} | cost)
     return rows
 
 
@@ -146,8 +160,8 @@ def _default_tokens(base: nn.Module) -> int:
     return adapter.geometry(backbone).count
 
 
-def _unpatched_row(base: nn.Module, entered: int, times: Times, batch: Tensor) -> Row:
-    return _row("unpatched", None, {}, base, entered, times, batch) | {
+def _unpatched_row(entered: int, times: Times, batch: Tensor) -> Row:
+    return _row("unpatched", None, {}, entered, times, batch) | {
         "speedup": 1.0,
         "speedup_interval": [1.0, 1.0],
         "limit_share": 1.0,
@@ -156,31 +170,24 @@ def _unpatched_row(base: nn.Module, entered: int, times: Times, batch: Tensor) -
     }
 
 
-def _patched_row(one: _Reduced, entered: int, times: Mapping[str, Times], batch: Tensor) -> Row:
+def _patched_row(
+    one: _Reduced, entered: int, times: Mapping[str, Times], stages: tuple[float, float], batch: Tensor
+) -> Row:
     own, limit = times[one.name], times.get(_limit_of(one))
     gains = times["unpatched"].ratios(own)
-    plan, apply = stage_microseconds(one.model, batch)
     left = entered if one.counts is None else one.counts[-1]
-    return _row(one.arm.method, one.arm.budget, one.arm.options, one.model, left, own, batch) | {
+    return _row(one.arm.method, one.arm.budget, one.arm.options, left, own, batch) | {
         "speedup": statistics.median(gains),
         "speedup_interval": list(bootstrap_interval(gains)),
         "limit_share": None if limit is None else statistics.median(own.ratios(limit)),
-        "plan_us": plan,
-        "apply_us": apply,
+        "plan_us": stages[0],
+        "apply_us": stages[1],
     }
 
 
 def _row(
-    method: str,
-    budget: str | None,
-    options: dict[str, Any],
-    model: nn.Module,
-    tokens_left: int,
-    times: Times,
-    batch: Tensor,
+    method: str, budget: str | None, options: dict[str, Any], tokens_left: int, times: Times, batch: Tensor
 ) -> Row:
-    # A twin has no maps of an earlier forward, which would be released in the middle of this one.
-    call = partial(twin(model), batch)
     return {
         "method": method,
         "budget": budget,
@@ -190,9 +197,14 @@ def _row(
         "median_ms": 1e3 * times.median,
         "p90_ms": 1e3 * times.p90,
         "images_per_second": len(batch) / times.median,
-        "peak_memory_mib": peak_memory(call, batch.device),
-        "attention": attention_backend(call),
     }
+
+
+def _cost(model: nn.Module, batch: Tensor) -> Row:
+    """What an eager forward shows of memory and attention."""
+    # A twin has no maps of an earlier forward, which would be released in the middle of this one.
+    call = partial(twin(model), batch)
+    return {"peak_memory_mib": peak_memory(call, batch.device), "attention": attention_backend(call)}
 
 
 def _check(batches: list[Tensor], arms: Sequence[Arm], rounds: int, min_time: float) -> None:
