@@ -92,8 +92,9 @@ def _attend(
     NEXT: tl.constexpr,
 ):  # fmt: skip
     """`BM` queries of one head of one image: keys in tiles of `BN`, the others in tiles of `LAST`, the last of which
-    begins early to be full. `SHORT`: there are fewer than `LAST` keys. Strides are in `PACK` elements, which makes loads of 16 bytes; `FAR`: rows of a head may lie 2^31
-    elements apart."""
+    begins early to be full. `SHORT`: there are fewer than `LAST`. Strides are in `PACK` elements, which makes loads
+    of 16 bytes; `FAR`: rows of a head may lie 2^31 elements apart; `NEXT`: what programs of one image differ in first,
+    0 for queries, 1 for heads."""
     tiles = tl.cdiv(queries, BM)
     if NEXT == 0:  # tiles of one head next to each other
         head = tl.program_id(0) // tiles
@@ -244,7 +245,7 @@ def described(*tensors: Tensor) -> bool:
     if is_compiling() or dispatch_modes():
         return False
     fits = all(
-        0 < stride and stride * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0
+        stride > 0 and stride * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0
         for t in tensors
         for stride in t.stride()[:3]
     )
