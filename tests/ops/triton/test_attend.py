@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 triton = pytest.importorskip("triton")
-from tokenreduce.ops.triton.attend import STRIDES, Tiles, _attend, attend, attend_in, tiles  # noqa: E402
+from tokenreduce.ops.triton.attend import STRIDES, Tiles, _attend, _attend_tma, attend, attend_in, tiles  # noqa: E402
 
 HALF = (torch.float16, torch.bfloat16)
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -147,16 +147,39 @@ def test_offsets_over_32_bits() -> None:
 
 
 @pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize(
     ("d", "dtype"), [(64, torch.float16), (64, torch.bfloat16), (32, torch.float16), (80, torch.float16)]
 )
-def test_what_a_gpu_gets(d: int, dtype: torch.dtype, arch: int) -> None:
+def test_what_a_gpu_gets(d: int, dtype: torch.dtype, short: bool, arch: int) -> None:
     cut = tiles(197, d, dtype)
-    cubin = compiled(_attend, arguments(dtype), constants(d, cut), warps=cut.warps, stages=cut.stages, arch=arch)
+    numbers = constants(d, cut) | {"SHORT": short}
+    cubin = compiled(_attend, arguments(dtype), numbers, warps=cut.warps, stages=cut.stages, arch=arch)
     assert cubin.spills == 0
     assert ("HGMMA" if arch == 90 else "HMMA") in cubin.mnemonics
     assert any(name.startswith("LDGSTS") and name.endswith(".128") for name in cubin.instructions), "copies of 16 bytes"
     assert "STG.E.128" in cubin.instructions
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_compilers_may_pass_the_scale_in_fp64(dtype: torch.dtype) -> None:
+    """TorchInductor does, where a launch passes fp32."""
+    cut = tiles(197, 64, dtype)
+    for scale in ("fp32", "fp64"):
+        types = arguments(dtype) | {"scale": scale}
+        assert compiled(_attend, types, constants(64, cut), warps=cut.warps, stages=cut.stages).uses_tensor_cores
+
+
+@pytest.mark.parametrize("cut", [Tiles(64, 128, 128, 4, 2), Tiles(64, 64, 64, 4, 2)])
+def test_the_hardwares_own_copies(cut: Tiles) -> None:
+    types = arguments(torch.float16) | {"logs_b": "i32"}
+    for name, rows in (("q", cut.queries), ("k", cut.keys), ("v", cut.keys)):
+        types[name] = f"tensordesc<fp16[1, 1, {rows}, 64]>"
+    types = {name: kind for name, kind in types.items() if name in _attend_tma.arg_names}
+    numbers = {name: value for name, value in constants(64, cut).items() if name in _attend_tma.arg_names}
+    cubin = compiled(_attend_tma, types, numbers, warps=cut.warps, stages=cut.stages)
+    assert cubin.spills == 0 and cubin.registers <= 168
+    assert {"HGMMA", "UTMALDG"} <= cubin.mnemonics
 
 
 def arguments(dtype: torch.dtype) -> dict[str, str]:
@@ -167,4 +190,5 @@ def arguments(dtype: torch.dtype) -> dict[str, str]:
 
 def constants(d: int, cut: Tiles) -> dict[str, object]:
     shape = {"D": d, "WIDE": triton.next_power_of_2(d), "PACK": 8, "FAR": False, "PRECISION": "tf32", "logs_n": 1}
-    return shape | {"BM": cut.queries, "BN": cut.keys, "LAST": cut.last}
+    ways = {"SHORT": False, "WAIT": True, "NEXT": 0}
+    return shape | ways | {"BM": cut.queries, "BN": cut.keys, "LAST": cut.last}

@@ -7,9 +7,12 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.compiler import is_compiling
 from triton import language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tokenreduce.ops.triton.launching import operator, start
+from tokenreduce.ops.modes import dispatch_modes
+from tokenreduce.ops.triton.launching import interpreted, operator, start
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 PACK = 8  # elements of half precision in 16 bytes
@@ -17,49 +20,66 @@ STRIDES = ["q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "logs_
 
 
 @triton.jit
-def _rows(base, start, stride, ROWS: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, FAR: tl.constexpr):
-    """Pointers to `ROWS` rows from `start` on."""
-    first = base + (tl.cast(start, tl.int64) if FAR else start) * stride * PACK
-    return first + tl.arange(0, ROWS)[:, None] * (stride * PACK) + tl.arange(0, WIDE)[None, :]
-
-
-@triton.jit
-def _load(pointers, left, ROWS: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr):
-    """Rows and channels that are not there are 0; `left` rows are, if `MASKED`."""
-    there = tl.arange(0, WIDE)[None, :] < D
-    if MASKED:
-        there = there & (tl.arange(0, ROWS)[:, None] < left)
-    if MASKED or WIDE > D:
-        return tl.load(pointers, mask=there, other=0.0)
-    return tl.load(pointers)
-
-
-@triton.jit
-def _load_logs(logs, stride, left, ROWS: tl.constexpr, MASKED: tl.constexpr):
-    place = logs + tl.arange(0, ROWS) * stride
-    if MASKED:
-        return tl.load(place, mask=tl.arange(0, ROWS) < left, other=float("-inf"))
+def _load_rows(base, begin, n, stride, ROWS: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, PACK: tl.constexpr,
+               CUT: tl.constexpr, FAR: tl.constexpr):  # fmt: skip
+    """`ROWS` rows from `begin` on, all there unless `CUT`, which repeats the last of `n`: a mask would make the copies
+    wait. Channels that are not there are 0."""
+    if CUT:
+        rows = tl.minimum(begin + tl.arange(0, ROWS), n - 1)
+        place = base + (rows.to(tl.int64) if FAR else rows)[:, None] * (stride * PACK)
+    else:
+        first = base + (tl.cast(begin, tl.int64) if FAR else begin) * stride * PACK
+        place = first + tl.arange(0, ROWS)[:, None] * (stride * PACK)
+    place += tl.arange(0, WIDE)[None, :]
+    if WIDE > D:
+        return tl.load(place, mask=tl.arange(0, WIDE)[None, :] < D, other=0.0)
     return tl.load(place)
 
 
 @triton.jit
-def _step(
-    q, best, total, acc, k, v, logs, k_n, v_n, logs_n, begin, n, scale,
-    ROWS: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, PACK: tl.constexpr, MASKED: tl.constexpr,
-    FAR: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The online softmax after `ROWS` keys more, of which those from `n` on are not there."""
-    keys = _load(_rows(k, begin, k_n, ROWS, WIDE, PACK, FAR), n - begin, ROWS, WIDE, D, MASKED)
-    place = logs + (tl.cast(begin, tl.int64) if FAR else begin) * logs_n
-    added = _load_logs(place, logs_n, n - begin, ROWS, MASKED) * LOG2_E
-    logits = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * scale + added[None, :]
+def _load_bias(logs, begin, fresh, n, stride, ROWS: tl.constexpr, FAR: tl.constexpr):
+    """Binary logarithms of sizes, -inf before `fresh` and from `n` on. Each thread would load all that it needs itself
+    if they were fewer than threads, or loaded for the tile at hand: so several times, and a tile ahead."""
+    TIMES: tl.constexpr = max(1, 128 // ROWS)
+    rows = begin + tl.arange(0, ROWS)
+    rows = tl.broadcast_to(rows[None, :], [TIMES, ROWS])
+    place = logs + (rows.to(tl.int64) if FAR else rows) * stride
+    bias = tl.load(place, mask=(rows >= fresh) & (rows < n), other=float("-inf")) * LOG2_E
+    return tl.max(bias, 0)
+
+
+@triton.jit
+def _softmax(logits, best, total, dtype: tl.constexpr):
+    """The online softmax after more logits: weights, what earlier ones shrink by, and the two running numbers."""
     larger = tl.maximum(best, tl.max(logits, 1))
     anchor = tl.where(larger == float("-inf"), 0.0, larger)  # all keys so far have size 0
     weights = tl.exp2(logits - anchor[:, None])
     shrink = tl.exp2(best - anchor)
-    values = _load(_rows(v, begin, v_n, ROWS, WIDE, PACK, FAR), n - begin, ROWS, WIDE, D, MASKED)
-    acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision=PRECISION)
-    return larger, total * shrink + tl.sum(weights, 1), acc
+    return weights.to(dtype), shrink, larger, total * shrink + tl.sum(weights, 1)
+
+
+@triton.jit
+def _settled(x, WAIT: tl.constexpr):
+    """`x` once it is known, by an instruction of nothing: a product still under way when a loop goes around makes the
+    assembler wait after each of its parts."""
+    if WAIT:
+        return tl.inline_asm_elementwise("", "=f,0", [x], tl.float32, True, 1)
+    return x
+
+
+@triton.jit
+def _step(
+    q, best, total, acc, k, v, bias, k_n, v_n, begin, n, scale,
+    ROWS: tl.constexpr, WIDE: tl.constexpr, D: tl.constexpr, PACK: tl.constexpr, REPEAT: tl.constexpr,
+    FAR: tl.constexpr, PRECISION: tl.constexpr, WAIT: tl.constexpr,
+):  # fmt: skip
+    """The online softmax after the keys of one tile."""
+    keys = _load_rows(k, begin, n, k_n, ROWS, WIDE, D, PACK, REPEAT, FAR)
+    logits = tl.dot(q, tl.trans(keys), input_precision=PRECISION) * scale + bias[None, :]
+    weights, shrink, best, total = _softmax(logits, best, total, v.dtype.element_ty)
+    values = _load_rows(v, begin, n, v_n, ROWS, WIDE, D, PACK, REPEAT, FAR)
+    acc = tl.dot(weights, values, acc * shrink[:, None], input_precision=PRECISION)
+    return best, total, _settled(acc, WAIT)
 
 
 @triton.jit(do_not_specialize=[*STRIDES[:-1], "heads", "queries", "n", "scale"])
@@ -68,38 +88,87 @@ def _attend(
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, logs_b, logs_n,
     heads, queries, n, scale,
     D: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, FAR: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, LAST: tl.constexpr,
+    SHORT: tl.constexpr, WAIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, LAST: tl.constexpr,
+    NEXT: tl.constexpr,
 ):  # fmt: skip
-    """`BM` queries of one head of one image: keys in tiles of `BN`, the last ones in masked tiles of `LAST`; all tiles
-    are masked if `LAST` is `BN`. Strides are in `PACK` elements, which makes loads of 16 bytes; `FAR`: rows of a head
-    may lie 2^31 elements apart."""
+    """`BM` queries of one head of one image: keys in tiles of `BN`, the others in tiles of `LAST`, the last of which
+    begins early to be full. `SHORT`: there are fewer than `LAST`. Strides are in `PACK` elements, which makes loads
+    of 16 bytes; `FAR`: rows of a head may lie 2^31 elements apart; `NEXT`: what programs of one image differ in first,
+    0 for queries, 1 for heads."""
     tiles = tl.cdiv(queries, BM)
-    head = tl.program_id(0) // tiles
-    row = tl.program_id(0) % tiles * BM
-    image = (head // heads).to(tl.int64)
-    head = (head % heads).to(tl.int64)
+    if NEXT == 0:  # tiles of one head next to each other
+        head = tl.program_id(0) // tiles
+        row = tl.program_id(0) % tiles * BM
+        image = (head // heads).to(tl.int64)
+        head = (head % heads).to(tl.int64)
+    else:  # heads of one image
+        head = (tl.program_id(0) % heads).to(tl.int64)
+        image = tl.program_id(0) // heads
+        row = image % tiles * BM
+        image = (image // tiles).to(tl.int64)
     q += (image * q_b + head * q_h) * PACK
     k += (image * k_b + head * k_h) * PACK
     v += (image * v_b + head * v_h) * PACK
     logs += image * logs_b
-    scale *= LOG2_E
-    mine = _load(_rows(q, row, q_n, BM, WIDE, PACK, FAR), queries - row, BM, WIDE, D, True)
+    scale = tl.cast(scale, tl.float32) * LOG2_E  # compilers pass it in fp64
+    mine = _load_rows(q, row, queries, q_n, BM, WIDE, D, PACK, True, FAR)
     best = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, WIDE], tl.float32)
     whole = n // BN * BN if LAST < BN else 0
-    for begin in range(0, whole, BN):
+    if LAST < BN:
+        bias = _load_bias(logs, 0, 0, n, logs_n, BN, FAR)
+        for begin in range(0, whole, BN):
+            following = _load_bias(logs, begin + BN, 0, n, logs_n, BN, FAR)
+            best, total, acc = _step(
+                mine, best, total, acc, k, v, bias, k_n, v_n, begin, n, scale,
+                BN, WIDE, D, PACK, False, FAR, PRECISION, WAIT,
+            )  # fmt: skip
+            bias = following
+    last = n if SHORT else n - LAST  # where the last window begins
+    bias = _load_bias(logs, tl.minimum(whole, last), whole, n, logs_n, LAST, FAR)
+    for fresh in range(whole, n, LAST):
+        following = _load_bias(logs, tl.minimum(fresh + LAST, last), fresh + LAST, n, logs_n, LAST, FAR)
         best, total, acc = _step(
-            mine, best, total, acc, k, v, logs, k_n, v_n, logs_n, begin, n, scale,
-            BN, WIDE, D, PACK, False, FAR, PRECISION,
+            mine, best, total, acc, k, v, bias, k_n, v_n, tl.minimum(fresh, last), n, scale,
+            LAST, WIDE, D, PACK, SHORT, FAR, PRECISION, WAIT,
         )  # fmt: skip
-    for begin in range(whole, n, LAST):
-        best, total, acc = _step(
-            mine, best, total, acc, k, v, logs, k_n, v_n, logs_n, begin, n, scale,
-            LAST, WIDE, D, PACK, True, FAR, PRECISION,
-        )  # fmt: skip
-    acc = acc / tl.where(total == 0, 1.0, total)[:, None]  # 0 where there is no key
+        bias = following
+    acc *= (1 / tl.where(total == 0, 1.0, total))[:, None]  # 0 where there is no key
     out += (image * queries + row) * (heads * D) + head * D
+    place = out + tl.arange(0, BM)[:, None] * (heads * D) + tl.arange(0, WIDE)[None, :]
+    there = (tl.arange(0, BM)[:, None] < queries - row) & (tl.arange(0, WIDE)[None, :] < D)
+    tl.store(place, acc.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit(do_not_specialize=["logs_b", "heads", "queries", "n", "scale"])
+def _attend_tma(
+    q, k, v, logs, out, logs_b, logs_n, heads, queries, n, scale,
+    D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WAIT: tl.constexpr,
+):  # fmt: skip
+    """As `_attend`; `q`, `k` and `v` are descriptors of `(B, H, N, D)`, which read zeros beyond the end."""
+    tiles = tl.cdiv(queries, BM)
+    head = tl.program_id(0) // tiles
+    row = tl.program_id(0) % tiles * BM
+    image = head // heads
+    head = head % heads
+    logs += image.to(tl.int64) * logs_b
+    scale = tl.cast(scale, tl.float32) * LOG2_E
+    mine = q.load([image, head, row, 0]).reshape([BM, WIDE])
+    best = tl.full([BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, WIDE], tl.float32)
+    bias = _load_bias(logs, 0, 0, n, logs_n, BN, False)
+    for begin in range(0, n, BN):
+        following = _load_bias(logs, begin + BN, 0, n, logs_n, BN, False)
+        keys = k.load([image, head, begin, 0]).reshape([BN, WIDE])
+        logits = tl.dot(mine, tl.trans(keys)) * scale + bias[None, :]
+        weights, shrink, best, total = _softmax(logits, best, total, out.dtype.element_ty)
+        values = v.load([image, head, begin, 0]).reshape([BN, WIDE])
+        acc = _settled(tl.dot(weights, values, acc * shrink[:, None]), WAIT)
+        bias = following
+    acc *= (1 / tl.where(total == 0, 1.0, total))[:, None]
+    out += (image.to(tl.int64) * queries + row) * (heads * D) + head * D
     place = out + tl.arange(0, BM)[:, None] * (heads * D) + tl.arange(0, WIDE)[None, :]
     there = (tl.arange(0, BM)[:, None] < queries - row) & (tl.arange(0, WIDE)[None, :] < D)
     tl.store(place, acc.to(out.dtype.element_ty), mask=there)
@@ -113,13 +182,14 @@ class Tiles(NamedTuple):
     last: int  # keys at once of those that fill no tile; as `keys` for all
     warps: int
     stages: int  # tiles of keys and values under way
+    way: str = ""  # for trials: "tma", "heads", "nowait", "168 registers"
 
 
 def tiles(n: int, d: int, dtype: torch.dtype) -> Tiles:
     """For `n` keys and heads of `d` channels."""
     if dtype == torch.float32:
         return Tiles(32, 32, 32, 4, 2)
-    return Tiles(128, 64, 32, 8, 3) if d <= 64 else Tiles(128, 64, 64, 8, 2)
+    return Tiles(64, 64, 32, 4, 3) if d <= 64 else Tiles(128, 64, 64, 8, 2)
 
 
 @operator
@@ -146,10 +216,37 @@ def attend_in(cut: Tiles, q: Tensor, k: Tensor, v: Tensor, logs: Tensor, scale: 
     pack = PACK if all(stride % PACK == 0 for stride in strides) else 1
     far = any(t.shape[2] * t.stride(2) >= 2**31 for t in (q, k, v)) or k.shape[2] * logs.stride(3) >= 2**31
     of_logs = (logs.stride(0) if logs.shape[0] > 1 else 0, logs.stride(3))
-    start(_attend, q)[(batch * heads * triton.cdiv(queries, cut.queries),)](
+    wide = max(16, triton.next_power_of_2(d))
+    wait = torch.version.cuda is not None and not interpreted() and cut.way != "nowait"
+    grid = (batch * heads * triton.cdiv(queries, cut.queries),)
+    if cut.way == "tma" and described(q, k, v):
+        of_q, of_k, of_v = (
+            TensorDescriptor(t, list(t.shape), list(t.stride()), [1, 1, rows, wide])
+            for t, rows in ((q, cut.queries), (k, cut.keys), (v, cut.keys))
+        )
+        start(_attend_tma, q)[grid](
+            of_q, of_k, of_v, logs, out, *of_logs, heads, queries, k.shape[2], scale,
+            D=d, WIDE=wide, BM=cut.queries, BN=cut.keys, WAIT=wait,
+            num_warps=cut.warps, num_stages=cut.stages,
+        )  # fmt: skip
+        return out.transpose(1, 2)
+    registers = {"maxnreg": 168} if cut.way == "168 registers" else {}  # three programs fit then
+    start(_attend, q)[grid](
         q, k, v, logs, out, *(stride // pack for stride in strides), *of_logs, heads, queries, k.shape[2], scale,
-        D=d, WIDE=max(16, triton.next_power_of_2(d)), PACK=pack, FAR=far,
-        PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32",
-        BM=cut.queries, BN=cut.keys, LAST=cut.last, num_warps=cut.warps, num_stages=cut.stages,
+        D=d, WIDE=wide, PACK=pack, FAR=far, SHORT=k.shape[2] < cut.last, WAIT=wait,
+        PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32", NEXT=int(cut.way == "heads"),
+        BM=cut.queries, BN=cut.keys, LAST=cut.last, num_warps=cut.warps, num_stages=cut.stages, **registers,
     )  # fmt: skip
     return out.transpose(1, 2)
+
+
+def described(*tensors: Tensor) -> bool:
+    """Whether the hardware's own copies can read these, and nobody traces: compilers know no strided descriptors."""
+    if is_compiling() or dispatch_modes():
+        return False
+    fits = all(
+        stride > 0 and stride * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0
+        for t in tensors
+        for stride in t.stride()[:3]
+    )
+    return fits and torch.cuda.get_device_capability(tensors[0].device)[0] >= 9
