@@ -13,6 +13,7 @@ from tokenreduce.ops.triton.members import add_by_product, add_in_turn, is_finit
 
 ROWS = 16  # outputs of a program
 WIDEST = 128  # channels of a program
+WARPS = 8
 
 
 @operator
@@ -30,7 +31,7 @@ def merge_apply(
     0 for protected tokens. Sums run in a fixed order; new sizes are those of `counted (B, N)`, if given."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, _, width = x.shape
-    keep, removed = rep.shape[1], sources.shape[1]
+    keep = rep.shape[1]
     left = prefix + keep + suffix
     out = torch.empty(batch, left, width, dtype=x.dtype, device=x.device)
     grown = torch.empty(batch, keep, dtype=torch.float32, device=x.device)
@@ -42,7 +43,7 @@ def merge_apply(
         dest.stride(0), rep.stride(0), sources.stride(0), 0 if sizes is None else sizes.stride(0),
         0 if counted is None else counted.stride(0), dest.shape[1], keep, prefix, suffix,
         WIDTH=width, SIZED=sizes is not None, APART=counted is not None, PRODUCT=x.dtype != torch.float64,
-        ROWS=ROWS, AT_ONCE=32 if removed <= 256 else 64, BLOCK_C=block_c, num_warps=8,
+        ROWS=ROWS, AT_ONCE=32, BLOCK_C=block_c, num_warps=WARPS,
     )  # fmt: skip
     return out, grown, bias
 
