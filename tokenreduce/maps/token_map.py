@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.ops import products
 from tokenreduce.ops.constants import counting
-from tokenreduce.ops.merging import merge_rows, merge_rows_apart
+from tokenreduce.ops.merging import merge_fused, merge_rows
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import scatter_rows, scatter_sums, summing, take, with_protected
 
@@ -33,6 +33,7 @@ class TokenMap:
         sources: `(B, N - M)`, the tokens that represent no output; saves work when `rep` and `sources` are both known.
         drops: every token that is no representative is dropped. Then sizes do not add up, and applying an integer map
             is a gather of `rep`.
+        fused: all sources join the last output and every token counts as it did.
         gain: `(B, M)`, a factor on each output (norm-preserving merges, unnormalised sums).
         divide: False adds shares of features as they are, whatever their sizes (propagation).
         undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G.
@@ -47,6 +48,7 @@ class TokenMap:
     rep: Tensor | None = None
     sources: Tensor | None = None
     drops: bool = False
+    fused: bool = False
     gain: Tensor | None = None
     divide: bool = True
     undo: Tensor | None = None
@@ -80,15 +82,14 @@ class TokenMap:
             return self._merge_by_product(x, sizes, prefix, suffix)
         if means and self.rep is not None and self.sources is not None:
             mass = self._mass(sizes)
-            apart = self.weight if self.size_weight is None else self.size_weight
-            if apart is not None:
-                counted = apart if sizes is None else apart * sizes
-                merged = merge_rows_apart(x, self.dest, self.rep, self.sources, mass, counted, prefix, suffix)
+            if self.fused and mass is not None:
+                merged = merge_fused(x, self.rep, self.sources, mass, sizes, prefix, suffix)
                 if merged is not None:
                     return merged
             merged = merge_rows(x, self.dest, self.rep, self.sources, mass, prefix, suffix)
             if merged is not None:
-                return merged if apart is None else (merged[0], self.sizes(sizes), None)
+                own_sizes = self.weight is None and self.size_weight is None
+                return merged if own_sizes else (merged[0], self.sizes(sizes), None)
         return self.apply(x, sizes, prefix, suffix), self.sizes(sizes), None
 
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:

@@ -24,13 +24,13 @@ def merge_rows(
     return compiled(x, dest, rep, sources, sizes, prefix, suffix)
 
 
-def merge_rows_apart(
-    x: Tensor, dest: Tensor | None, rep: Tensor, sources: Tensor, mass: Tensor | None, counted: Tensor, prefix: int,
-    suffix: int,
-) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
-    """`merge_rows` where the features of tokens weigh `mass (B, N)` and their sizes are `counted (B, N)`."""
-    kernel = None if dest is None else choose("merge_apart", x)
-    return None if kernel is None else kernel(x, dest, rep, sources, mass, prefix, suffix, counted)
+def merge_fused(
+    x: Tensor, rep: Tensor, sources: Tensor, mass: Tensor, counted: Tensor | None, prefix: int, suffix: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`merge_rows` for a map whose sources all join the last output: tokens weigh `mass (B, N)` and count as `counted
+    (B, N)` tokens, None: as 1."""
+    kernel = choose("merge_fused", x)
+    return None if kernel is None else kernel(x, rep, sources, mass, counted, prefix, suffix)
 
 
 def restore_change(x: Tensor, after: Tensor, before: Tensor, dest: Tensor, prefix: int, suffix: int) -> Tensor | None:

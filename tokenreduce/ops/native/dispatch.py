@@ -36,11 +36,11 @@ KERNELS = {
     "restore_apply": "tokens that come back with the change since, in one pass",
     "class_rows": "attention of class tokens, mean over heads (evit, topk ...)",
     "fuse_rest": "the map of evit without a sort",
-    "merge_apart": "merge_apply where sizes add up in another way than features (evit)",
+    "merge_fused": "merge_apply where all sources join one output (evit)",
 }
 # What each kind of kernel has.
 TRITON = frozenset(KERNELS) - {"attention_statistics", "pitome_energy"}
-COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_apart"}
+COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"}
 CHOICES = {
     "auto": "compiled for the CPU and Triton on a GPU, where they can run",
     "reference": "PyTorch everywhere",

@@ -46,6 +46,11 @@ def _why_not() -> str:
     return ""
 
 
+def has_assembly() -> bool:
+    """Whether kernels may hold instructions of NVIDIA's GPUs."""
+    return torch.version.cuda is not None and not interpreted()
+
+
 def start(kernel: Any, x: Tensor) -> Any:
     """`kernel` to be launched as `start(kernel, x)[grid](...)` for a tensor `x`: on its device, and in a way that
     tracers see."""

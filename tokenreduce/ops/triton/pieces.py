@@ -5,6 +5,8 @@ from __future__ import annotations
 from triton import jit
 from triton import language as tl
 
+NONE = tl.constexpr(2147483647)
+
 
 @jit
 def mean_unit_rows(heads, stride_head, offsets, inside, HEADS: tl.constexpr):
@@ -18,40 +20,61 @@ def mean_unit_rows(heads, stride_head, offsets, inside, HEADS: tl.constexpr):
 
 
 @jit
-def product(a, b, total):
-    """`total (A, T)` plus the products of rows of `a (A, d)` and `b (T, d)`, which are about 1 long, in fp32 precision:
-    by tensor cores, of halves that add up to them. 4096 times too large, so that the lower halves stay normal."""
-    a, b = a * 64, b * 64
-    a_high, b_high = a.to(tl.float16), b.to(tl.float16)
-    a_low, b_low = (a - a_high.to(tl.float32)).to(tl.float16), (b - b_high.to(tl.float32)).to(tl.float16)
+def halves(rows):
+    """Two tensors in half precision that add up to 64 times `rows`, which are about 1 long: so that the lower halves
+    stay normal numbers."""
+    rows = rows * 64
+    high = rows.to(tl.float16)
+    return high, (rows - high.to(tl.float32)).to(tl.float16)
+
+
+@jit
+def product(a_high, a_low, b_high, b_low, total):
+    """`total (A, T)` plus 4096 times the products of the rows of a `(A, d)` and b `(T, d)`, in fp32 precision by tensor
+    cores; from their `halves`."""
     total = tl.dot(a_low, tl.trans(b_high), total)
     total = tl.dot(a_high, tl.trans(b_low), total)
     return tl.dot(a_high, tl.trans(b_high), total)
 
 
 @jit
-def best_of_row(score, index, is_target):
-    """The greatest score `(A,)` of each row of `score (A, T)` and the lowest index that has it; NaN is greatest."""
-    ordered = tl.where(score == score, score, float("inf"))
-    ordered = tl.where(is_target[None, :], ordered, -float("inf"))
+def best_of_row(score, index, is_target, strange, strange_target):
+    """The greatest score `(A,)` of each row of `score (A, T)`, and the lowest index that has it.
+
+    NaN is greatest: scores are NaN in the rows of `strange (A,)` and in the columns of `strange_target (T,)`.
+    """
+    ordered = score + tl.where(is_target, 0.0, -float("inf"))[None, :]
     best = tl.max(ordered, 1)
-    lowest = tl.where((ordered == best[:, None]) & is_target[None, :], index[None, :], 2147483647)
-    return best, tl.min(lowest, 1)
+    match = tl.min(tl.where(ordered == best[:, None], index[None, :], NONE), 1)
+    lowest = tl.min(tl.where(strange_target & is_target, index, NONE), 0)
+    match = tl.where(strange, tl.min(index, 0), tl.where(lowest < NONE, lowest, match))
+    return tl.where(strange | (lowest < NONE), float("inf"), best), match
 
 
 @jit
 def ranks(score, index, counts):
-    """How many of those that count come before each in the stable descending order."""
-    higher = score[None, :] > score[:, None]
-    same_but_earlier = (score[None, :] == score[:, None]) & (index[None, :] < index[:, None])
-    return tl.sum(((higher | same_but_earlier) & counts[None, :]).to(tl.int32), 1)
+    """How many of those that count come before each in the stable descending order; no score is NaN."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 2147483647)  # integers in the order of the scores
+    # Numbers of their own, the lower index first among equals.
+    key = tl.where(counts, ordered.to(tl.int64) * 65536 - index, -(2**62))
+    return tl.sum((key[None, :] > key[:, None]).to(tl.int32), 1)
 
 
 @jit
-def ward_scores(scaled, squares, target_squares, mass, target_mass):
+def ward_scores(scaled, squares, target_squares, mass, target_mass, FAST: tl.constexpr):
     """Minus what merging adds to Ward's criterion, of what `product` gives of points, their squared lengths and sizes."""
     distance = squares[:, None] + target_squares[None, :] - scaled * (2 / 4096)
-    return -distance / (1 / mass[:, None] + 1 / target_mass[None, :])
+    inverse = 1 / mass[:, None] + 1 / target_mass[None, :]
+    return -distance * reciprocal(inverse, FAST)
+
+
+@jit
+def reciprocal(x, FAST: tl.constexpr):
+    """1 / x, as the hardware approximates it in one instruction if `FAST`: exact for powers of two."""
+    if FAST:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return 1 / x
 
 
 @jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tokenreduce.ops.triton.fuse import merge_fused
 from tokenreduce.ops.triton.match import bipartite_match
 from tokenreduce.ops.triton.merge import bipartite_merge, merge_apply
 from tokenreduce.ops.triton.restore import restore_apply, size_bias
@@ -19,8 +20,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         class_rows,
         fuse_rest,
         merge_apply,
+        merge_fused,
         restore_apply,
         size_bias,
         ward_match,
     )
-} | {"merge_apart": merge_apply}
+}

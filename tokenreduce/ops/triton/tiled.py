@@ -7,8 +7,8 @@ from torch import Tensor
 from triton import jit, next_power_of_2
 from triton import language as tl
 
-from tokenreduce.ops.triton.launching import start
-from tokenreduce.ops.triton.pieces import among_greatest, best_of_row, product, ward_scores
+from tokenreduce.ops.triton.launching import has_assembly, start
+from tokenreduce.ops.triton.pieces import among_greatest, best_of_row, halves, product, ward_scores
 
 TILE = 64  # sources of a program, and targets that it compares with at once
 DEEP = 64  # channels multiplied at once
@@ -38,7 +38,7 @@ def match_points(
     match = torch.empty(batch, splits, count, dtype=torch.int32, device=device)
     start(_match_tile, points)[(tiles, splits, batch)](
         points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0), n, keep, first,
-        WIDTH=width, WARD=mass is not None, TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
+        WIDTH=width, WARD=mass is not None, FAST=has_assembly(), TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
         BLOCK=max(16, next_power_of_2(count)),
     )  # fmt: skip
     return dest, rep, sources
@@ -47,7 +47,8 @@ def match_points(
 @jit(do_not_specialize=["n", "keep", "first", "stride_tickets"])
 def _match_tile(
     points, mass, best, match, tickets, dest, rep, sources, stride_tickets, n, keep, first,
-    WIDTH: tl.constexpr, WARD: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, WARD: tl.constexpr, FAST: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(2).to(tl.int64)
     count = (n - first + 1) // 2
@@ -56,7 +57,7 @@ def _match_tile(
     begin = tl.program_id(1) * each
     score, chosen = _best_targets(
         points + image * n * WIDTH, mass + image * n, index, begin, tl.minimum(begin + each, n - count), n, first,
-        WIDTH, WARD, TILE, DEEP,
+        WIDTH, WARD, FAST, TILE, DEEP,
     )  # fmt: skip
     best += image * splits * count
     match += image * splits * count
@@ -75,18 +76,9 @@ def _match_tile(
 
 @jit
 def _best_targets(
-    points,
-    mass,
-    index,
-    begin,
-    end,
-    n,
-    first,
-    WIDTH: tl.constexpr,
-    WARD: tl.constexpr,
-    TILE: tl.constexpr,
-    DEEP: tl.constexpr,
-):
+    points, mass, index, begin, end, n, first, WIDTH: tl.constexpr, WARD: tl.constexpr, FAST: tl.constexpr,
+    TILE: tl.constexpr, DEEP: tl.constexpr,
+):  # fmt: skip
     """The greatest score of the sources `index (TILE,)` and the lowest target from `begin` to `end` that has it."""
     count = (n - first + 1) // 2
     is_source = index < count
@@ -105,14 +97,16 @@ def _best_targets(
             inside = (column < WIDTH)[None, :]
             a = tl.load(points + source + column[None, :], mask=is_source[:, None] & inside, other=0.0)
             b = tl.load(points + target + column[None, :], mask=is_target[:, None] & inside, other=0.0)
-            scores = product(a, b, scores)
-            if WARD:
-                squares += tl.sum(a * a, 1)
-                target_squares += tl.sum(b * b, 1)
+            a_high, a_low = halves(a)
+            b_high, b_low = halves(b)
+            scores = product(a_high, a_low, b_high, b_low, scores)
+            squares += tl.sum(a * a, 1)
+            target_squares += tl.sum(b * b, 1)
         if WARD:
             target_size = tl.load(mass + 1 - first + 2 * number, mask=is_target, other=1.0)
-            scores = ward_scores(scores, squares, target_squares, size, target_size)
-        score, place = best_of_row(scores, number, is_target)
+            scores = ward_scores(scores, squares, target_squares, size, target_size, FAST)
+        strange = squares != squares
+        score, place = best_of_row(scores, number, is_target, strange, target_squares != target_squares)
         better = score > best
         best, chosen = tl.where(better, score, best), tl.where(better, place, chosen)
     return best, chosen

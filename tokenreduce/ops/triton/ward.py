@@ -7,10 +7,10 @@ from torch import Tensor
 from triton import jit, next_power_of_2
 from triton import language as tl
 
-from tokenreduce.ops.triton.launching import operator, start
+from tokenreduce.ops.triton.launching import has_assembly, operator, start
 from tokenreduce.ops.triton.match import SMALL, empty_maps
 from tokenreduce.ops.triton.merge import merge_apply
-from tokenreduce.ops.triton.pieces import best_of_row, product, ranks, ward_scores
+from tokenreduce.ops.triton.pieces import best_of_row, halves, product, ranks, ward_scores
 from tokenreduce.ops.triton.points import sketched_points
 from tokenreduce.ops.triton.tiled import match_points
 
@@ -31,10 +31,11 @@ def ward_match(
         return _rounds_apart(points, mass, tickets, counts, first)
     dest, rep, sources = empty_maps(features, n, counts[-1])
     block = max(16, next_power_of_2((n + 1) // 2))
+    scratch = torch.empty(batch, 2 * block, dtype=torch.int32, device=features.device)
     more = [counts[i] if i < len(counts) else counts[-1] for i in range(MOST_ROUNDS)]
     start(_ward_image, features)[(batch,)](
-        points, mass, torch.empty_like(points), torch.empty_like(mass), dest, rep, sources, n, *more, len(counts),
-        FIRST=first, WIDTH=width, BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)), PART=min(PART, block), num_warps=8 if block > 64 else 4,
+        points, mass, torch.empty_like(points), torch.empty_like(mass), scratch, dest, rep, sources, n, *more, len(counts),
+        FIRST=first, WIDTH=width, FAST=has_assembly(), BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)), PART=min(PART, block), num_warps=8 if block > 64 else 4,
     )  # fmt: skip
     return dest, rep, sources
 
@@ -58,8 +59,8 @@ def _rounds_apart(
 
 @jit(do_not_specialize=["n", "count_0", "count_1", "count_2", "count_3", "rounds"])
 def _ward_image(
-    points, mass, other_points, other_mass, dest, rep, sources, n, count_0, count_1, count_2, count_3, rounds,
-    FIRST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PART: tl.constexpr,
+    points, mass, other_points, other_mass, scratch, dest, rep, sources, n, count_0, count_1, count_2, count_3, rounds,
+    FIRST: tl.constexpr, WIDTH: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     index, token = tl.arange(0, BLOCK), tl.arange(0, 2 * BLOCK)
@@ -77,7 +78,7 @@ def _ward_image(
         is_source = index < count
         a = _rows(here, FIRST + 2 * index, is_source, WIDTH, BLOCK_D)
         s = tl.load(size_here + FIRST + 2 * index, mask=is_source, other=1.0)
-        best, match = _best_targets(here, size_here, a, s, now - count, FIRST, WIDTH, BLOCK, BLOCK_D, PART)
+        best, match = _best_targets(here, size_here, a, s, now - count, FIRST, WIDTH, FAST, BLOCK, BLOCK_D, PART)
         rank = ranks(best, index, is_source)
         moved = is_source & (rank < removed)
         alone = is_source & (rank >= removed)
@@ -97,9 +98,13 @@ def _ward_image(
         if number < rounds - 1:
             there = tl.where(number % 2 == 0, other_points, points) + image * n * WIDTH
             size_there = tl.where(number % 2 == 0, other_mass, mass) + image * n
+            gone = scratch + image * 2 * BLOCK
+            tl.store(gone + rank, index, mask=moved)
+            tl.store(gone + BLOCK + rank, match, mask=moved)
             _put(there, size_there, alone_place, a, s, alone, WIDTH, BLOCK_D)
+            tl.debug_barrier()
             _merge_targets(
-                here, size_here, there, size_there, a, s, match, moved, kept, now - count, FIRST, WIDTH, BLOCK_D, PART
+                here, size_here, there, size_there, gone, removed, kept, now - count, FIRST, WIDTH, BLOCK, BLOCK_D, PART
             )
             tl.debug_barrier()
         now = left
@@ -109,19 +114,24 @@ def _ward_image(
 
 @jit
 def _best_targets(
-    points, mass, a, s, targets, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-    PART: tl.constexpr,
+    points, mass, a, s, targets, first, WIDTH: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """The greatest score of the sources `a (A, d)` of sizes `s`, and the lowest target that has it."""
     squares = tl.sum(a * a, 1)
+    a_high, a_low = halves(a)
     best, match = tl.full([BLOCK], -float("inf"), tl.float32), tl.zeros([BLOCK], tl.int32)
     for begin in range(0, targets, PART):
         number = begin + tl.arange(0, PART)
         is_target = number < targets
         b = _rows(points, 1 - first + 2 * number, is_target, WIDTH, BLOCK_D)
         t = tl.load(mass + 1 - first + 2 * number, mask=is_target, other=1.0)
-        score = ward_scores(product(a, b, tl.zeros([BLOCK, PART], tl.float32)), squares, tl.sum(b * b, 1), s, t)
-        score, lowest = best_of_row(score, number, is_target)
+        b_high, b_low = halves(b)
+        score = product(a_high, a_low, b_high, b_low, tl.zeros([BLOCK, PART], tl.float32))
+        target_squares = tl.sum(b * b, 1)
+        score = ward_scores(score, squares, target_squares, s, t, FAST)
+        strange = squares != squares
+        score, lowest = best_of_row(score, number, is_target, strange, target_squares != target_squares)
         match = tl.where(score > best, lowest, match)
         best = tl.maximum(score, best)
     return best, match
@@ -129,19 +139,36 @@ def _best_targets(
 
 @jit
 def _merge_targets(
-    points, mass, new_points, new_mass, a, s, match, moved, kept, targets, first,
-    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, PART: tl.constexpr,
+    points, mass, new_points, new_mass, gone, removed, kept, targets, first,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """Write the targets with what moves into them."""
-    for begin in range(0, targets, PART):
-        number = begin + tl.arange(0, PART)
-        is_target = number < targets
-        b = _rows(points, 1 - first + 2 * number, is_target, WIDTH, BLOCK_D)
-        t = tl.load(mass + 1 - first + 2 * number, mask=is_target, other=1.0)
-        share = tl.where((match[None, :] == number[:, None]) & moved[None, :], s[None, :], 0.0)
-        grown = t + tl.sum(share, 1)
-        middle = product(share / grown[:, None], tl.trans(a), b * (t / grown * 4096)[:, None])
-        _put(new_points, new_mass, kept + number, middle / 4096, grown, is_target, WIDTH, BLOCK_D)
+    """Write the targets with the sources that move into them; `gone` has those, and then their matches."""
+    index = tl.arange(0, BLOCK)
+    is_target = index < targets
+    t = tl.load(mass + 1 - first + 2 * index, mask=is_target, other=1.0)
+    grown = t
+    for begin in range(0, removed, PART):
+        share, _ = _share_of(mass, gone, begin, removed, first, BLOCK, PART)
+        grown += tl.sum(share, 0)
+    inverse = 1 / grown
+    middle = _rows(points, 1 - first + 2 * index, is_target, WIDTH, BLOCK_D) * (t * inverse * 4096)[:, None]
+    for begin in range(0, removed, PART):
+        share, source = _share_of(mass, gone, begin, removed, first, BLOCK, PART)
+        rows = _rows(points, source, begin + tl.arange(0, PART) < removed, WIDTH, BLOCK_D)
+        share_high, share_low = halves(share * inverse[None, :])
+        high, low = halves(rows)
+        middle = product(tl.trans(share_high), tl.trans(share_low), tl.trans(high), tl.trans(low), middle)
+    _put(new_points, new_mass, kept + index, middle / 4096, grown, is_target, WIDTH, BLOCK_D)
+
+
+@jit
+def _share_of(mass, gone, begin, removed, first, BLOCK: tl.constexpr, PART: tl.constexpr):
+    """What the next sources add to each target's size `(PART, T)`, and where they stand."""
+    number = begin + tl.arange(0, PART)
+    source = first + 2 * tl.load(gone + number, mask=number < removed, other=0)
+    match = tl.load(gone + BLOCK + number, mask=number < removed, other=-1)
+    size = tl.load(mass + source, mask=number < removed, other=0.0)
+    return tl.where(match[:, None] == tl.arange(0, BLOCK)[None, :], size[:, None], 0.0), source
 
 
 @jit

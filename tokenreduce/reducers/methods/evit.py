@@ -60,7 +60,7 @@ class EViT(Reducer):
         if kernel is not None:
             dest, share, ones, rep, sources, total = kernel(score, tokens.sizes, keep)
             gain = None if self.normalise else torch.cat([ones[:, : keep - 1], total], 1)
-            return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=sources, gain=gain)
+            return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=sources, fused=True, gain=gain)
         order = stable_order(score, 1, descending=True)
         if not self.fuse or keep < 2:
             kept = order[:, :keep].sort(dim=1).values
@@ -77,7 +77,7 @@ class EViT(Reducer):
             gain = torch.cat([torch.ones_like(kept, dtype=score.dtype), total], 1)
         rep = torch.cat([kept, dropped[:, :1]], 1)
         ones = torch.ones_like(share)
-        return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=dropped[:, 1:], gain=gain)
+        return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=dropped[:, 1:], fused=True, gain=gain)
 
     def work(self, step: Step) -> int:
         fuses = self.fuse and step.keep > 1
