@@ -189,7 +189,9 @@ def tiles(n: int, d: int, dtype: torch.dtype) -> Tiles:
     """For `n` keys and heads of `d` channels."""
     if dtype == torch.float32:
         return Tiles(32, 32, 32, 4, 2)
-    return Tiles(64, 64, 32, 4, 3) if d <= 64 else Tiles(128, 64, 64, 8, 2)
+    if d > 64:
+        return Tiles(64, 64, 64, 4, 2)
+    return Tiles(64, 64, 16, 4, 3) if 128 < n <= 512 else Tiles(64, 128, 128, 4, 2)
 
 
 @operator

@@ -1,0 +1,29 @@
+"""Kernels as TorchInductor emits them compile for a GPU: its types of numbers are not those of a launch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+from emitted import cubin, emitted
+
+from tokenreduce.ops.triton.attend import attend
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [20, 197])
+def test_attention_with_sizes(n: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Queries, keys and values are views of one projection, of which nothing is copied first."""
+
+    def attended(qkv: Tensor, logs: Tensor) -> tuple[Tensor]:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return (attend.operator(q, k, v, logs, 0.125).transpose(1, 2).flatten(2),)  # type: ignore[attr-defined]
+
+    sources = emitted(attended, torch.empty(2, n, 3, 6, 64, dtype=dtype), torch.empty(2, 1, 1, n))
+    assert list(sources) == ["_attend"]
+    found = cubin("_attend", sources["_attend"], tmp_path)
+    assert found.uses_tensor_cores and found.spills == 0
