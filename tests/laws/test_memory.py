@@ -35,7 +35,7 @@ def inside(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("where", ["between", "inside"])
-@pairs(first=("tome", "evit"), main=SAMPLE)
+@pairs(first=("tome",), main=SAMPLE)
 def test_deleted_models_are_gone_after_forwards_that_stopped(
     backbone: Backbone, method: str, where: str, grad: bool
 ) -> None:
@@ -142,7 +142,8 @@ def test_a_thousand_forwards_of_mixed_kinds_leave_nothing() -> None:
         for index in range(times):
             calls[index % len(calls)]()
         gc.collect()
-        tensors = [found for found in gc.get_objects() if isinstance(found, Tensor)]
+        # Not those of subclasses: fake ones that other tests have left have no bytes.
+        tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter)]
         return sum(tensor.nbytes for tensor in tensors), sys.getallocatedblocks()
 
     run(20 * len(calls))
