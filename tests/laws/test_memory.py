@@ -35,7 +35,7 @@ def inside(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("where", ["between", "inside"])
-@pairs(first=("tome", "evit"), main=SAMPLE)
+@pairs(first=("tome",), main=SAMPLE)
 def test_deleted_models_are_gone_after_forwards_that_stopped(
     backbone: Backbone, method: str, where: str, grad: bool
 ) -> None:
@@ -66,12 +66,9 @@ def test_unpatching_drops_the_runs_of_all_threads() -> None:
     thread.start()
     done.wait(60)
     model.blocks[0](x)
-    runs = weakref.WeakSet(run for runs in stack._stacks.values() for run in runs if run.reduction.reducer.name == "tome")
-    assert len(runs) >= 2
-    mine = {run for run in runs if run.reduction is model._tokenreduce.reduction}
-    assert len(mine) == 2
-    held = [weakref.ref(run) for run in mine]
-    del mine
+    own = model._tokenreduce.reduction
+    held = [weakref.ref(run) for runs in stack._stacks.values() for run in runs if run.reduction is own]
+    assert len(held) == 2
     unpatch(model)
     gc.collect()
     assert [run() for run in held] == [None, None]
@@ -99,7 +96,7 @@ def kinds(model: Any, x: Tensor) -> list[Callable[[], object]]:
         handle.remove()
 
     def refused() -> None:
-        with pytest.raises(ValueError, match="outside a forward pass|right after block"):
+        with pytest.raises(ValueError, match=r"outside a forward pass|right after block"):
             model.blocks[3](x.new_zeros(2, 65, 32))
 
     def patched_again() -> None:
@@ -145,7 +142,8 @@ def test_a_thousand_forwards_of_mixed_kinds_leave_nothing() -> None:
         for index in range(times):
             calls[index % len(calls)]()
         gc.collect()
-        tensors = [found for found in gc.get_objects() if isinstance(found, Tensor)]
+        # Not those of subclasses: fake ones that other tests have left have no bytes.
+        tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter)]
         return sum(tensor.nbytes for tensor in tensors), sys.getallocatedblocks()
 
     run(20 * len(calls))

@@ -114,7 +114,7 @@ def _drop_with_model(run: Run) -> None:
         runs, me = _thread.runs, weakref.ref(run)
 
         def drop(_: object) -> None:
-            runs[:] = [other for other in runs if other is not me()]
+            _take_off(runs, [other for other in runs if other is me()])
 
         run.watch = weakref.ref(backbone, drop)
 
@@ -125,19 +125,26 @@ def forget(reduction: Reduction) -> None:
         unfinished = [run.given for run in _thread.runs if run.reduction is reduction and run.given is not None]
         if unfinished and not torch.compiler.is_compiling():
             _thread.left = weakref.ref(unfinished[-1])
-        _thread.runs[:] = [run for run in _thread.runs if run.reduction is not reduction]
+        _take_off(_thread.runs, [run for run in _thread.runs if run.reduction is reduction])
+
+
+def _take_off(runs: list[Run], gone: list[Run]) -> None:
+    """Take runs off a stack, so that they are freed at once: what a layer shows may refer to the run again."""
+    for run in gone:
+        run.shown.clear()
+    runs[:] = [run for run in runs if not any(run is other for other in gone)]
 
 
 def forget_everywhere(reduction: Reduction) -> None:
     """Take what runs there are of a patch that is gone off the stacks of all threads, and its notes."""
     for runs in list(_stacks.values()):
-        runs[:] = [run for run in runs if run.reduction is not reduction]
+        _take_off(runs, [run for run in runs if run.reduction is reduction])
     drop_notes(reduction)
 
 
 def close(run: Run) -> None:
     """Take `run` off the stack; runs of other models may lie above it."""
-    _thread.runs[:] = [other for other in _thread.runs if other is not run]
+    _take_off(_thread.runs, [run])
 
 
 def join(
