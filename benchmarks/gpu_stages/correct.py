@@ -13,7 +13,7 @@ from gpu_stages.session import Facts, Session
 from tokenreduce.lab.lanes import patched_lane, unpatched_lane
 from tokenreduce.ops.native import dispatch
 
-SECONDS = 40.0
+SECONDS = 25.0
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # batch, tokens, channels, removed
 SHAPES = ((32, 196, 384, 13), (1, 1369, 1024, 57), (2, 197, 768, 98), (1, 5, 64, 1), (2, 4097, 384, 1000))

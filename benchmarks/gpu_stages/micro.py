@@ -12,7 +12,7 @@ from gpu_stages.operators import Tensors, operators
 from gpu_stages.session import Facts, Session
 from tokenreduce.ops.native import dispatch
 
-SECONDS = 45.0
+SECONDS = 15.0
 # batch, tokens, channels, removed
 SHAPES = (
     (256, 196, 384, 13),

@@ -18,8 +18,8 @@ from tokenreduce.lab.lanes import limit_lane, patched_lane, unpatched_lane
 from tokenreduce.ops.native import dispatch
 from tokenreduce.patching.finding import reduction_of
 
-SECONDS = 150.0
-ROUNDS = {"graph": 15, "eager": 7}
+SECONDS = 105.0
+ROUNDS = {"graph": 11, "eager": 3}
 SLOW_PLAN = 0.1  # seconds
 
 

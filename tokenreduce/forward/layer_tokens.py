@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenreduce.forward.shown import Shown
+from tokenreduce.forward.shown import Shown, averaged
 from tokenreduce.forward.state import TokenState
 from tokenreduce.reducers.entries import far_away, image_sources, tubelets
 from tokenreduce.reducers.tokens import Tokens
@@ -49,8 +49,8 @@ class LayerTokens(Tokens):
     def _make_sources(self) -> dict[str, Callable[[], Tensor]]:
         state, x, batch = self.state, self.x, self.x.shape[0]
         found: dict[str, Callable[[], Tensor]] = {
-            name: (lambda full=full: self._image(full))  # type: ignore[misc]
-            for name, full in self.shown.entries.items()
+            name: (lambda name=name: self._shown(name))  # type: ignore[misc]
+            for name in self.shown.entries
         }
         if "queries" in self.shown.entries and "keys" in self.shown.entries:
             found |= self._attention(self.shown.entries["queries"], self.shown.entries["keys"])
@@ -75,8 +75,12 @@ class LayerTokens(Tokens):
         return image_sources(queries, keys, bias, shape.class_tokens, image, rows)
 
     def _compute(self, name: str) -> Tensor:
-        full = self.shown.entries.get(name)
-        return super()._compute(name) if full is None else self._image(full)
+        return self._shown(name) if name in self.shown.entries else super()._compute(name)
+
+    def _shown(self, name: str) -> Tensor:
+        full = self.shown.entries[name]
+        late = name == "mean_keys" and not self.shown.by_head
+        return self._image(averaged(full) if late else full)
 
     def _image(self, full: Tensor) -> Tensor:
         """The image tokens of a tensor `(..., prefix + N + suffix, d)`."""

@@ -14,6 +14,11 @@ Attend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 Video = tuple[Tensor, tuple[int, ...]]
 
 
+def averaged(keys: Tensor) -> Tensor:
+    """`mean_keys (B, N, d)` of keys `(B, H, N, d)`; those that are a mean already stay."""
+    return keys.float().mean(1) if keys.ndim == 4 else keys
+
+
 class Shown:
     """Filled by hooks and by restated attentions while a layer runs; emptied when it ends.
 
@@ -33,9 +38,13 @@ class Shown:
         self.entries[name] = value
 
     def add_mean_keys(self, keys: Tensor) -> None:
-        """Keep `mean_keys` of keys `(B, H, N, d)`, or the keys for a kernel that averages them."""
+        """Keep `mean_keys` of keys `(B, H, N, d)`, or the keys for a kernel that averages them.
+
+        On a GPU the mean waits until it is read (`averaged`), as some methods seldom do; on a CPU the keys are still at
+        hand.
+        """
         keys = keys.detach() if keys.requires_grad else keys
-        self.entries["mean_keys"] = keys if self.by_head else keys.float().mean(1)
+        self.entries["mean_keys"] = keys if self.by_head or keys.is_cuda else averaged(keys)
         if self.when_keys is not None:
             self.when_keys(self.entries["mean_keys"])
 

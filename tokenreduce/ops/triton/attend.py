@@ -190,8 +190,8 @@ def tiles(n: int, d: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, 32, 4, 2)
     if d > 64:
-        return Tiles(64, 64, 64, 4, 2)
-    return Tiles(64, 64, 16, 4, 3) if 128 < n <= 512 else Tiles(64, 128, 128, 4, 2)
+        return Tiles(64, 64, 64, 4, 2, "heads")
+    return Tiles(64, 128, 128, 4, 2, "heads")
 
 
 @operator

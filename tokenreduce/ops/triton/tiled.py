@@ -11,7 +11,7 @@ from tokenreduce.ops.triton.launching import has_assembly, start
 from tokenreduce.ops.triton.pieces import among_greatest, best_of_row, halves, product, ward_scores
 
 TILE = 64  # sources of a program, and targets that it compares with at once
-DEEP = 64  # channels multiplied at once
+DEEP = 32  # channels multiplied at once
 MOST_SPLITS = 8  # programs that share the targets of a tile of sources
 PROGRAMS = 264  # that run at once on a large GPU
 
@@ -39,7 +39,7 @@ def match_points(
     start(_match_tile, points)[(tiles, splits, batch)](
         points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0), n, keep, first,
         WIDTH=width, WARD=mass is not None, FAST=has_assembly(), TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
-        BLOCK=max(16, next_power_of_2(count)),
+        BLOCK=max(16, next_power_of_2(count)), num_warps=8, num_stages=1,
     )  # fmt: skip
     return dest, rep, sources
 

@@ -17,6 +17,7 @@ from tokenreduce.ops.triton.tiled import match_points
 WIDEST = 64  # channels that one program holds of each token
 MOST_ROUNDS = 4  # that one program does
 PART = 32  # targets that it holds at once, for its registers
+WARPS = 8
 
 
 @operator
@@ -35,7 +36,7 @@ def ward_match(
     more = [counts[i] if i < len(counts) else counts[-1] for i in range(MOST_ROUNDS)]
     start(_ward_image, features)[(batch,)](
         points, mass, torch.empty_like(points), torch.empty_like(mass), scratch, dest, rep, sources, n, *more, len(counts),
-        FIRST=first, WIDTH=width, FAST=has_assembly(), BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)), PART=min(PART, block), num_warps=8 if block > 64 else 4,
+        FIRST=first, WIDTH=width, FAST=has_assembly(), BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)), PART=min(PART, block), num_warps=WARPS if block > 64 else 4, num_stages=1,
     )  # fmt: skip
     return dest, rep, sources
 
