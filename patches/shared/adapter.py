@@ -79,6 +79,10 @@ class Adapter:
         """
         return reduction.geometry.depth
 
+    def stands(self, model: nn.Module, layer: int) -> bool:
+        """Whether the parts of a layer are still those that were patched."""
+        return True
+
     def sliced(self, model: nn.Module, counts: tuple[int, ...], placement: str) -> AbstractContextManager[nn.Module]:
         """The unpatched model with its image tokens cut to `counts` by slicing: the limit that no method can beat."""
         raise NotImplementedError

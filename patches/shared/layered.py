@@ -229,6 +229,9 @@ class LayeredAdapter(Adapter):
             )
         return depth
 
+    def stands(self, model: Any, layer: int) -> bool:
+        return parts_stand(self.layers(model)[layer])
+
     @contextmanager
     def sliced(self, model: Any, counts: tuple[int, ...], placement: str) -> Iterator[nn.Module]:
         geometry, layers = self.geometry(model), self.layers(model)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from tokenreduce.errors import InvalidValueError
@@ -92,7 +93,9 @@ def keep_hold(layer: nn.Module, reduction: Any) -> None:
 
     Raises: ValueError if the patch cannot go on with it.
     """
-    if not parts_stand(layer):
+    # Compilers give no module to a function that they do not trace.
+    stands = reduction.stands(_number(layer)) if torch.compiler.is_compiling() else parts_stand(layer)
+    if not stands:
         _take_hold(layer, reduction)
 
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.slicing import Slicing
-from tokenreduce.ops.tracing import constant_result
 
 ATTRIBUTE = "_tokenreduce"
 
@@ -47,7 +46,6 @@ def marked_inside(module: nn.Module, reduction: Reduction) -> tuple[Path, ...]:
     return tuple(tuple(name.split(".")) for name, _ in named)
 
 
-@constant_result
 def parts_stand(module: nn.Module) -> bool:
     """Whether all modules that the mark of `module` names are still those that were marked."""
     reduction, _, parts = vars(module)[ATTRIBUTE]

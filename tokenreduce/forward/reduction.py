@@ -100,6 +100,20 @@ class Reduction:
         """Whether all of `n` tokens pass through, because so few of them cannot meet the budget."""
         return n in self._passing
 
+    @constant_result
+    def depth_now(self) -> int:
+        """The layers that the patched model has now; raises if they are not those that were patched."""
+        backbone = None if self.owner is None else self.owner.backbone
+        if backbone is None:  # layers that were taken out of it, or copied alone
+            return self.geometry.depth
+        return self.owner.adapter.depth_now(backbone, self)  # type: ignore[union-attr]
+
+    @constant_result
+    def stands(self, layer: int) -> bool:
+        """Whether the parts of a layer of the model are still those that were patched."""
+        backbone = None if self.owner is None else self.owner.backbone
+        return backbone is None or self.owner.adapter.stands(backbone, layer)  # type: ignore[union-attr]
+
     def cut(self, depth: int) -> Reduction:
         """The same patch for a model of the first `depth` layers alone."""
         shape, costs = self.geometry, self.geometry.costs

@@ -18,7 +18,6 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.slicing import Slicing
 from tokenreduce.forward.strays import is_same, refuse_proxy, two_at_once, why_no_run
-from tokenreduce.ops.tracing import constant_result
 
 
 class _Key:
@@ -54,7 +53,7 @@ def open_run(
     forget(reduction)  # what an exception or a forward that stopped early left behind
     shape, video = reduction.geometry, taken_video(reduction)
     entered = x.shape[1] - shape.protected
-    depth = shape.depth if reduction.owner is None else depth_now(reduction)
+    depth = reduction.depth_now()
     if depth < shape.depth:
         check_cut(reduction, depth, entered)
     if reduction.is_identity(entered):
@@ -78,15 +77,6 @@ def open_run(
         close(run)
         raise
     return run
-
-
-@constant_result
-def depth_now(reduction: Reduction) -> int:
-    """The layers that the patched model has now; raises if they are not those that were patched."""
-    backbone = reduction.owner.backbone  # type: ignore[union-attr]
-    if backbone is None:  # layers that were taken out of it, or copied alone
-        return reduction.geometry.depth
-    return reduction.owner.adapter.depth_now(backbone, reduction)  # type: ignore[union-attr]
 
 
 def check_cut(reduction: Reduction, depth: int, entered: int) -> None:
@@ -171,7 +161,7 @@ def join(
     if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
         return None
     if reduction.owner is not None:
-        depth_now(reduction)  # it says so if the model was changed
+        reduction.depth_now()  # it says so if the model was changed
     elsewhere = [run for runs in list(_stacks.values()) for run in runs if runs is not _thread.runs]
     raise InvalidValueError(why_no_run(reduction, layer, _thread.runs, elsewhere))
 

@@ -51,6 +51,11 @@ def has_assembly() -> bool:
     return torch.version.cuda is not None and not interpreted()
 
 
+def is_hopper(x: Tensor) -> bool:
+    """Whether `x` is on a GPU of compute capability 9 or newer."""
+    return x.is_cuda and torch.cuda.is_available() and torch.cuda.get_device_capability(x.device) >= (9, 0)
+
+
 def start(kernel: Any, x: Tensor) -> Any:
     """`kernel` to be launched as `start(kernel, x)[grid](...)` for a tensor `x`: on its device, and in a way that
     tracers see."""

@@ -7,11 +7,11 @@ from torch import Tensor
 from triton import jit, next_power_of_2
 from triton import language as tl
 
-from tokenreduce.ops.triton.launching import has_assembly, start
+from tokenreduce.ops.triton.launching import has_assembly, is_hopper, start
 from tokenreduce.ops.triton.pieces import among_greatest, best_of_row, halves, product, ward_scores
 
 TILE = 64  # sources of a program, and targets that it compares with at once
-DEEP = 32  # channels multiplied at once
+DEEP = 64  # channels multiplied at once
 MOST_SPLITS = 8  # programs that share the targets of a tile of sources
 PROGRAMS = 264  # that run at once on a large GPU
 
@@ -36,9 +36,12 @@ def match_points(
     splits = max(1, min(MOST_SPLITS, PROGRAMS // (tiles * batch), -(-(n - count) // TILE)))
     best = torch.empty(batch, splits, count, dtype=torch.float32, device=device)
     match = torch.empty(batch, splits, count, dtype=torch.int32, device=device)
+    # Ward's scores take registers, of which GPUs before Hopper have too few for whole rows.
+    deep = DEEP if mass is None or is_hopper(points) else DEEP // 2
     start(_match_tile, points)[(tiles, splits, batch)](
         points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0), n, keep, first,
-        WIDTH=width, WARD=mass is not None, FAST=has_assembly(), TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
+        WIDTH=width, WARD=mass is not None, FAST=has_assembly(), TILE=TILE, 
+        DEEP=min(deep, max(16, next_power_of_2(width))),
         BLOCK=max(16, next_power_of_2(count)), num_warps=8, num_stages=1,
     )  # fmt: skip
     return dest, rep, sources
