@@ -16,6 +16,7 @@ from tokenreduce.ops.modes import dispatch_modes
 from tokenreduce.ops.tracing import constant_result
 
 NAMESPACE = "tokenreduce_triton"
+OLDEST = (7, 5)  # compute capability that Triton supports
 
 
 def interpreted() -> bool:
@@ -37,6 +38,8 @@ def _why_not() -> str:
         return ""
     if not torch.cuda.is_available():
         return "PyTorch sees no GPU here"
+    if torch.version.cuda is not None and torch.cuda.get_device_capability() < OLDEST:
+        return f"the GPU has compute capability {'.'.join(map(str, torch.cuda.get_device_capability()))}, below 7.5"
     try:
         from tokenreduce.ops.triton.probe import probe
 
