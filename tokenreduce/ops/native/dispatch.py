@@ -137,8 +137,9 @@ def why_not_triton(name: str, x: Tensor) -> str:
         return TRACED
     if x.requires_grad and torch.is_grad_enabled() and (compiling or name != "merge_apply"):
         return "it has no backward"
-    if x.ndim > 1 and x.shape[-2] > MOST_TOKENS:
-        return f"{x.shape[-2]} tokens are more than the {MOST_TOKENS} among which one program chooses"
+    tokens = x.shape[-1] if name in ("fuse_rest", "size_bias") else x.shape[-2]
+    if tokens > MOST_TOKENS:
+        return f"{tokens} tokens are more than the {MOST_TOKENS} among which one program chooses"
     if not x.is_cuda and not launching.interpreted():
         return f"the tensor is on {x.device.type}"
     return "" if not compiling and dispatch_modes() else launching.why_not()
