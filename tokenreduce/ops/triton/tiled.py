@@ -37,8 +37,10 @@ def match_points(
     best = torch.empty(batch, splits, count, dtype=torch.float32, device=device)
     match = torch.empty(batch, splits, count, dtype=torch.int32, device=device)
     start(_match_tile, points)[(tiles, splits, batch)](
-        points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0), n, keep, first,
-        WIDTH=width, WARD=mass is not None, FAST=has_assembly(), TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
+        points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0),
+        n, keep, first,
+        WIDTH=width, WARD=mass is not None, FAST=has_assembly(), TILE=TILE,
+        DEEP=min(DEEP, max(16, next_power_of_2(width))),
         BLOCK=max(16, next_power_of_2(count)), num_warps=8, num_stages=1,
     )  # fmt: skip
     return dest, rep, sources
