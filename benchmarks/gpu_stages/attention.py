@@ -37,24 +37,13 @@ SHAPES = (
     (256, 197, 16),
 )
 TINY = ((1, 17, 2),)
-# fields of `Tiles`: queries and keys a tile, keys in the last tiles, warps, stages, what else; the most promising first
+# fields of `Tiles`: queries and keys a tile, keys in the last tiles, warps, stages; the library's own choice first
 TILES = (
-    (64, 128, 128, 4, 2, "tma"),
-    (64, 128, 128, 4, 2, ""),
-    (64, 64, 64, 4, 3, ""),
-    (64, 64, 64, 4, 3, "tma"),
-    (64, 64, 16, 4, 3, ""),
-    (64, 64, 64, 4, 2, ""),
-    (64, 64, 16, 4, 2, ""),
-    (128, 64, 64, 4, 3, "tma"),
-    (64, 128, 128, 4, 3, ""),
-    (128, 64, 16, 4, 3, ""),
-    (64, 128, 32, 4, 2, "168 registers"),
-    (64, 64, 32, 4, 3, ""),
-    (128, 128, 128, 4, 2, "tma"),
-    (64, 128, 128, 4, 3, "tma"),
-    (64, 128, 128, 4, 2, "heads"),
-    (64, 128, 128, 4, 2, "nowait"),
+    (64, 128, 128, 4, 2),
+    (64, 64, 64, 4, 2),
+    (64, 64, 64, 4, 3),
+    (64, 128, 32, 4, 2),
+    (128, 64, 64, 4, 3),
 )
 SWEPT = ((32, 1370, 16), (256, 197, 6), (32, 197, 6), (32, 822, 16), (1, 1370, 16), (256, 105, 6))
 HEAD = 64
@@ -115,7 +104,7 @@ def channels(q: Tensor, k: Tensor, v: Tensor, logs: Tensor) -> Tensor:
     return joined(sdpa(*with_channels(q, k, v, logs[:, None, None], SCALE), scale=SCALE)[..., :HEAD])
 
 
-def triton_way(q: Tensor, k: Tensor, v: Tensor, logs: Tensor, tiles: tuple[Any, ...] | None = None) -> Tensor:
+def triton_way(q: Tensor, k: Tensor, v: Tensor, logs: Tensor, tiles: tuple[int, ...] | None = None) -> Tensor:
     """The library's own kernel; `tiles` as in `TILES`, None for its own choice."""
     from tokenreduce.ops.triton.attend import Tiles, attend, attend_in
 

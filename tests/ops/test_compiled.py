@@ -9,7 +9,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_calls import DTYPES, STRIDES, by_reference, kernel, strided
+from kernel_calls import DTYPES, FIELDS, STRIDES, best_matches, by_reference, exact_rows, kernel, same, strided
 from torch import Tensor
 
 import tokenreduce
@@ -22,27 +22,6 @@ from tokenreduce.reducers.registry import lookup
 from tokenreduce.reducers.tokens import Tokens
 
 pytestmark = pytest.mark.skipif(bool(dispatch.load()), reason=f"kernels cannot be compiled here: {dispatch.load()}")
-
-FIELDS = ("dest", "rep", "sources")
-
-
-def same(a: TokenMap, b: TokenMap) -> None:
-    for field in FIELDS:
-        torch.testing.assert_close(getattr(a, field), getattr(b, field), rtol=0, atol=0, msg=field)
-
-
-@st.composite
-def exact_rows(draw: Any) -> Tensor:
-    """`(B, N, d)` whose directions and products any order of summation finds exactly: ties everywhere. Some rows are
-    zero, NaN or infinite."""
-    batch, n, width = draw(st.integers(0, 3)), draw(st.integers(2, 150)), draw(st.sampled_from((1, 4, 5, 16, 33)))
-    g = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
-    place = torch.randint(width, (batch, n, 1), generator=g)
-    length = 2.0 ** torch.randint(-2, 3, (batch, n, 1), generator=g) * torch.randint(-1, 2, (batch, n, 1), generator=g)
-    odd = draw(st.sampled_from((None, None, float("nan"), float("inf"))))
-    if odd is not None:
-        length = torch.where(torch.rand(length.shape, generator=g) < 0.1, odd, length)
-    return torch.zeros(batch, n, width).scatter(2, place, length)
 
 
 @settings(deadline=None, max_examples=300)
@@ -60,19 +39,10 @@ def test_matching_is_the_reference_with_ties_and_odd_values(
 @settings(deadline=None, max_examples=60)
 @given(st.integers(2, 300), st.integers(1, 130), st.integers(0, 1), st.floats(0, 1), st.integers(0, 10**6))
 def test_matches_are_the_best(n: int, width: int, first: int, share: float, seed: int) -> None:
-    """Whatever rounding does to near ties: no other choice is better by more than rounding."""
     x = torch.randn(2, n, width, generator=torch.Generator().manual_seed(seed))
     keep = n - round(share * (n // 2))
     found = match_bipartite(x, keep, first)
-    unit = torch.nn.functional.normalize(x.double(), dim=-1)
-    scores = unit[:, first::2] @ unit[:, 1 - first :: 2].transpose(1, 2)
-    best = scores.amax(2)
-    moved = found.sources // 2
-    targets = found.rep.gather(1, found.dest.gather(1, found.sources)) // 2
-    taken = scores.flatten(1).gather(1, moved * scores.shape[2] + targets)
-    assert torch.allclose(taken, best.gather(1, moved), rtol=0, atol=1e-5)
-    assert torch.allclose(taken, best.sort(1, descending=True).values[:, : n - keep], rtol=0, atol=1e-5)
-    assert torch.equal(found.dest.gather(1, found.rep), torch.arange(keep).expand(2, -1))
+    best_matches(found, x, keep, first)
 
 
 def test_keys_of_heads_are_averaged() -> None:

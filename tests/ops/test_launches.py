@@ -9,9 +9,10 @@ from launches import kernels, launches
 MOST = {
     ("tome", "r"): 25,
     ("ward", "flops"): 75,
-    ("pitome", "flops"): 56,
+    # Two of these average the keys, which on a GPU waits until a method reads them.
+    ("pitome", "flops"): 58,
     ("evit", "flops"): 42,
-    ("topk", "flops"): 31,
+    ("topk", "flops"): 33,
 }
 
 

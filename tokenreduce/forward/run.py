@@ -82,7 +82,7 @@ class Run(TokenState):
         if self.may_reduce(self.next_layer):
             reducer, shape = self.reduction.reducer, self.reduction.geometry
             keep = self.planned[self.next_layer]  # type: ignore[index]
-            plan = partial(self.fast.ahead, reducer, keys, keep, shape.prefix, shape.suffix)  # type: ignore[arg-type]
+            plan = partial(self.fast.ahead, reducer, keys, keep, shape.prefix, shape.suffix)  # type: ignore[misc, arg-type]
             self.ahead = beside(keys.device, plan)
 
     def show_attention(self, attend: Attend) -> None:

@@ -9,13 +9,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from tokenreduce.ops.modes import capturing
+
 Result = TypeVar("Result")
 
 
 def pays(x: Tensor) -> bool:
     """Whether a second stream saves time: in a CUDA graph that is being captured. In eager mode the host is what takes
     time."""
-    return x.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
+    return x.is_cuda and not torch.compiler.is_compiling() and capturing()
 
 
 def beside(device: torch.device, work: Callable[[], Result]) -> Callable[[], Result]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from interpreter import in_interpreter
+from interpreter import by_name, in_interpreter
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -12,5 +12,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     pytest.importorskip("triton")
     names = pyfuncitem._fixtureinfo.argnames
-    in_interpreter(pyfuncitem.function, **{name: pyfuncitem.funcargs[name] for name in names})
+    where = pyfuncitem.module.__name__, pyfuncitem.function.__name__
+    in_interpreter(by_name, *where, {name: pyfuncitem.funcargs[name] for name in names})
     return True

@@ -54,6 +54,7 @@ def gpu_in_name() -> Iterator[None]:
         }.items():
             patch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
         patch.setattr("torch._subclasses.fake_tensor.init_gpu_context", lambda *_: None)
+        patch.setattr("torch._inductor.scheduler.has_triton", lambda: True)  # the answer may have been kept before
         patch.setattr(DeviceProperties, "create", staticmethod(lambda _: DeviceProperties(**known)))
         patch.setattr(type(driver), "active", property(lambda _: target))
         yield

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
 
@@ -17,6 +18,11 @@ from typing import Any
 def in_interpreter(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What a function of a module returns or raises there. Arguments and results are pickled."""
     return child().submit(function, *args, **kwargs).result()
+
+
+def by_name(module: str, name: str, arguments: Mapping[str, Any]) -> Any:
+    """Calls a function of a module: what Hypothesis makes of one cannot be pickled itself."""
+    return getattr(import_module(module), name)(**arguments)
 
 
 @lru_cache(maxsize=1)

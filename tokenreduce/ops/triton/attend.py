@@ -7,12 +7,9 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.compiler import is_compiling
 from triton import language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tokenreduce.ops.modes import dispatch_modes
-from tokenreduce.ops.triton.launching import interpreted, operator, start
+from tokenreduce.ops.triton.launching import has_assembly, operator, start
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 PACK = 8  # elements of half precision in 16 bytes
@@ -89,23 +86,16 @@ def _attend(
     heads, queries, n, scale,
     D: tl.constexpr, WIDE: tl.constexpr, PACK: tl.constexpr, FAR: tl.constexpr, PRECISION: tl.constexpr,
     SHORT: tl.constexpr, WAIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, LAST: tl.constexpr,
-    NEXT: tl.constexpr,
 ):  # fmt: skip
     """`BM` queries of one head of one image: keys in tiles of `BN`, the others in tiles of `LAST`, the last of which
     begins early to be full. `SHORT`: there are fewer than `LAST`. Strides are in `PACK` elements, which makes loads
-    of 16 bytes; `FAR`: rows of a head may lie 2^31 elements apart; `NEXT`: what programs of one image differ in first,
-    0 for queries, 1 for heads."""
+    of 16 bytes; `FAR`: rows of a head may lie 2^31 elements apart. Programs next to each other have one image's heads,
+    whose rows lie next to each other in what one projection writes."""
     tiles = tl.cdiv(queries, BM)
-    if NEXT == 0:  # tiles of one head next to each other
-        head = tl.program_id(0) // tiles
-        row = tl.program_id(0) % tiles * BM
-        image = (head // heads).to(tl.int64)
-        head = (head % heads).to(tl.int64)
-    else:  # heads of one image
-        head = (tl.program_id(0) % heads).to(tl.int64)
-        image = tl.program_id(0) // heads
-        row = image % tiles * BM
-        image = (image // tiles).to(tl.int64)
+    head = (tl.program_id(0) % heads).to(tl.int64)
+    image = tl.program_id(0) // heads
+    row = image % tiles * BM
+    image = (image // tiles).to(tl.int64)
     q += (image * q_b + head * q_h) * PACK
     k += (image * k_b + head * k_h) * PACK
     v += (image * v_b + head * v_h) * PACK
@@ -141,39 +131,6 @@ def _attend(
     tl.store(place, acc.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit(do_not_specialize=["logs_b", "heads", "queries", "n", "scale"])
-def _attend_tma(
-    q, k, v, logs, out, logs_b, logs_n, heads, queries, n, scale,
-    D: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, WAIT: tl.constexpr,
-):  # fmt: skip
-    """As `_attend`; `q`, `k` and `v` are descriptors of `(B, H, N, D)`, which read zeros beyond the end."""
-    tiles = tl.cdiv(queries, BM)
-    head = tl.program_id(0) // tiles
-    row = tl.program_id(0) % tiles * BM
-    image = head // heads
-    head = head % heads
-    logs += image.to(tl.int64) * logs_b
-    scale = tl.cast(scale, tl.float32) * LOG2_E
-    mine = q.load([image, head, row, 0]).reshape([BM, WIDE])
-    best = tl.full([BM], float("-inf"), tl.float32)
-    total = tl.zeros([BM], tl.float32)
-    acc = tl.zeros([BM, WIDE], tl.float32)
-    bias = _load_bias(logs, 0, 0, n, logs_n, BN, False)
-    for begin in range(0, n, BN):
-        following = _load_bias(logs, begin + BN, 0, n, logs_n, BN, False)
-        keys = k.load([image, head, begin, 0]).reshape([BN, WIDE])
-        logits = tl.dot(mine, tl.trans(keys)) * scale + bias[None, :]
-        weights, shrink, best, total = _softmax(logits, best, total, out.dtype.element_ty)
-        values = v.load([image, head, begin, 0]).reshape([BN, WIDE])
-        acc = _settled(tl.dot(weights, values, acc * shrink[:, None]), WAIT)
-        bias = following
-    acc *= (1 / tl.where(total == 0, 1.0, total))[:, None]
-    out += (image.to(tl.int64) * queries + row) * (heads * D) + head * D
-    place = out + tl.arange(0, BM)[:, None] * (heads * D) + tl.arange(0, WIDE)[None, :]
-    there = (tl.arange(0, BM)[:, None] < queries - row) & (tl.arange(0, WIDE)[None, :] < D)
-    tl.store(place, acc.to(out.dtype.element_ty), mask=there)
-
-
 class Tiles(NamedTuple):
     """How a launch is cut."""
 
@@ -182,7 +139,6 @@ class Tiles(NamedTuple):
     last: int  # keys at once of those that fill no tile; as `keys` for all
     warps: int
     stages: int  # tiles of keys and values under way
-    way: str = ""  # for trials: "tma", "heads", "nowait", "168 registers"
 
 
 def tiles(n: int, d: int, dtype: torch.dtype) -> Tiles:
@@ -190,8 +146,8 @@ def tiles(n: int, d: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, 32, 4, 2)
     if d > 64:
-        return Tiles(64, 64, 64, 4, 2, "heads")
-    return Tiles(64, 128, 128, 4, 2, "heads")
+        return Tiles(64, 64, 64, 4, 2)
+    return Tiles(64, 128, 128, 4, 2)
 
 
 @operator
@@ -219,36 +175,11 @@ def attend_in(cut: Tiles, q: Tensor, k: Tensor, v: Tensor, logs: Tensor, scale: 
     far = any(t.shape[2] * t.stride(2) >= 2**31 for t in (q, k, v)) or k.shape[2] * logs.stride(3) >= 2**31
     of_logs = (logs.stride(0) if logs.shape[0] > 1 else 0, logs.stride(3))
     wide = max(16, triton.next_power_of_2(d))
-    wait = torch.version.cuda is not None and not interpreted() and cut.way != "nowait"
     grid = (batch * heads * triton.cdiv(queries, cut.queries),)
-    if cut.way == "tma" and described(q, k, v):
-        of_q, of_k, of_v = (
-            TensorDescriptor(t, list(t.shape), list(t.stride()), [1, 1, rows, wide])
-            for t, rows in ((q, cut.queries), (k, cut.keys), (v, cut.keys))
-        )
-        start(_attend_tma, q)[grid](
-            of_q, of_k, of_v, logs, out, *of_logs, heads, queries, k.shape[2], scale,
-            D=d, WIDE=wide, BM=cut.queries, BN=cut.keys, WAIT=wait,
-            num_warps=cut.warps, num_stages=cut.stages,
-        )  # fmt: skip
-        return out.transpose(1, 2)
-    registers = {"maxnreg": 168} if cut.way == "168 registers" else {}  # three programs fit then
     start(_attend, q)[grid](
         q, k, v, logs, out, *(stride // pack for stride in strides), *of_logs, heads, queries, k.shape[2], scale,
-        D=d, WIDE=wide, PACK=pack, FAR=far, SHORT=k.shape[2] < cut.last, WAIT=wait,
-        PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32", NEXT=int(cut.way == "heads"),
-        BM=cut.queries, BN=cut.keys, LAST=cut.last, num_warps=cut.warps, num_stages=cut.stages, **registers,
+        D=d, WIDE=wide, PACK=pack, FAR=far, SHORT=k.shape[2] < cut.last, WAIT=has_assembly(),
+        PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32",
+        BM=cut.queries, BN=cut.keys, LAST=cut.last, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out.transpose(1, 2)
-
-
-def described(*tensors: Tensor) -> bool:
-    """Whether the hardware's own copies can read these, and nobody traces: compilers know no strided descriptors."""
-    if is_compiling() or dispatch_modes():
-        return False
-    fits = all(
-        stride > 0 and stride * t.element_size() % 16 == 0 and t.data_ptr() % 16 == 0
-        for t in tensors
-        for stride in t.stride()[:3]
-    )
-    return fits and torch.cuda.get_device_capability(tensors[0].device)[0] >= 9

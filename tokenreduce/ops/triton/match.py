@@ -30,7 +30,8 @@ def bipartite_match(metric: Tensor, keep: int, first: int) -> tuple[Tensor, Tens
     block = max(16, next_power_of_2((n + 1) // 2))
     start(_match_image, metric)[(batch,)](
         headed, dest, rep, sources, *headed.stride()[:3], n, keep, first,
-        WIDTH=width, HEADS=heads, BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)), num_warps=8 if block > 64 else 4,
+        WIDTH=width, HEADS=heads, BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)),
+        num_warps=8 if block > 64 else 4,
     )  # fmt: skip
     return dest, rep, sources
 

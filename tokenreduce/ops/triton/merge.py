@@ -20,8 +20,8 @@ NONE = tl.constexpr(2147483647)
 def merge_apply(
     x: Tensor, dest: Tensor, rep: Tensor, sources: Tensor, sizes: Tensor | None, prefix: int, suffix: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Size-weighted means `(B, prefix + M + suffix, C)`, sizes `(B, M)` and their logs `(B, 1, 1, prefix + M + suffix)`,
-    0 for protected tokens. Sums run in the order of `sources`."""
+    """Size-weighted means `(B, prefix + M + suffix, C)`, sizes `(B, M)` and their logs `(B, 1, 1, prefix + M +
+    suffix)`, 0 for protected tokens. Sums run in the order of `sources`."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, _, width = x.shape
     keep = rep.shape[1]
@@ -121,9 +121,7 @@ def _merge(
 
 
 @jit
-def _joining(
-    dest, sources, sizes, begin, removed, output, is_image, SIZED: tl.constexpr, AT_ONCE: tl.constexpr
-):
+def _joining(dest, sources, sizes, begin, removed, output, is_image, SIZED: tl.constexpr, AT_ONCE: tl.constexpr):
     """The next numbers in the list of sources, which outputs they join, and their weights."""
     number = begin + tl.arange(0, AT_ONCE)
     is_source = number < removed

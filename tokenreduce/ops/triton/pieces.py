@@ -63,7 +63,8 @@ def ranks(score, index, counts):
 
 @jit
 def ward_scores(scaled, squares, target_squares, mass, target_mass, FAST: tl.constexpr):
-    """Minus what merging adds to Ward's criterion, of what `product` gives of points, their squared lengths and sizes."""
+    """Minus what merging adds to Ward's criterion, from what `product` gives of points, their squared lengths and
+    their sizes."""
     distance = squares[:, None] + target_squares[None, :] - scaled * (2 / 4096)
     inverse = 1 / mass[:, None] + 1 / target_mass[None, :]
     return -distance * reciprocal(inverse, FAST)
@@ -79,7 +80,7 @@ def reciprocal(x, FAST: tl.constexpr):
 
 @jit
 def write_round(score, match, index, n, keep, first, to, rep, sources):
-    """Write the map of one image that merges the n - keep best sources, as `merge_best` does; all in one block; whether each moves."""
+    """Write the map of one image that merges the n - keep best sources, as `merge_best` does; all in one block."""
     count = (n - first + 1) // 2
     removed = n - keep
     kept = count - removed

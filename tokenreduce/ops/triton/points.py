@@ -57,7 +57,8 @@ def sketched_points(
     start(_sketch, x)[(-(-n // rows), batch)](
         x, x if sizes is None else sizes, x if signs is None else signs, out, mass, tickets,
         x.stride(0), x.stride(1), 0 if sizes is None else sizes.stride(0), n,
-        CHANNELS=channels, WIDTH=width, SIZED=sizes is not None, SIGNED=signs is not None, ROUNDS=rounds, ROWS=rows, BLOCK_D=block,
+        CHANNELS=channels, WIDTH=width, SIZED=sizes is not None, SIGNED=signs is not None, ROUNDS=rounds,
+        ROWS=rows, BLOCK_D=block,
     )  # fmt: skip
     return out, mass, tickets
 
@@ -65,7 +66,8 @@ def sketched_points(
 @jit(do_not_specialize=["n", "stride_sizes"])
 def _sketch(
     x, sizes, signs, out, mass, tickets, stride_image, stride_token, stride_sizes, n,
-    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SIZED: tl.constexpr, SIGNED: tl.constexpr, ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SIZED: tl.constexpr, SIGNED: tl.constexpr,
+    ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     token, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)

@@ -17,8 +17,8 @@ WIDEST = 1024
 def restore_apply(
     y: Tensor, dest: Tensor, before: Tensor | None, after: Tensor | None, prefix: int, suffix: int
 ) -> Tensor:
-    """`before (B, prefix + N + suffix, C)` plus what `after (B, prefix + M + suffix, C)` has become in `y` since, or the
-    rows of `y` where both are None."""
+    """`before (B, prefix + N + suffix, C)` plus what `after (B, prefix + M + suffix, C)` has become in `y` since, or
+    the rows of `y` where both are None."""
     rows_of = (y, y if before is None else before, y if after is None else after)
     now, was, then = (t if t.stride(-1) == 1 else t.contiguous() for t in rows_of)
     batch, left, width = y.shape

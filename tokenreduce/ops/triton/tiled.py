@@ -39,8 +39,9 @@ def match_points(
     # Ward's scores take registers, of which GPUs before Hopper have too few for whole rows.
     deep = DEEP if mass is None or is_hopper(points) else DEEP // 2
     start(_match_tile, points)[(tiles, splits, batch)](
-        points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0), n, keep, first,
-        WIDTH=width, WARD=mass is not None, FAST=has_assembly(), TILE=TILE, 
+        points, points if mass is None else mass, best, match, tickets, dest, rep, sources, tickets.stride(0),
+        n, keep, first,
+        WIDTH=width, WARD=mass is not None, FAST=has_assembly(), TILE=TILE,
         DEEP=min(deep, max(16, next_power_of_2(width))),
         BLOCK=max(16, next_power_of_2(count)), num_warps=8, num_stages=1,
     )  # fmt: skip

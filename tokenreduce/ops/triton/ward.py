@@ -24,7 +24,8 @@ WARPS = 8
 def ward_match(
     features: Tensor, sizes: Tensor | None, signs: Tensor | None, width: int, counts: list[int], first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`dest (B, N)`, `rep (B, M)` and `sources (B, N - M)` of the rounds that leave `counts` of `features (B, N, C)`."""
+    """`dest (B, N)`, `rep (B, M)` and `sources (B, N - M)` of the rounds that leave `counts` of `features (B, N, C)`,
+    compared by sketches of `width` channels."""
     features = features if features.stride(-1) == 1 else features.contiguous()
     batch, n, _ = features.shape
     points, mass, tickets = sketched_points(features, sizes, signs, width, max(1, len(counts)))
@@ -35,8 +36,10 @@ def ward_match(
     scratch = torch.empty(batch, 2 * block, dtype=torch.int32, device=features.device)
     more = [counts[i] if i < len(counts) else counts[-1] for i in range(MOST_ROUNDS)]
     start(_ward_image, features)[(batch,)](
-        points, mass, torch.empty_like(points), torch.empty_like(mass), scratch, dest, rep, sources, n, *more, len(counts),
-        FIRST=first, WIDTH=width, FAST=has_assembly(), BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)), PART=min(PART, block), num_warps=WARPS if block > 64 else 4, num_stages=1,
+        points, mass, torch.empty_like(points), torch.empty_like(mass), scratch, dest, rep, sources, n, *more,
+        len(counts),
+        FIRST=first, WIDTH=width, FAST=has_assembly(), BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)),
+        PART=min(PART, block), num_warps=WARPS if block > 64 else 4, num_stages=1,
     )  # fmt: skip
     return dest, rep, sources
 
@@ -61,7 +64,8 @@ def _rounds_apart(
 @jit(do_not_specialize=["n", "count_0", "count_1", "count_2", "count_3", "rounds"])
 def _ward_image(
     points, mass, other_points, other_mass, scratch, dest, rep, sources, n, count_0, count_1, count_2, count_3, rounds,
-    FIRST: tl.constexpr, WIDTH: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PART: tl.constexpr,
+    FIRST: tl.constexpr, WIDTH: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    PART: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     index, token = tl.arange(0, BLOCK), tl.arange(0, 2 * BLOCK)
@@ -87,10 +91,7 @@ def _ward_image(
         # For each place the next one, and its rank + 1 if it merges.
         of_source = tl.where(moved, kept + match + (rank + 1) * 65536, alone_place) & 2147483647
         of_target = kept + index
-        if FIRST == 0:
-            step = tl.interleave(of_source, of_target)
-        else:
-            step = tl.interleave(of_target, of_source)
+        step = tl.interleave(of_source, of_target) if FIRST == 0 else tl.interleave(of_target, of_source)
         mine = tl.where(token < n, tl.gather(step, place, 0), 0)
         merges = stands & (mine >= 65536)
         tl.store(sources + image * (n - final) + n - now + mine // 65536 - 1, token, mask=merges)
