@@ -27,6 +27,13 @@ Options = Annotated[
     list[str] | None, typer.Option(help="key=value for a single method, method.key=value among several; repeatable")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
+Exif = Annotated[
+    bool,
+    typer.Option(
+        "--exif/--no-exif",
+        help="turn photographs as their EXIF orientation says; published figures of ImageNet are without",
+    ),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")]
 
 

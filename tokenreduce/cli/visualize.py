@@ -10,6 +10,7 @@ import typer
 
 from tokenreduce.cli.arguments import (
     MODEL_HELP,
+    Exif,
     Flops,
     Options,
     PerBlock,
@@ -43,6 +44,7 @@ def visualize(
             help="draw the tokens after these layers, such as 0,5,11; default: layer 0 and each quarter's end"
         ),
     ] = None,
+    exif: Exif = True,
     pretrained: Annotated[bool, typer.Option(help="load trained weights")] = True,
     out: Annotated[Path, typer.Option(help="the picture: .png, .pdf, .svg or .jpg")] = Path("out/visualize.png"),
 ) -> None:
@@ -54,7 +56,7 @@ def visualize(
     _, backbone, adapter = find_backbone(network)
     geometry = adapter.geometry(backbone)
     chosen = choose_layers(layers, geometry.depth)
-    pixels, inputs = load_image(image, network)
+    pixels, inputs = load_image(image, network, exif)
     lanes, refused = try_arms(arms, lambda arm: patched_lane(network, arm))
     print_refused(refused)
     rows = []
