@@ -23,7 +23,8 @@ from tokenreduce.cli.arguments import (
     progress_bar,
     usable_device,
 )
-from tokenreduce.cli.output import console, print_refused, print_table, write_json
+from tokenreduce.cli.output import console, print_refused, print_table
+from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidTypeError, unknown
 from tokenreduce.lab.data.samples import TASKS
 from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS
