@@ -59,7 +59,7 @@ def compiler() -> list[str]:
     given = os.environ.get("CXX", "").strip()
     commands = [[name] for name in ([given] if given else ["g++", "clang++"])]
     if given:
-        commands.append(words("CXX"))  # after the path as a whole, which may have spaces
+        commands.append(words("CXX", given))  # after the path as a whole, which may have spaces
     for name, *more in commands:
         found = shutil.which(name)
         if found:
@@ -67,17 +67,17 @@ def compiler() -> list[str]:
     raise BuildError(f"no C++ compiler ({given or 'g++ or clang++'}); install one or set CXX")
 
 
-def words(variable: str) -> list[str]:
+def words(variable: str, text: str) -> list[str]:
     """The words of an environment variable, split as a shell does."""
     try:
-        return shlex.split(os.environ.get(variable, ""))
+        return shlex.split(text)
     except ValueError as error:
-        raise BuildError(f"{variable} is {os.environ[variable]!r}, which cannot be split into words: {error}") from None
+        raise BuildError(f"{variable} is {text!r}, which cannot be split into words: {error}") from None
 
 
 def flags() -> list[str]:
     """`FLAGS`, then those of `TOKENREDUCE_CXXFLAGS`, for compiling and linking."""
-    return [*FLAGS, *words("TOKENREDUCE_CXXFLAGS")]
+    return [*FLAGS, *words("TOKENREDUCE_CXXFLAGS", os.environ.get("TOKENREDUCE_CXXFLAGS", ""))]
 
 
 def cache_folder() -> Path:
