@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from dense_files import pixels, write
+from PIL import Image
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data import ade20k, cityscapes, nyuv2
+from tokenreduce.lab.data.samples import read_image
 from tokenreduce.lab.quality.named import load_dense
 
 
@@ -115,3 +117,53 @@ def test_data_of_another_task_are_refused(ade: Path) -> None:
         load_dense("ade20k", "detection", ade)
     with pytest.raises(InvalidValueError, match="unknown dense task 'pose'; valid: depth, detection, segmentation"):
         load_dense("ade20k", "pose", ade)
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "nyuv2"])
+def test_what_systems_leave_beside_images_is_ignored(name: str, request: pytest.FixtureRequest) -> None:
+    fixture = {"ade20k": "ade", "cityscapes": "streets", "nyuv2": "frames"}[name]
+    root: Path = request.getfixturevalue(fixture)
+    task = "depth" if name == "nyuv2" else "segmentation"
+    before = [sample["path"] for sample in load_dense(name, task, root).samples]
+    folders = {path.parent for path in root.rglob("*") if path.is_file()}
+    for folder in folders:
+        own = next(path for path in folder.iterdir())
+        for litter in (".DS_Store", "Thumbs.db", "desktop.ini", f"._{own.name}"):
+            (folder / litter).write_bytes(b"litter")
+    assert [sample["path"] for sample in load_dense(name, task, root).samples] == before
+
+
+@pytest.mark.parametrize("ending", [".JPG", ".jpeg", ".png", ".webp"])
+def test_ade20k_reads_images_of_every_ending(ending: str, ade: Path) -> None:
+    folder = ade / "ADEChallengeData2016" / "images" / "validation"
+    write(folder / f"ADE_val_0{ending}", Image.open(folder / "ADE_val_0.jpg"))
+    (folder / "ADE_val_0.jpg").unlink()
+    assert len(load_dense("ade20k", "segmentation", ade)) == 3
+
+
+def test_labels_of_cityscapes_plates_and_of_reduced_ade20k(streets: Path, ade: Path) -> None:
+    plates = np.full((4, 9), 255, np.uint8)
+    plates[0, :2] = 7, 33
+    truth = next((streets / "gtFine").rglob("bonn_000000*"))
+    write(truth, plates)
+    target = load_dense("cityscapes", "segmentation", streets).samples[0]["target"]
+    assert target[0, :2].tolist() == [0, 18] and (target.flatten()[2:] == 255).all()
+    write(truth, np.full((4, 9), 34, np.uint8))
+    with pytest.raises(InvalidValueError, match="has label 34; Cityscapes has 0 to 33, and 255"):
+        load_dense("cityscapes", "segmentation", streets).samples[0]
+
+    labels = np.array([[0, 149, 255, 3, 4, 5, 6, 7]] * 6, np.uint8)
+    write(ade / "ADEChallengeData2016" / "annotations" / "validation" / "ADE_val_0.png", labels)
+    with pytest.raises(InvalidValueError, match=r"has label 255; ADE20K has 0 \(other\) to 150; give --reduced-labels"):
+        load_dense("ade20k", "segmentation", ade).samples[0]
+    reduced = load_dense("ade20k", "segmentation", ade, reduced=True)
+    assert torch.equal(reduced.samples[0]["target"], torch.from_numpy(labels).long())
+    with pytest.raises(InvalidValueError, match="has label 150; reduced labels are 0 to 149"):
+        reduced.samples[1]
+    with pytest.raises(InvalidValueError, match="--reduced-labels is for ade20k, not for cityscapes"):
+        load_dense("cityscapes", "segmentation", streets, reduced=True)
+
+
+def test_dense_images_have_wide_grey_values_scaled(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", np.array([[0, 257, 65535]], np.uint16))
+    assert read_image(tmp_path / "a.png")[0].tolist() == [[0, 1, 255]]

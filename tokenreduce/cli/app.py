@@ -14,6 +14,8 @@ from tokenreduce.cli.kernels import kernels
 from tokenreduce.cli.methods import methods
 from tokenreduce.cli.visualize import visualize
 from tokenreduce.errors import TokenReduceError
+from tokenreduce.ops import sized_attention
+from tokenreduce.ops.native import dispatch
 
 app = typer.Typer(
     help="Make vision transformers process fewer tokens, without training.",
@@ -32,6 +34,8 @@ app.command("kernels")(kernels)
 def run() -> None:
     """Run the application; the library's own errors end it with one sentence instead of a traceback."""
     try:
+        dispatch.check()
+        sized_attention.check()
         app()
     except TokenReduceError as error:
         Console(stderr=True).print(f"tokenreduce: {error}", style="red", markup=False, highlight=False)

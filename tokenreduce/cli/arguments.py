@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tokenreduce.cli.writing import check_file
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
 from tokenreduce.lab.arms import Arm
 from tokenreduce.reducers.registry import create
@@ -27,7 +28,14 @@ Options = Annotated[
     list[str] | None, typer.Option(help="key=value for a single method, method.key=value among several; repeatable")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")]
+Exif = Annotated[
+    bool,
+    typer.Option(
+        "--exif/--no-exif",
+        help="turn photographs as their EXIF orientation says; published figures of ImageNet are without",
+    ),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file", callback=check_file)]
 
 
 def make_arms(methods: str, budgets: dict[str, str | None], options: Sequence[str]) -> list[Arm]:

@@ -24,7 +24,8 @@ from tokenreduce.cli.arguments import (
     progress_bar,
     usable_device,
 )
-from tokenreduce.cli.output import console, environment, print_table, write_json
+from tokenreduce.cli.output import console, environment, print_table
+from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped.named import load_model

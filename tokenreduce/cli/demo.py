@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from tokenreduce.cli.arguments import JsonFile, progress_bar
-from tokenreduce.cli.output import console, print_refused, print_table, write_json
+from tokenreduce.cli.output import console, print_refused, print_table
+from tokenreduce.cli.writing import check_folder, saying, write_json
 from tokenreduce.errors import unknown
 from tokenreduce.lab.quality.demo import METHODS, ClassificationDemo, Demo
 from tokenreduce.lab.quality.demo_dense import HEADLINES, DenseDemo
@@ -24,7 +25,7 @@ def demo(
     limit: Annotated[
         int | None, typer.Option(min=1, help="use only so many images (default: 2,000, or 200 scenes)")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("out"),
+    out: Annotated[Path, typer.Option(help="folder for the pictures", callback=check_folder)] = Path("out"),
     json_file: JsonFile = None,
 ) -> None:
     """Run a shipped model on real images, unpatched and with each method, and show what is lost and saved."""
@@ -40,7 +41,8 @@ def demo(
     print_refused(rows)
     for sentence in shown.summary(measured):
         console.print(sentence, style="bold", highlight=False)
-    out.mkdir(parents=True, exist_ok=True)
-    console.print(f"wrote {' and '.join(map(str, shown.draw(measured, out)))}", highlight=False)
     if json_file is not None:
         write_json(json_file, "demo", rows, **shown.settings)
+    with saying("--out", out):
+        out.mkdir(parents=True, exist_ok=True)
+        console.print(f"wrote {' and '.join(map(str, shown.draw(measured, out)))}", highlight=False)

@@ -11,6 +11,7 @@ import typer
 from tokenreduce.cli.arguments import (
     MODEL_HELP,
     Device,
+    Exif,
     Flops,
     JsonFile,
     Methods,
@@ -22,7 +23,8 @@ from tokenreduce.cli.arguments import (
     progress_bar,
     usable_device,
 )
-from tokenreduce.cli.output import console, print_refused, print_table, write_json
+from tokenreduce.cli.output import console, print_refused, print_table
+from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidTypeError, unknown
 from tokenreduce.lab.data.samples import TASKS
 from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS
@@ -75,6 +77,10 @@ def evaluate(
     rounds: Annotated[
         int, typer.Option(min=0, help="dense tasks: bootstrap rounds for 95 % intervals of the change; 0: none")
     ] = 0,
+    exif: Exif = True,
+    reduced_labels: Annotated[
+        bool, typer.Option("--reduced-labels", help="ade20k: files hold 0 to 149 and 255 instead of 0 to 150")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Measure patched models on labelled images. Classification: accuracy, and how far features are from those of the
@@ -83,13 +89,14 @@ def evaluate(
         raise unknown("task", task, ("classification", *TASKS))
     arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
     place = usable_device(device)
-    setup = Setup(model, data, data_dir, limit, batch_size, pretrained, place)
+    setup = Setup(model, data, data_dir, limit, batch_size, pretrained, place, exif, reduced_labels)
     if task == "classification":
-        refuse_options(task, {f"--align {align}": align != "none", f"--rounds {rounds}": rounds})
+        foreign: dict[str, object] = {f"--align {align}": align != "none", f"--rounds {rounds}": rounds}
+        refuse_options(task, foreign | {"--reduced-labels": reduced_labels})
         chosen = Head(head, gallery, gallery_size, text_embeddings_file, text_model)
         ready = classification(arms, setup, chosen, all_images=all_images, workers=workers)
     else:
-        foreign = {"--all-images": all_images, "--gallery": gallery, "--text-model": text_model}
+        foreign = {"--all-images": all_images, "--gallery": gallery, "--text-model": text_model, "--no-exif": not exif}
         foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head != "trained"}
         refuse_options(task, foreign | {f"--align {align}": align != "none" and task != "depth"})
         ready = dense(task, arms, setup, align=align, rounds=rounds)
@@ -97,6 +104,8 @@ def evaluate(
         rows = ready.measure(progress)
     print_table(rows, ready.title)
     console.print(ready.meaning, highlight=False)
+    for remark in ready.remarks:
+        console.print(remark, style="yellow", highlight=False, markup=False)
     print_refused(rows)
     if json_file is not None:
         write_json(json_file, "eval", rows, **ready.settings, device=place_name(place))

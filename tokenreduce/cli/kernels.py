@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -11,15 +10,18 @@ import typer
 from rich.table import Table
 
 from tokenreduce.cli.output import console
+from tokenreduce.cli.writing import check_file, write_data
 from tokenreduce.ops import sized_attention
-from tokenreduce.ops.native import build, dispatch
+from tokenreduce.ops.native import build, build_cuda, dispatch
 
 
 def kernels(
     rebuild: Annotated[
         bool, typer.Option("--build", help="compile them now, even if they are compiled already")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write the table to this file")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="also write the table to this file", callback=check_file)
+    ] = None,
 ) -> None:
     """List the kernels, and for each whether it can be used on this machine, or why not. Kernels are compiled once, on
     first use."""
@@ -34,14 +36,22 @@ def kernels(
         usable = (row["cpu"] or "usable", row["triton"] or "usable", row["cuda"] or "usable, when forced")
         table.add_row(row["kernel"], row["summary"], *usable)
     console.print(table)
-    console.print(f"kept in {build.cache_folder()}; TOKENREDUCE_KERNELS=reference turns them off", highlight=False)
+    console.print(f"{kept_in()}; TOKENREDUCE_KERNELS=reference turns them off", highlight=False)
     console.print(f"sizes in attention: {sized_attention.status()} (TOKENREDUCE_ATTENTION)", highlight=False)
     if json_file is not None:
-        json_file.write_text(json.dumps(rows, indent=2) + "\n")
-        console.print(f"wrote {json_file}", highlight=False)
+        write_data(json_file, rows)
 
 
 def remove_library() -> None:
-    """Remove the compiled library; the next use compiles it again."""
+    """Remove the compiled libraries, and what is remembered of failures; the next use compiles them again."""
     with suppress(build.BuildError):  # there is no compiler; the table says so
-        build.library().unlink(missing_ok=True)
+        build.forget(build.library())
+    with suppress(build.BuildError):
+        build.forget(build_cuda.library())
+
+
+def kept_in() -> str:
+    try:
+        return f"kept in {build.cache_folder()}"
+    except build.BuildError as error:
+        return str(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +10,13 @@ from rich.table import Table
 
 import tokenreduce
 from tokenreduce.cli.output import console
+from tokenreduce.cli.writing import check_file, write_data
 
 
 def methods(
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write the facts to this file")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="also write the facts to this file", callback=check_file)
+    ] = None,
 ) -> None:
     """List every method: its kind and paper, what it needs from the model (in brackets: what it uses if the model has
     it), how it spreads a budget over the layers, whether it decides itself how many tokens stay, whether it can be
@@ -49,5 +51,4 @@ def methods(
         )
     console.print(table)
     if json_file is not None:
-        json_file.write_text(json.dumps(facts, indent=2) + "\n")
-        console.print(f"wrote {json_file}", highlight=False)
+        write_data(json_file, facts)

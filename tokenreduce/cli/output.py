@@ -1,12 +1,10 @@
-"""Rows as tables for people and as JSON for machines."""
+"""Rows as tables for people, and the environment that belongs to them."""
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,11 +56,3 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
-
-
-def write_json(path: Path, command: str, rows: Sequence[Row], **settings: Any) -> None:
-    """Write `rows`, the settings that led to them and the environment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = {"command": command, "settings": settings, "environment": environment(), "rows": list(rows)}
-    path.write_text(json.dumps(data, indent=2, default=str) + "\n")
-    console.print(f"wrote {path}", highlight=False)

@@ -10,6 +10,7 @@ import typer
 
 from tokenreduce.cli.arguments import (
     MODEL_HELP,
+    Exif,
     Flops,
     Options,
     PerBlock,
@@ -18,6 +19,7 @@ from tokenreduce.cli.arguments import (
     numbers,
 )
 from tokenreduce.cli.output import console, print_refused
+from tokenreduce.cli.writing import check_file, saying
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.lab.data.picture import load_image
 from tokenreduce.lab.lanes import patched_lane, try_arms
@@ -43,8 +45,11 @@ def visualize(
             help="draw the tokens after these layers, such as 0,5,11; default: layer 0 and each quarter's end"
         ),
     ] = None,
+    exif: Exif = True,
     pretrained: Annotated[bool, typer.Option(help="load trained weights")] = True,
-    out: Annotated[Path, typer.Option(help="the picture: .png, .pdf, .svg or .jpg")] = Path("out/visualize.png"),
+    out: Annotated[Path, typer.Option(help="the picture: .png, .pdf, .svg or .jpg", callback=check_file)] = Path(
+        "out/visualize.png"
+    ),
 ) -> None:
     """Draw the tokens of an image that are left after some layers, and their sizes, with one row for each method."""
     arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
@@ -54,7 +59,7 @@ def visualize(
     _, backbone, adapter = find_backbone(network)
     geometry = adapter.geometry(backbone)
     chosen = choose_layers(layers, geometry.depth)
-    pixels, inputs = load_image(image, network)
+    pixels, inputs = load_image(image, network, exif)
     lanes, refused = try_arms(arms, lambda arm: patched_lane(network, arm))
     print_refused(refused)
     rows = []
@@ -70,8 +75,9 @@ def visualize(
         rows.append(reduced_row(arm, done, chosen))
         counts = f"{done.input_tokens} -> {done.tokens_left} image tokens"
         console.print(f"{arm.name}: {counts}, {done.flops_share:.1%} of the multiply-adds", highlight=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw_methods(pixels, rows, (geometry.grid[0], geometry.grid[1]), out)
+    with saying("--out", out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw_methods(pixels, rows, (geometry.grid[0], geometry.grid[1]), out)
     console.print(f"wrote {out}", highlight=False)
 
 

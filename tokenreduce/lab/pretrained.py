@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,10 +76,14 @@ class Pretrained(nn.Module):
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """From an image to the model's input, as its processor makes it."""
         if self.processor is not None:
-            return lambda image: self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+            return partial(_processed, self.processor)  # no lambda: processes that read images get it pickled
         from timm.data import create_transform
 
         return create_transform((self.input_shape[-2], self.input_shape[-1]))
+
+
+def _processed(processor: Any, image: Image.Image) -> Tensor:
+    return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -37,9 +37,13 @@ KEEP_SIZES = (Tensor.to, Tensor.expand, Tensor.__getitem__)  # what libraries do
 TYPE, *ASKED = (getattr(Tensor, name).__get__ for name in ("dtype", "shape", "ndim", "device", "is_cuda"))
 ASKED += [Tensor.size, Tensor.dim]  # of the mask, which need not be made to answer
 
-_chosen = os.environ.get("TOKENREDUCE_ATTENTION", "auto")
-if _chosen not in CHOICES:
-    raise unknown("TOKENREDUCE_ATTENTION", _chosen, CHOICES)
+_chosen = os.environ.get("TOKENREDUCE_ATTENTION") or "auto"  # a wrong one is told on first use
+
+
+def check() -> None:
+    """Raise if the environment variable TOKENREDUCE_ATTENTION has a value that is none of `CHOICES`."""
+    if _chosen not in CHOICES:
+        raise unknown("TOKENREDUCE_ATTENTION", _chosen, CHOICES)
 
 
 @contextmanager
@@ -58,6 +62,7 @@ def using(choice: str) -> Iterator[None]:
 
 def status() -> str:
     """What attention takes here, in words."""
+    check()
     reason = "" if _chosen in ("mask", "channels") else launching.why_not()
     return f"{CHOICES[_chosen]}{reason and '; '}{reason}"
 
@@ -79,6 +84,7 @@ def why_not(x: Tensor) -> str:
         return "the mask is forced"
     if _chosen == "auto" and not x.is_cuda:
         return f"flash attention takes a mask on {x.device.type}"
+    check()
     if not (is_plain(x) or (_chosen != "auto" and isinstance(x, fake_tensor()))):
         return "a tensor subclass or a fake tensor cannot carry sizes besides the mask"
     if _chosen != "auto":

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokenreduce.lab.data.samples import IGNORED, ClassMaps, DenseData, check_pairs, find_files
+from tokenreduce.lab.data.samples import IGNORED, UNKNOWN, ClassMaps, DenseData, check_pairs, find_files
 
 # The label of the files and the name of each class, in the order of the 19 train ids.
 CLASSES = {
@@ -36,8 +36,10 @@ LAYOUT = "leftImg8bit/val/CITY/*_leftImg8bit.png beside gtFine/val/CITY/*_gtFine
 
 
 def train_ids() -> Tensor:
-    """`(34,)`: the class of each label of the files, 255 for those that are not evaluated."""
-    table = torch.full((LABELS,), IGNORED)
+    """`(256,)`: the class of each label of the files, 255 for those that are not evaluated. The label -1 of number
+    plates is 255 in files of 8 bits."""
+    table = torch.full((256,), UNKNOWN)
+    table[:LABELS] = table[255] = IGNORED
     table[list(CLASSES)] = torch.arange(len(CLASSES))
     return table
 
@@ -54,5 +56,5 @@ def load(folder: Path) -> DenseData:
         for path, stem in zip(images, stems, strict=True)
     ]
     check_pairs(images, annotations)
-    samples = ClassMaps(images, annotations, train_ids(), f"Cityscapes has 0 to {LABELS - 1}")
+    samples = ClassMaps(images, annotations, train_ids(), f"Cityscapes has 0 to {LABELS - 1}, and 255 for -1")
     return DenseData("cityscapes", "segmentation", samples, dict(enumerate(CLASSES.values())))

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tokenreduce.errors import InvalidValueError
+
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 MEAN, STD = 0.2860, 0.3530
 SUBSET = Path(__file__).parent / "fashion_mnist_2000"
@@ -17,7 +19,7 @@ STEMS = {"train": "train", "test": "t10k"}
 
 def find(data_dir: str | Path | None = None) -> Path:
     """Folder that holds the four files: `data_dir`, Debian's package, or a torchvision download into `~/.cache`."""
-    folders = [Path(data_dir)] if data_dir else [DEBIAN, Path.home() / ".cache" / "tokenreduce"]
+    folders = [Path(data_dir)] if data_dir else [DEBIAN, downloads()]
     for folder in folders:
         for candidate in (folder, folder / "FashionMNIST" / "raw"):
             if (candidate / "t10k-images-idx3-ubyte.gz").exists():
@@ -26,6 +28,13 @@ def find(data_dir: str | Path | None = None) -> Path:
 
     FashionMNIST(str(folders[-1]), download=True)
     return folders[-1] / "FashionMNIST" / "raw"
+
+
+def downloads() -> Path:
+    try:
+        return Path.home() / ".cache" / "tokenreduce"
+    except RuntimeError:
+        raise InvalidValueError("the user has no home folder to download Fashion-MNIST to; give --data-dir") from None
 
 
 def load(split: str, folder: str | Path) -> tuple[torch.Tensor, torch.Tensor]:

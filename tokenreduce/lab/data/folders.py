@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data import fashion_mnist
+from tokenreduce.lab.data.class_folders import Batches, FolderImages, Tolerant, list_folder, more, sort_out
+from tokenreduce.lab.data.class_names import number_folders
 from tokenreduce.lab.data.samples import thin
 from tokenreduce.lab.pretrained import Pretrained
 
@@ -20,18 +22,26 @@ SPLITS = {"test": ("val", "validation", "valid", "test"), "train": ("train", "tr
 
 @dataclass(frozen=True)
 class Data:
-    """Labelled images: map-style `images` of (tensor `(C, H, W)`, label), and the classes' names in label order."""
+    """Labelled images: map-style `images` of (tensor `(C, H, W)`, label), and the classes' names in label order.
+
+    Args:
+        remarks: how folders became classes, and which files are no images, in sentences.
+        left_out: why images could not be read, a sentence each; filled while batches are read.
+    """
 
     name: str
     images: Any
     class_names: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    left_out: dict[str, None] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, batch_size: int, workers: int = 0) -> DataLoader[Any]:
-        """Batches of images `(B, C, H, W)` and labels `(B,)`, in order."""
-        return DataLoader(self.images, batch_size, num_workers=workers)
+    def batches(self, batch_size: int, workers: int = 0) -> Batches:
+        """Batches of images `(B, C, H, W)` and labels `(B,)`, in order, without the images that cannot be read."""
+        loader = DataLoader(Tolerant(self.images), batch_size, num_workers=workers, collate_fn=sort_out)
+        return Batches(loader, self.left_out)
 
 
 def load_data(
@@ -42,6 +52,8 @@ def load_data(
     split: str = "test",
     all_images: bool = False,
     limit: int | None = None,
+    by_name: bool = True,
+    upright: bool = True,
 ) -> Data:
     """The images called `name`: "fashion-mnist", "imagenet" (in `data_dir`), or a folder that holds one folder a class.
 
@@ -53,6 +65,9 @@ def load_data(
         all_images: all 10,000 test images of Fashion-MNIST instead of the 2,000 that ship with the library; so does a
             given `data_dir`.
         limit: use so many images, spread evenly over the data.
+        by_name: class folders with the names of the model's classes get their numbers.
+        upright: pictures in folders are turned as their EXIF orientation says; published figures of ImageNet are of
+            pictures as they are stored.
 
     Raises: ValueError if there is no such data.
     """
@@ -61,18 +76,20 @@ def load_data(
     elif name == "imagenet":
         if data_dir is None:
             raise InvalidValueError("imagenet does not ship with the library; give --data-dir, with val/<class>/...")
-        data = load_folder(name, data_dir, split, model)
-        if len(data.class_names) != 1000:
+        data = load_folder(name, data_dir, split, model, by_name, upright)
+        if len(data.images.labels) != 1000:
             raise InvalidValueError(
-                f"{data_dir} has {len(data.class_names)} class folders, ImageNet-1k has 1000; give a folder with "
+                f"{data_dir} has {len(data.images.labels)} class folders, ImageNet-1k has 1000; give a folder with "
                 "val/<class>/<image>, or pass the folder itself as --data"
             )
     else:
-        data = load_folder(name, Path(name), split, model)
-    return Data(data.name, thin(data.images, limit), data.class_names)
+        data = load_folder(name, Path(name), split, model, by_name, upright)
+    return Data(data.name, thin(data.images, limit), data.class_names, data.remarks)
 
 
-def load_gallery(data: Data, model: Any, *, data_dir: Path | None, gallery: Path | None, limit: int | None) -> Data:
+def load_gallery(
+    data: Data, model: Any, *, data_dir: Path | None, gallery: Path | None, limit: int | None, upright: bool = True
+) -> Data:
     """The images among which the neighbours of `data` are searched: the folder `gallery`, or the training split."""
     name = str(gallery) if gallery is not None else data.name
     if gallery is None and name != "fashion-mnist":
@@ -82,7 +99,7 @@ def load_gallery(data: Data, model: Any, *, data_dir: Path | None, gallery: Path
                 f"there is no folder 'train' in {root}, and the tested images must not be their own neighbours; "
                 "give --gallery DIR"
             )
-    found = load_data(name, model, data_dir=data_dir, split="train", limit=limit)
+    found = load_data(name, model, data_dir=data_dir, split="train", limit=limit, by_name=False, upright=upright)
     if found.class_names != data.class_names:
         raise InvalidValueError(
             f"the gallery {found.name} has {summary(found)}, {data.name} has {summary(data)}; their class folders must "
@@ -102,18 +119,16 @@ def check_labels(data: Data, model: Any) -> None:
         )
 
 
-def load_folder(name: str, root: Path, split: str, model: Any) -> Data:
+def load_folder(name: str, root: Path, split: str, model: Any, by_name: bool, upright: bool) -> Data:
     """Class folders, with the transform that the model is officially evaluated with."""
-    from timm.data import create_dataset
-
     if not root.is_dir():
         raise InvalidValueError(f"no data {str(root)!r}; valid: fashion-mnist, imagenet, or a folder of class folders")
-    folder = split_folder(root, split)
-    try:
-        images = create_dataset("", str(folder), search_split=False, transform=image_transform(model))
-    except RuntimeError:
-        raise InvalidValueError(f"{folder} holds no images; expected {folder}/<class>/<image>") from None
-    return Data(name, images, tuple(images.reader.class_to_idx))
+    found = list_folder(split_folder(root, split))
+    labels, names, rule = number_folders(found.folders, model, by_name)
+    remarks = [rule]
+    if found.others:
+        remarks.append(f"{len(found.others)} files are no images: {found.others[0]}{more(found.others)}")
+    return Data(name, FolderImages(found, image_transform(model), labels, upright), names, tuple(remarks))
 
 
 def summary(data: Data) -> str:

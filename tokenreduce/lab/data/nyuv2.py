@@ -140,7 +140,7 @@ def need(library: str, path: Path) -> None:
 
 def folders(root: Path) -> Folders:
     """The files of `rgb/` with the files of the same name in `depth/`, or with sync_depth_ instead of rgb_ there."""
-    images = find_files(root / "rgb", "*.*", LAYOUT)
+    images = find_files(root / "rgb", "*", LAYOUT)
     stems = [path.stem.replace("rgb_", "sync_depth_") for path in images]
     depths = [root / "depth" / f"{stem}.png" for stem in stems]
     check_pairs(images, depths)

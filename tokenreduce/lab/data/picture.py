@@ -6,23 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data import fashion_mnist
+from tokenreduce.lab.data.decoding import NotAnImageError, decode
 from tokenreduce.lab.data.folders import image_transform, takes_fashion
 from tokenreduce.lab.pretrained import Pretrained
 
 SHIPPED = 13  # which of the shipped images is drawn where none is given: an ankle boot
 
 
-def load_image(path: Path | None, model: Any) -> tuple[Tensor, Tensor]:
+def load_image(path: Path | None, model: Any, upright: bool = True) -> tuple[Tensor, Tensor]:
     """What to draw, `(1 or 3, H, W)` in [0, 1], and what `model` takes, of an image file or of a shipped image.
 
-    Both show what is left after the resizing and cropping that the model is evaluated with.
+    Both show what is left after the resizing and cropping that the model is evaluated with. `upright` turns the picture
+    as its EXIF orientation says.
     """
-    picture = shipped_image() if path is None else open_image(path)
+    picture = shipped_image() if path is None else open_image(path, upright)
     if takes_fashion(model):
         grey = ImageOps.fit(picture.convert("L"), (28, 28))
         pixels = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(1, 28, 28)
@@ -47,9 +49,9 @@ def shipped_image() -> Image.Image:
     return Image.fromarray(images[SHIPPED, 0].numpy())
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, upright: bool) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(Image.open(path))
-    except (OSError, UnidentifiedImageError):
+        return decode(path, upright=upright)
+    except NotAnImageError:
         what = "is not an image that Pillow can read" if path.is_file() else "is no file"
         raise InvalidValueError(f"--image {path} {what}; give a PNG or JPEG file, or leave --image out") from None

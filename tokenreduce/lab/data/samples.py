@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +16,11 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.data.decoding import decode, hidden, is_image
 
 TASKS = ("segmentation", "detection", "depth")
 IGNORED = 255  # the class of pixels that do not count
+UNKNOWN = -1
 Sample = dict[str, Any]
 
 
@@ -57,7 +61,8 @@ class ClassMaps:
     """Samples of image files with maps of labels beside them.
 
     Args:
-        classes: `(labels,)`, the class of each label of the files, 255 for those that do not count.
+        classes: `(labels,)`, the class of each label of the files, 255 for those that do not count, -1 for those that
+            the data set does not have.
         known: which labels the data set has, for people.
     """
 
@@ -73,14 +78,15 @@ class ClassMaps:
         path, truth = self.images[index], self.annotations[index]
         image = read_image(path)
         labels = torch.from_numpy(read_map(truth, image, path)).long()
-        if labels.max() >= len(self.classes):
-            raise InvalidValueError(f"{truth} has label {int(labels.max())}; {self.known}")
+        strange = (labels >= len(self.classes)) | (self.classes[labels.clamp(0, len(self.classes) - 1)] == UNKNOWN)
+        if strange.any():
+            raise InvalidValueError(f"{truth} has label {int(labels[strange].max())}; {self.known}")
         return {"image": image, "target": self.classes[labels], "path": path}
 
 
 def read_image(path: Path) -> Tensor:
-    """An image file as `(3, H, W)` uint8."""
-    return torch.from_numpy(_read(path, "RGB")).permute(2, 0, 1).contiguous()
+    """An image file as `(3, H, W)` uint8, not turned: its truth belongs to the pixels as they are stored."""
+    return torch.from_numpy(np.array(decode(path, upright=False).convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def read_map(path: Path, image: Tensor, image_path: Path) -> np.ndarray:
@@ -88,7 +94,7 @@ def read_map(path: Path, image: Tensor, image_path: Path) -> np.ndarray:
 
     Raises: ValueError if it cannot be read, has colours or has another size than the image.
     """
-    values = _read(path, None)
+    values = _read_map(path)
     if values.ndim != 2:
         raise InvalidValueError(f"{path} has {values.shape[2]} channels; an annotation has one number for each pixel")
     if values.shape != image.shape[1:]:
@@ -99,21 +105,27 @@ def read_map(path: Path, image: Tensor, image_path: Path) -> np.ndarray:
     return values
 
 
-def _read(path: Path, mode: str | None) -> np.ndarray:
+def _read_map(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
-            return np.array(picture if mode is None else picture.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:
+            return np.array(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = "does not exist" if not path.is_file() else f"is not an image that Pillow can read ({error})"
         raise InvalidValueError(f"{path} {what}; replace the file, or take its image out") from None
 
 
 def find_files(folder: Path, pattern: str, layout: str) -> list[Path]:
-    """The files in `folder` that `pattern` fits, sorted by path.
+    """The images in `folder` whose path `pattern` fits in lower or upper case, sorted by path.
 
     Raises: ValueError if there are none, with the `layout` that was expected.
     """
-    found = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    places = folder.glob("/".join("*" for _ in pattern.split("/"))) if folder.is_dir() else ()
+    fits = re.compile(fnmatch.translate(pattern), re.IGNORECASE)
+    found = [
+        path
+        for path in sorted(places)
+        if is_image(path) and not hidden(path.parent) and fits.match(path.relative_to(folder).as_posix())
+    ]
     if not found:
         raise InvalidValueError(f"{folder} holds no {pattern}; expected {layout}")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ from tokenreduce.lab.rows import Progress, Row
 from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.patching.finding import find_backbone
 
+SHOWN = 10  # images that could not be read and are named; JSON files name all
 HEADS = ("trained", "knn", "zero-shot")
 # The data and the model where the user names none.
 DENSE_DATA = {"segmentation": "scenes", "detection": "scenes", "depth": "nyuv2"}
@@ -42,16 +43,22 @@ class Evaluation:
     """What is ready to be measured.
 
     Args:
-        title: of the table of rows.
-        meaning: what its figures mean, in a sentence.
-        settings: what led to the rows, as JSON files say it.
+        meaning: what the figures mean, in a sentence.
+        settings: what led to the rows, as JSON files say it; `images` are those that could be read.
         measure: runs it; rows of arms that the model cannot reach (`refused`) come last.
+        remarks: what is to be known of the data, in sentences; more of them once it has run.
     """
 
-    title: str
     meaning: str
     settings: dict[str, Any]
     measure: Callable[[Progress], list[Row]]
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """Of the table of rows."""
+        head = f", head {self.settings['head']}" if "head" in self.settings else ""
+        return f"{self.settings['model']}, {self.settings['images']} images of {self.settings['data']}{head}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Setup:
     Args:
         data_dir: where the data lie in their official layout.
         limit: use so many images, spread evenly over the data.
+        upright: pictures of class folders are turned as their EXIF orientation says.
+        reduced_labels: ADE20K's files hold 0 to 149 and 255.
     """
 
     model: str | None = None
@@ -70,6 +79,8 @@ class Setup:
     batch_size: int | None = None
     pretrained: bool = True
     device: torch.device | str = "cpu"
+    upright: bool = True
+    reduced_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,18 +128,34 @@ def classification(
     model, data, batch_size = setup.model or "fashion_vit", setup.data or "fashion-mnist", setup.batch_size or 100
     network = load_model(model, None, setup.pretrained)[0].eval().to(setup.device)
     find_backbone(network)  # the reason comes before those about data that do not fit such a model
-    images = load_data(data, network, data_dir=setup.data_dir, all_images=all_images, limit=setup.limit)
+    place: dict[str, Any] = {"data_dir": setup.data_dir, "upright": setup.upright}
+    images = load_data(data, network, all_images=all_images, limit=setup.limit, by_name=head.kind == "trained", **place)
     encode = partial(batches_of, batch_size=batch_size, workers=workers)
-    make_head, told = choose_head(head, images, network, setup.data_dir, encode)
+    make_head, told, gallery = choose_head(head, images, network, encode, place)
     lanes, refused = classification_lanes(network, arms, len(images.class_names), make_head)
     settings = {"model": model, "pretrained": setup.pretrained, "data": data}
     settings |= {"images": len(images), "head": head.kind, "batch_size": batch_size, **told}
+    settings |= {"upright": setup.upright} if images.remarks else {}
+    remarks = list(images.remarks)
 
     def measure(progress: Progress) -> list[Row]:
-        return measure_classification(lanes, encode(images), teller(progress, len(images))) + refused
+        rows = measure_classification(lanes, encode(images), teller(progress, len(images)))
+        settings.update(images=len(images) - len(images.left_out), left_out=[*images.left_out], remarks=remarks)
+        if gallery is not None:
+            settings["gallery_images"] = len(gallery) - len(gallery.left_out)
+        remarks.extend(unread(images) + (unread(gallery) if gallery is not None else []))
+        return rows + refused
 
-    title = f"{model}, {len(images)} images of {data}, head {head.kind}"
-    return Evaluation(title, DEFINITIONS, settings, measure)
+    return Evaluation(DEFINITIONS, settings, measure, remarks)
+
+
+def unread(data: Data) -> list[str]:
+    """That images were left out, and a sentence for each of the first ones."""
+    count, shown = len(data.left_out), list(data.left_out)[:SHOWN]
+    first = (
+        [f"{count} of {len(data)} images of {data.name} were left out, because they cannot be read:"] if count else []
+    )
+    return first + shown + ([f"and {count - SHOWN} more"] if count > SHOWN else [])
 
 
 def batches_of(data: Data, batch_size: int, workers: int) -> Any:
@@ -137,18 +164,23 @@ def batches_of(data: Data, batch_size: int, workers: int) -> Any:
 
 
 def choose_head(
-    head: Head, images: Data, network: nn.Module, data_dir: Path | None, encode: Callable[[Data], Any]
-) -> tuple[MakeHead, dict[str, Any]]:
-    """What makes the head of each model, and the settings that are to be told of it."""
+    head: Head, images: Data, network: nn.Module, encode: Callable[[Data], Any], place: dict[str, Any]
+) -> tuple[MakeHead, dict[str, Any], Data | None]:
+    """What makes the head of each model, the settings that are to be told of it, and the gallery, if there is one."""
+    if len(images.class_names) < 2:
+        raise InvalidValueError(
+            f"{images.name} has one class ({images.class_names[0]}), in which every answer is right; give images of "
+            "two classes or more"
+        )
     if head.kind == "trained":
         check_labels(images, network)
-        return trained, {}
+        return trained, {}, None
     if head.kind == "zero-shot":
-        return ZeroShot(text_embeddings(head.text_embeddings, head.text_model, images.class_names)), {}
+        return ZeroShot(text_embeddings(head.text_embeddings, head.text_model, images.class_names)), {}, None
     limit = head.gallery_size or None
-    found = load_gallery(images, network, data_dir=data_dir, gallery=head.gallery, limit=limit)
+    found = load_gallery(images, network, gallery=head.gallery, limit=limit, **place)
     make_head = NearestNeighbours(encode(found), len(images.class_names))
-    return make_head, {"gallery": found.name, "gallery_images": len(found), "k": make_head.k}
+    return make_head, {"gallery": found.name, "gallery_images": len(found), "k": make_head.k}, found
 
 
 def dense(
@@ -172,7 +204,7 @@ def dense(
     if setup.model is None and task not in DENSE_MODELS:
         raise InvalidValueError(f"no model for {task} ships with the library; give --model hf:NAME")
     model, data, batch_size = setup.model or DENSE_MODELS[task], setup.data or DENSE_DATA[task], setup.batch_size or 8
-    images = load_dense(data, task, setup.data_dir, setup.limit)
+    images = load_dense(data, task, setup.data_dir, setup.limit, setup.reduced_labels)
     predictor = load_predictor(model, task, setup.pretrained)
     predictor.module.to(setup.device)
     settings: dict[str, Any] = {"task": task, "model": model, "pretrained": setup.pretrained, "data": images.name}
@@ -182,4 +214,4 @@ def dense(
     def measure(progress: Progress) -> list[Row]:
         return measure_dense(predictor, arms, images, batch_size, align=align, rounds=rounds, progress=progress)
 
-    return Evaluation(f"{model}, {len(images)} images of {images.name}", MEANINGS[task], settings, measure)
+    return Evaluation(MEANINGS[task], settings, measure)

@@ -27,13 +27,17 @@ EMBEDDED: dict[str, dict[str, Callable[[Path | None], DenseData]]] = {
 }
 
 
-def load_dense(name: str, task: str, data_dir: Path | None = None, limit: int | None = None) -> DenseData:
-    """The data called `name` for `task`, `limit` images spread evenly or all of them.
+def load_dense(
+    name: str, task: str, data_dir: Path | None = None, limit: int | None = None, reduced: bool = False
+) -> DenseData:
+    """The data called `name` for `task`, `limit` images spread evenly or all of them; `reduced` as in `ade20k.load`.
 
     Raises: ValueError if there are none, they are for another task, or `data_dir` does not hold them.
     """
     if task not in TASKS:
         raise unknown("dense task", task, TASKS)
+    if reduced and name != "ade20k":
+        raise InvalidValueError(f"--reduced-labels is for ade20k, not for {name}; leave it out")
     if name in EMBEDDED[task]:
         return EMBEDDED[task][name](data_dir).thinned(limit)
     if name not in FOLDERS[task]:
@@ -41,7 +45,8 @@ def load_dense(name: str, task: str, data_dir: Path | None = None, limit: int | 
     load, layout = FOLDERS[task][name]
     if data_dir is None:
         raise InvalidValueError(f"{name} does not ship with the library; give --data-dir, a folder that holds {layout}")
-    return load(data_dir).thinned(limit)
+    found = ade20k.load(data_dir, reduced) if name == "ade20k" else load(data_dir)
+    return found.thinned(limit)
 
 
 def make_metric(data: DenseData, align: str = "none") -> DenseMetric:

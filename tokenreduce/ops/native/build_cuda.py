@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tokenreduce.ops.native.build import TARGET, BuildError, build, cache_folder
+from tokenreduce.ops.native.build import TARGET, BuildError, build, cache_folder, failed
 from tokenreduce.ops.native.build import sources as cpu_sources
 
 CUDA = frozenset({"bipartite_match", "merge_apply", "bipartite_merge"})  # the kernels that `csrc/cuda/` has
@@ -89,7 +89,7 @@ def run(*commands: Sequence[str]) -> list[str]:
     words = [job.communicate()[0] for job in jobs]
     for job, said in zip(jobs, words, strict=True):
         if job.returncode:
-            raise BuildError(f"{path} failed: {said.strip()[-2000:]}")
+            raise failed(job.returncode, f"{path} failed", said)
     return words
 
 

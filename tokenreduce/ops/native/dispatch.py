@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,9 +58,13 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _kernels = getattr(torch.ops, NAMESPACE)  # looked up once, as the questions of `ops.modes` are
 
-_chosen = os.environ.get("TOKENREDUCE_KERNELS", "auto")
-if _chosen not in CHOICES:
-    raise unknown("TOKENREDUCE_KERNELS", _chosen, CHOICES)
+_chosen = os.environ.get("TOKENREDUCE_KERNELS") or "auto"  # a wrong one is told on first use, not while importing
+
+
+def check() -> None:
+    """Raise if the environment variable TOKENREDUCE_KERNELS has a value that is none of `CHOICES`."""
+    if _chosen not in CHOICES:
+        raise unknown("TOKENREDUCE_KERNELS", _chosen, CHOICES)
 
 
 def choose(name: str, x: Tensor) -> Callable[..., Any] | None:
@@ -88,6 +91,7 @@ def _for_gpu(name: str) -> Callable[..., Any]:
 
 def why_not(name: str, x: Tensor) -> str:
     """Why no kernel `name` takes `x`; empty if one does."""
+    check()
     if _chosen == "reference":
         return "the reference is forced"
     triton = _chosen == "triton" or (_chosen == "auto" and x.is_cuda)
@@ -184,8 +188,6 @@ def _load(find: Callable[[], Path], compile_it: Callable[[Path], None]) -> str:
     try:
         path = find()
         if not path.exists():
-            log = logging.getLogger("tokenreduce")
-            log.warning("compiling kernels, once: up to a minute (TOKENREDUCE_KERNELS=reference does without)")
             build.build(path, compile_it)
         torch.ops.load_library(str(path))
     except (build.BuildError, OSError, ImportError) as error:

@@ -1,0 +1,138 @@
+"""A folder that holds one folder a class: which files are images of which class, and what is left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.data.decoding import decode, hidden, is_image
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The class folders in natural order, empty ones too, the images with their folder's number, and other files."""
+
+    folders: tuple[str, ...]
+    images: tuple[tuple[Path, int], ...]
+    others: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class FolderImages(Dataset[tuple[Tensor, int]]):
+    """Images of class folders as a model takes them.
+
+    Args:
+        labels: the class number of each folder.
+        upright: whether pictures are turned as their EXIF orientation says.
+    """
+
+    listing: Listing
+    transform: Callable[[Image.Image], Tensor]
+    labels: Sequence[int]
+    upright: bool = True
+
+    def __len__(self) -> int:
+        return len(self.listing.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, folder = self.listing.images[index]
+        return self.transform(decode(path, upright=self.upright).convert("RGB")), self.labels[folder]
+
+
+@dataclass(frozen=True)
+class Tolerant(Dataset[Any]):
+    """The images, with the reason in place of one that cannot be read. Of a class of the module, as processes that
+    are started afresh need it."""
+
+    images: Any
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.images[index]
+        except InvalidValueError as error:
+            return str(error)
+
+
+@dataclass
+class Batches:
+    """Batches of images and labels of those that can be read, as often as they are iterated over.
+
+    Args:
+        loader: gives the batches of `sort_out`.
+        left_out: filled with the reason for each image that cannot be read.
+    """
+
+    loader: Any
+    left_out: dict[str, None] = field(default_factory=dict)
+
+    def __iter__(self) -> Any:
+        some = False
+        for batch, reasons in self.loader:
+            self.left_out |= dict.fromkeys(reasons)
+            if batch is not None:
+                some = True
+                yield batch
+        if not some and self.left_out:
+            raise InvalidValueError(
+                f"none of the {len(self.left_out)} images can be read; the first: {next(iter(self.left_out))}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def sort_out(items: Sequence[Any]) -> tuple[Any, list[str]]:
+    """A batch of what could be read, None if there is nothing, and why the rest could not."""
+    read = [item for item in items if not isinstance(item, str)]
+    return default_collate(read) if read else None, [item for item in items if isinstance(item, str)]
+
+
+def list_folder(root: Path) -> Listing:
+    """What `root` holds; hidden files count nowhere.
+
+    Raises: ValueError if images lie beside the class folders or deeper in them, or there are none.
+    """
+    entries = visible(root)
+    names = sorted((path.name for path in entries if path.is_dir()), key=natural)
+    stray = [path for path in entries if not path.is_dir() and is_image(path)]
+    if stray and names:
+        raise InvalidValueError(
+            f"{stray[0]}{more(stray)} lies beside the class folders and has no class; move it, expected "
+            f"{root}/<class>/<image>"
+        )
+    inside = [(path, number) for number, name in enumerate(names) for path in visible(root / name)]
+    nested = [path for path, _ in inside if path.is_dir()]
+    if nested:
+        raise InvalidValueError(
+            f"{nested[0]}{more(nested)} is a folder in a class folder, and which of both is the class is unknown; "
+            f"expected {root}/<class>/<image>"
+        )
+    images = tuple((path, number) for path, number in inside if is_image(path))
+    if not images:
+        raise InvalidValueError(f"{root} holds no images; expected {root}/<class>/<image>")
+    others = [path for path in entries if not path.is_dir()] + [path for path, _ in inside if not is_image(path)]
+    return Listing(tuple(names), images, tuple(others))
+
+
+def visible(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.iterdir() if not hidden(path)), key=lambda path: natural(path.name))
+
+
+def natural(name: str) -> list[Any]:
+    """A key that sorts class2 before class10, as timm does."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
+
+
+def more(paths: Sequence[Path]) -> str:
+    return f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""

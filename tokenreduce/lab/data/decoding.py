@@ -1,0 +1,69 @@
+"""Reading image files: which files are images, and one way to decode them for every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from tokenreduce.errors import InvalidValueError
+
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+LITTER = frozenset({"thumbs.db", "desktop.ini"})  # what Windows leaves in folders
+
+
+class NotAnImageError(InvalidValueError):
+    """Pillow finds no picture in a file."""
+
+
+def hidden(path: Path) -> bool:
+    """Whether a system left the file or folder there: `.DS_Store`, `._name.jpg`, `Thumbs.db`."""
+    return path.name.startswith(".") or path.name.lower() in LITTER
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image file, in lower or upper case."""
+    return not hidden(path) and path.suffix.lower() in ENDINGS
+
+
+def decode(path: Path, *, upright: bool) -> Image.Image:
+    """The picture in the file, decoded, grey values of 16 bits scaled to 8.
+
+    Args:
+        upright: turned as its EXIF orientation says; else as it is stored.
+
+    Raises: ValueError that says why it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            turned = ImageOps.exif_transpose(picture) if upright else picture.copy()
+        return eight_bits(turned, path)
+    except Image.DecompressionBombError as error:
+        raise InvalidValueError(
+            f"{path} is larger than Pillow reads ({error}); make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, InvalidValueError):
+            raise
+        what = "does not exist" if not path.is_file() else f"is not an image that Pillow can read ({error})"
+        raise NotAnImageError(f"{path} {what}; replace the file, or take its image out") from None
+
+
+def eight_bits(picture: Image.Image, path: Path) -> Image.Image:
+    """The picture with 8 bits a channel, since Pillow would clip wider grey values at 255.
+
+    Raises: ValueError if the range of the values is unknown.
+    """
+    values = np.asarray(picture) if picture.mode in ("I", "F") or picture.mode.startswith("I;") else None
+    if values is None:
+        return picture
+    if picture.mode.startswith("I;") or path.suffix.lower() in (".png", ".pgm", ".ppm"):  # 16 bits at most
+        return Image.fromarray((values.astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if values.min() < 0 or values.max() > 255:
+        raise InvalidValueError(
+            f"{path} has values from {values.min():g} to {values.max():g} in 32 bits, whose range is unknown; "
+            "store it with 8 or 16 bits"
+        )
+    return picture
