@@ -53,7 +53,7 @@ def open_run(
     refuse_proxy(x)
     forget(reduction)  # what an exception or a forward that stopped early left behind
     shape, video = reduction.geometry, taken_video(reduction)
-    entered = x.shape[1] - shape.protected
+    entered = reduction.image_tokens(x)
     depth = shape.depth if reduction.owner is None else depth_now(reduction)
     if depth < shape.depth:
         check_cut(reduction, depth, entered)
@@ -168,7 +168,7 @@ def join(
             return run
     if layer == 0:
         return open_run(reduction, x, taps, valid)
-    if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
+    if reduction.is_identity(reduction.image_tokens(x)):
         return None
     if reduction.owner is not None:
         depth_now(reduction)  # it says so if the model was changed
