@@ -14,8 +14,15 @@ from torch import nn
 from tokenreduce.budget.counting import count_flops
 from tokenreduce.budget.geometry import Costs
 
-
-KNOWN = {"torch", "timm", "transformers", "torchvision", "open_clip", "tokenreduce", "peft"}  # adapters know their tables
+KNOWN = {
+    "torch",
+    "timm",
+    "transformers",
+    "torchvision",
+    "open_clip",
+    "tokenreduce",
+    "peft",
+}  # adapters know their tables
 
 
 def layered_costs(model: Any, layers: Sequence[Any], attention: str, embedding: nn.Module, width: int) -> Costs:
