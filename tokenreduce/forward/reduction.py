@@ -67,8 +67,8 @@ class Reduction:
         return tuple(layer for layer in layers if layer not in self.geometry.needs_all)
 
     def image_tokens(self, x: Tensor) -> int:
-        """How many image tokens `x (B, prefix + N + suffix, C)` has: a plain number also where a trace is made, in which
-        lengths are tensors that counts must not follow."""
+        """How many image tokens `x (B, prefix + N + suffix, C)` has: a plain number also in a trace, where
+        lengths are tensors."""
         return int(x.shape[1]) - self.geometry.protected
 
     def counts(self, n: int) -> Counts:
