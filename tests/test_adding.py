@@ -80,7 +80,8 @@ from toylib import Layer, ToyViT
 
 from tokenreduce.budget.geometry import Geometry
 
-from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs
+from ..shared.layered import LayeredAdapter, ReducedLayer
+from ..shared.weights import layered_costs
 
 
 class ReducedToyLayer(ReducedLayer, Layer):

@@ -22,9 +22,10 @@ from tokenreduce.forward.run import Run
 
 from ..shared.adapter import Reads
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
-from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, matrix_size
+from ..shared.layered import LayeredAdapter, ReducedLayer
 from ..shared.masks import refuse_masks
 from ..shared.multihead import ATTENTIONS, refuse_attention
+from ..shared.weights import layered_costs, matrices
 
 
 class ReducedResidualAttentionBlock(ReducedLayer, ResidualAttentionBlock):
@@ -160,7 +161,7 @@ def model_costs(model: Any, layers: Sequence[Any], width: int) -> Costs:
     return dataclasses.replace(
         costs,
         fixed=fixed + projected * proj,
-        per_token=matrix_size(model.conv1) + per_token,
+        per_token=matrices(model.conv1) + per_token,
         attention=tuple(a + b for a, b in zip(costs.attention, extra, strict=True)),
     )
 

@@ -7,16 +7,12 @@ own modules.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn
 
-import torch
 from torch import Tensor, nn
 
-from tokenreduce.budget.counting import count_flops
-from tokenreduce.budget.geometry import Costs
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.marks import Mark, Path, mark, parts_stand, patch_of, unmark
 from tokenreduce.forward.noted import collected
@@ -254,41 +250,3 @@ class LayeredAdapter(Adapter):
             swap_back(layers, self.reduced)
             for module in (*layers, *restated):
                 unmark(module)
-
-
-def layered_costs(model: Any, layers: Sequence[Any], attention: str, embedding: nn.Module, width: int) -> Costs:
-    """Costs read off the modules: every matrix of a layer works on each token, attention on each pair of tokens.
-
-    `attention` names the layers' attention; what is neither in the layers nor in the patch `embedding` counts once.
-    """
-    whole = [sum(matrix_size(m) for m in layer.modules()) for layer in layers]
-    inside = [sum(matrix_size(m) for m in layer.get_submodule(attention).modules()) for layer in layers]
-    counted = {id(m) for part in (*layers, embedding) for m in part.modules()}
-    return Costs(
-        fixed=sum(matrix_size(m) for m in model.modules() if id(m) not in counted),
-        per_token=sum(matrix_size(m) for m in embedding.modules()),
-        attention=tuple(inside),
-        pairs=(2 * width,) * len(layers),
-        mlp=tuple(total - part for total, part in zip(whole, inside, strict=True)),
-    )
-
-
-def stem_macs(stem: nn.Module, height: int, width: int) -> int:
-    """MACs of a patch embedding on one image, for stems with convolutions on other grids than the tokens'."""
-    # A copy, so that batch norms in training see no image of ours.
-    stem = copy.deepcopy(stem).to("meta")
-    channels = next(m.in_channels for m in stem.modules() if isinstance(m, nn.Conv2d))
-    dtype = next(stem.parameters()).dtype
-    return count_flops(stem, torch.zeros(1, channels, height, width, device="meta", dtype=dtype)).total
-
-
-def matrix_size(module: Any) -> int:
-    """Multiply-adds a token of a linear layer (quantised ones too), of a patch convolution or of the projections of an
-    `nn.MultiheadAttention`, whose output projection is a module of its own."""
-    if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-        return module.weight.numel()
-    if isinstance(module, nn.MultiheadAttention) and isinstance(module.in_proj_weight, torch.Tensor):
-        return module.in_proj_weight.numel()
-    if hasattr(module, "in_features") and hasattr(module, "out_features") and not list(module.children()):
-        return int(module.in_features) * int(module.out_features)
-    return 0

@@ -21,8 +21,9 @@ from tokenreduce.forward.run import Run
 from tokenreduce.forward.stack import join, leave
 
 from .adapter import Reads
-from .layered import LayeredAdapter, ReducedLayer, matrix_size
+from .layered import LayeredAdapter, ReducedLayer
 from .standing import keep_hold
+from .weights import matrices, matrix_size
 
 Grid = tuple[int, ...]
 
@@ -207,10 +208,10 @@ class MapAdapter(LayeredAdapter):
         attention, pairs, mlp = [], [], []
         for layer in layers:
             own, side = self.attention_of(layer), layer.window_size
-            matrices = sum(matrix_size(m) for m in own.modules())
-            mlp.append(sum(matrix_size(m) for m in layer.modules()) - matrices)
+            inner = matrices(own)
+            mlp.append(matrices(layer) - inner)
             sides = (side, side) if side else grid
-            inside = matrices + (width * sum(sides) if hasattr(own, "rel_pos_h") else 0)
+            inside = inner + (width * sum(sides) if hasattr(own, "rel_pos_h") else 0)
             if side:
                 padded = prod(-(-length // side) * side for length in grid)
                 inside = (inside + 2 * width * side**2) * padded // prod(grid)
@@ -218,7 +219,7 @@ class MapAdapter(LayeredAdapter):
             pairs.append(0 if side else 2 * width)
         return Costs(
             fixed=sum(matrix_size(m) for m in model.modules() if id(m) not in counted),
-            per_token=sum(matrix_size(m) for part in everywhere for m in part.modules()),
+            per_token=sum(matrices(part) for part in everywhere),
             attention=tuple(attention),
             pairs=tuple(pairs),
             mlp=tuple(mlp),

@@ -19,8 +19,9 @@ from tokenreduce.forward.run import Run
 from ..shared.adapter import Reads
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
 from ..shared.hooks import show_heads
-from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs
+from ..shared.layered import LayeredAdapter, ReducedLayer
 from ..shared.position_bias import pair_logits
+from ..shared.weights import layered_costs
 from ._biased_qkv import attention, project
 from ._blocks import refuse_forward
 from ._lines import GammaLines

@@ -23,8 +23,9 @@ from tokenreduce.forward.stack import capturing
 from ..shared.adapter import Reads
 from ..shared.classes import Classes, refuse_classes
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
-from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, matrix_size
+from ..shared.layered import LayeredAdapter, ReducedLayer
 from ..shared.masks import refuse_masks
+from ..shared.weights import layered_costs, matrices
 from ._biased_qkv import attention, is_hidden, project
 from ._blocks import refuse_forward
 from ._lines import GammaLines, PostNormLines
@@ -167,7 +168,7 @@ class TimmEva(LayeredAdapter):
         attn, grid = model.blocks[0].attn, self.grid(model)
         assert grid is not None  # else it was refused
         costs = layered_costs(model, model.blocks, "attn", self.embedding(model), attn.num_heads * attn.head_dim)
-        pooled = 0 if model.attn_pool is None else matrix_size(model.attn_pool.kv)
+        pooled = 0 if model.attn_pool is None else matrices(model.attn_pool.kv)
         return Geometry(
             depth=len(model.blocks),
             prefix=model.num_prefix_tokens,

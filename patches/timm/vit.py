@@ -21,8 +21,9 @@ from tokenreduce.forward.run import Run
 from ..shared.adapter import Reads
 from ..shared.classes import refuse_classes
 from ..shared.collecting import stop_telling, tell_layers, told_by_others
-from ..shared.layered import LayeredAdapter, ReducedLayer, matrix_size, stem_macs
+from ..shared.layered import LayeredAdapter, ReducedLayer
 from ..shared.masks import refuse_masks
+from ..shared.weights import matrices, matrix_size, stem_macs
 from ._blocks import ReducedBlocks, refuse_blocks, refuse_forward
 from ._lines import PostNormLines
 
@@ -145,20 +146,20 @@ def model_costs(model: Any) -> Costs:
     width = [block.attn.num_heads * block.attn.head_dim for block in model.blocks]
     embed = model.patch_embed
     if type(embed) is PatchEmbed:
-        embedding = sum(matrix_size(m) for m in embed.modules())
+        embedding = matrices(embed)
     else:  # convolutions on other grids than the tokens': only counting tells
         embedding = stem_macs(embed, *embed.img_size) // max(1, embed.num_patches)
     pool = model.attn_pool
-    kv = matrix_size(pool.kv) if pool is not None and hasattr(pool, "kv") else 0
+    kv = matrices(pool.kv) if pool is not None and hasattr(pool, "kv") else 0
     heads = [
         m for name, child in model.named_children() if name not in ("patch_embed", "blocks") for m in child.modules()
     ]
     return Costs(
         fixed=sum(matrix_size(m) for m in heads) - kv,
         per_token=embedding + kv,
-        attention=tuple(sum(matrix_size(m) for m in block.attn.modules()) for block in model.blocks),
+        attention=tuple(matrices(block.attn) for block in model.blocks),
         pairs=tuple(2 * w for w in width),
-        mlp=tuple(sum(matrix_size(m) for m in block.mlp.modules()) for block in model.blocks),
+        mlp=tuple(matrices(block.mlp) for block in model.blocks),
     )
 
 

@@ -14,8 +14,9 @@ from tokenreduce.budget.geometry import Geometry
 from tokenreduce.forward.run import Run
 
 from ..shared.adapter import Reads
-from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs, stem_macs
+from ..shared.layered import LayeredAdapter, ReducedLayer
 from ..shared.multihead import ATTENTIONS, refuse_attention
+from ..shared.weights import layered_costs, stem_macs
 
 
 class ReducedEncoderBlock(ReducedLayer, EncoderBlock):

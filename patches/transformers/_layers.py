@@ -13,8 +13,9 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.reduction import Reduction
 
 from ..shared.adapter import Reads
-from ..shared.layered import LayeredAdapter, ReducedLayer, layered_costs
+from ..shared.layered import LayeredAdapter, ReducedLayer
 from ..shared.masks import valid_keys
+from ..shared.weights import layered_costs
 from ._collector import collected_layers
 
 # What transformers calls models that read a place for each of the input's patches.

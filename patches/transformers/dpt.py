@@ -18,7 +18,7 @@ from transformers.models.dpt.modeling_dpt import (
 from tokenreduce.budget.counting import count_flops
 from tokenreduce.budget.geometry import Geometry
 
-from ..shared.layered import matrix_size
+from ..shared.weights import matrices
 from ._layers import pair
 from ._unmasked import BiasedSelfAttention, UnmaskedAdapter, UnmaskedLayer
 
@@ -56,7 +56,7 @@ class TransformersDPT(UnmaskedAdapter):
             geometry,
             costs=replace(
                 costs,
-                fixed=costs.fixed - sum(matrix_size(m) for m in convolutions.modules()),
+                fixed=costs.fixed - matrices(convolutions),
                 per_token=costs.per_token + count_flops(convolutions, images).total // geometry.count,
             ),
         )

@@ -17,7 +17,7 @@ from tokenreduce.budget.geometry import Geometry
 from tokenreduce.errors import InvalidValueError
 
 from ..shared.adapter import Reads
-from ..shared.layered import matrix_size
+from ..shared.weights import matrix_size
 from ._layers import HuggingFaceAdapter
 from ._layerscale import LayerScaleLayer
 

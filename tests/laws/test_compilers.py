@@ -86,13 +86,17 @@ def test_inductor(backbone: Backbone, method: str) -> None:
         assert torch.allclose(torch.compile(model, fullgraph=True)(x), model(x), atol=1e-4)
 
 
-def test_traces_with_torchscript() -> None:
-    model, x = patch(fresh_model(MAIN), "tome", flops=0.6), MAIN.images()
+@pytest.mark.parametrize("budget", [{"ratio": 0.5}, {"flops": 0.7}], ids=str)
+@on_one_row([method for method in MAIN.methods if exportable(method)], SHORT)
+def test_traces_with_torchscript(backbone: Backbone, method: str, budget: dict[str, float]) -> None:
+    """The traced model is the eager one, at the traced batch and at another: no count is part of the trace."""
+    model, other = (patch(fresh_model(backbone), method, **budget) for _ in range(2))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(model, x, check_trace=False)
-        other = MAIN.images(seed=1)
-        assert torch.allclose(traced(other), model(other), atol=1e-5)
+        traced = torch.jit.trace(model, backbone.images())
+        for batch in (2, 3):
+            x = backbone.images(batch, seed=1)
+            assert torch.allclose(traced(x), other(x), atol=1e-5)
 
 
 def test_compiled_code_is_for_its_own_patch() -> None:

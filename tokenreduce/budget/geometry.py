@@ -15,7 +15,8 @@ class Costs:
     """MACs of a model as a function of its token count: what each layer costs a token, and a token pair.
 
     `attention[l]` and `mlp[l]` are MACs a token, `pairs[l]` MACs a pair of tokens; reduction cannot change `fixed`
-    (heads) and `per_token` (embedding and what else runs on all image tokens).
+    (heads) and `per_token` (embedding and what else runs on all image tokens). `uncounted`: names of weights that none
+    of these counts.
     """
 
     fixed: int
@@ -23,6 +24,7 @@ class Costs:
     attention: tuple[int, ...]
     pairs: tuple[int, ...]
     mlp: tuple[int, ...]
+    uncounted: tuple[str, ...] = ()
 
     def macs(self, entered: Counts, left: Counts, protected: int, placement: str) -> int:
         """MACs of the model part when layer l receives `entered[l]` and leaves `left[l]` image tokens."""

@@ -34,7 +34,7 @@ class LayerTokens(Tokens):
 
     @property
     def count(self) -> int:
-        return self.x.shape[1] - self.prefix - self.suffix
+        return self.state.reduction.image_tokens(self.x)
 
     @property
     def features(self) -> Tensor:  # type: ignore[override]

@@ -34,6 +34,7 @@ _notes = _Notes()
 def note_grid(reduction: Reduction, grid: Grid, only: bool = False) -> None:
     """Remember the grid that the patch embedding just made, for the run that follows in this thread. `only`: it is
     certainly that of the run that follows."""
+    grid = tuple(int(side) for side in grid)  # plain numbers also where a trace is made
     if _is_traced():  # the run follows in the same graph, and reading what stood here would guard it
         _notes.grids = [(reduction, grid)]
         return

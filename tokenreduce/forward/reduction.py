@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from torch import Tensor
 
 from tokenreduce.budget.geometry import AuxiliaryHeads, Geometry
 from tokenreduce.budget.rehearsal import Rehearsal, Work
@@ -64,6 +65,11 @@ class Reduction:
         """The layers in which an adaptive method without a budget reduces."""
         layers = self.schedule.layers or self.reducer.deciding_layers(self.geometry.depth)
         return tuple(layer for layer in layers if layer not in self.geometry.needs_all)
+
+    def image_tokens(self, x: Tensor) -> int:
+        """How many image tokens `x (B, prefix + N + suffix, C)` has: a plain number also in a trace, where
+        lengths are tensors."""
+        return int(x.shape[1]) - self.geometry.protected
 
     def counts(self, n: int) -> Counts:
         """Image tokens left after each layer when `n` enter the first."""

@@ -141,7 +141,7 @@ class Run(TokenState):
         """What the layer returns: all tokens if the layer is tapped or `everything` is asked for."""
         self.shown.clear()
         self.next_layer = layer + 1
-        self.counts.append(x.shape[1] - self.protected)
+        self.counts.append(self.reduction.image_tokens(x))
         if self.maps and (everything or layer in self.taps.layers):
             x = self.taps.hand_out(self.restore(x, at_end=layer not in self.taps.layers), x)
         self.given = x

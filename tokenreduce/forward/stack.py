@@ -52,7 +52,7 @@ def open_run(
     refuse_proxy(x)
     forget(reduction)  # what an exception or a forward that stopped early left behind
     shape, video = reduction.geometry, taken_video(reduction)
-    entered = x.shape[1] - shape.protected
+    entered = reduction.image_tokens(x)
     depth = reduction.depth_now()
     if depth < shape.depth:
         check_cut(reduction, depth, entered)
@@ -158,7 +158,7 @@ def join(
             return run
     if layer == 0:
         return open_run(reduction, x, taps, valid)
-    if reduction.is_identity(x.shape[1] - reduction.geometry.protected):
+    if reduction.is_identity(reduction.image_tokens(x)):
         return None
     if reduction.owner is not None:
         reduction.depth_now()  # it says so if the model was changed

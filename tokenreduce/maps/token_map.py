@@ -12,7 +12,7 @@ from tokenreduce.ops import products
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.merging import merge_fused, merge_rows
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import scatter_rows, scatter_sums, summing, take, with_protected
+from tokenreduce.ops.rows import between, scatter_rows, scatter_sums, summing, take, with_protected
 
 
 @dataclass(eq=False)
@@ -99,7 +99,7 @@ class TokenMap:
         Protected tokens pass through unchanged. Sums run in fp32 for half-precision inputs.
         """
         if self.dest is None or self.rep is None or not self.divide:
-            image = self._apply_generic(x[:, prefix : x.shape[1] - suffix], sizes)
+            image = self._apply_generic(between(x, prefix, suffix), sizes)
             return torch.cat([x[:, :prefix], image, x[:, x.shape[1] - suffix :]], 1) if prefix or suffix else image
         out = take(x, with_protected(self.rep, prefix, x.shape[1] - suffix, suffix))
         if not self.drops:

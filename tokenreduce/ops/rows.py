@@ -8,16 +8,24 @@ from torch import Tensor
 from tokenreduce.ops import products
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.modes import function_transform
+from tokenreduce.ops.tracing import exporting
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index (B, K)` of `x (B, N, C)`."""
     batch, n, width = x.shape
-    if products.on_gpu(x):
+    if products.on_gpu(x) or exporting():  # the size of a view would fix an example of one image in the program
         return x.gather(1, index[..., None].expand(-1, -1, width))
     # One flat index_select copies whole rows; gather with an expanded index takes several times longer on CPU.
     rows = x.reshape(batch * n, width).index_select(0, flat_index(index, n))
     return rows.view(batch, index.shape[1], width)
+
+
+def between(x: Tensor, prefix: int, suffix: int) -> Tensor:
+    """The image tokens of `x (B, prefix + N + suffix, C)`: a view of it, except in an export."""
+    image = x[:, prefix : x.shape[1] - suffix]
+    # Products ask a view for its layout, whose answer fixes an example of one image in the program.
+    return image.clone(memory_format=torch.contiguous_format) if exporting() else image
 
 
 def scatter_rows(out: Tensor, index: Tensor, rows: Tensor) -> Tensor:

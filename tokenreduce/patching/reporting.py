@@ -17,6 +17,8 @@ from tokenreduce.maps.token_map import TokenMap, identity
 class Report:
     """Tokens left in each layer, and lazily the maps and sizes of the last forward, without gradient.
 
+    `uncounted` names the weights in layers of other tools whose work `flops_share` leaves out.
+
     `passed_through` says that so few tokens entered that they cannot meet the budget, and none was removed.
 
     `str()` is a table for people, `to_json()` the same for machines. Counts are image tokens; `protected` come on top.
@@ -38,6 +40,7 @@ class Report:
         self.tokens = record.counts if record is not None else reduction.counts(geometry.count)
         self.flops_share = reduction.share(self.input_tokens, self.tokens)
         self.passed_through = reduction.passes(self.input_tokens)
+        self.uncounted = geometry.costs.uncounted
 
     @property
     def tokens_left(self) -> int:
@@ -101,6 +104,7 @@ class Report:
             "tokens": list(self.tokens),
             "flops_share": self.flops_share,
             "passed_through": self.passed_through,
+            "uncounted": list(self.uncounted),
         }
 
     def __str__(self) -> str:
@@ -112,6 +116,9 @@ class Report:
         ]
         if self.passed_through:
             lines.insert(1, f"{self.input_tokens} tokens cannot meet the budget, and all of them passed through")
+        if self.uncounted:
+            more = f" and {len(self.uncounted) - 3} more" if len(self.uncounted) > 3 else ""
+            lines.insert(1, f"not counted: {', '.join(self.uncounted[:3])}{more}")
         entering = self._reduction.entering(self.input_tokens, self.tokens)
         for layer, (before, after) in enumerate(zip(entering, self.tokens, strict=True)):
             lines.append(f"{layer:>5} {after:>7} {before - after:>8}")

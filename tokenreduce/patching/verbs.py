@@ -18,6 +18,7 @@ from tokenreduce.forward.records import last_record
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.stack import forget_everywhere
 from tokenreduce.patches.shared.adapter import Adapter
+from tokenreduce.patches.shared.weights import wrapped_costs
 from tokenreduce.patching.finding import around, candidates, find_backbone, need_module, reduction_of
 from tokenreduce.patching.fitting import auxiliary_heads, check_layers, misfit, reads_heads
 from tokenreduce.patching.outputs import check_restore, decide_restoring
@@ -224,6 +225,7 @@ def _prepare(
             f"{reducer.name} cannot run on this {type(backbone).__name__}: {reason}; methods that fit: {fitting}"
         )
     geometry = adapter.geometry(backbone)
+    geometry = dataclasses.replace(geometry, costs=wrapped_costs(geometry.costs, backbone))
     schedule.check_layers(geometry.depth, geometry.needs_all)
     within = bool(geometry.needs_all or schedule.restored)
     reduction = Reduction(

@@ -58,7 +58,7 @@ class Tokens:
     @property
     def count(self) -> int:
         """N, the number of image tokens."""
-        return self.features.shape[1]
+        return int(self.features.shape[1])
 
     @property
     def mean_keys(self) -> Tensor:

@@ -76,15 +76,17 @@ class MaMe(Reducer):
         best, nearest = cosine.max(1)
         order = stable_order(best, 1, descending=True)
         kept = order[:, tokens.count - keep :].sort(dim=1).values
-        onto = counting(targets, cosine.device)
+        onto, places = counting(targets, cosine.device), counting(tokens.count, cosine.device)
         shares = column_shares(cosine, self.tau)
         alone = (onto[:, None] == nearest[:, None]).float()
         shares = torch.where(shares.sum(1, keepdim=True) > 0, shares, alone)
         stays = kept[:, :, None] == counting(sources, cosine.device)
         shares = shares * ~stays.any(1, keepdim=True)
-        share = shares.new_zeros(batch, keep, tokens.count)
-        share[:, :targets, 0::2] = torch.eye(targets, dtype=cosine.dtype, device=cosine.device)
-        share[:, :, 1::2] = torch.cat([shares, stays.float()], 1)
+        itself = counting(keep, cosine.device)[:, None] == onto
+        of_sources = torch.cat([shares, stays.float()], 1)
+        # Written in place, a trace would keep the batch that it was made with.
+        columns = torch.cat([itself.float().expand(batch, -1, -1), of_sources], 2)
+        share = columns[:, :, (places % 2) * targets + places // 2]
         rep = torch.cat([(onto * 2).expand(batch, -1), kept * 2 + 1], 1)
         return TokenMap(keep, share=share, rep=rep)
 

@@ -64,7 +64,7 @@ class Ward(Reducer):
 
     def least(self, n: int) -> int:
         for _ in range(self.rounds):
-            n -= n // 2
+            n = n - n // 2  # in place it would change a length that is being traced
         return n
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:

@@ -1,0 +1,88 @@
+"""Whatever holds a weight is counted, or listed: the share that `report` states is what a dispatch count finds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backbones import BY_NAME, Backbone, fresh_model
+from changing import add_lora, projections
+from choosing import MAIN
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from tokenreduce import count_flops, patch, report
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+FAMILIES = [MAIN, *(BY_NAME[name] for name in ("hf_vit", "hf_dinov2", "torchvision_vit"))]
+
+
+class LowRank(nn.Module):
+    """A parametrisation that adds a product of low rank, as minLoRA has it."""
+
+    def __init__(self, out: int, into: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(torch.randn(2, into) / 9), nn.Parameter(torch.randn(out, 2) / 9)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+class Foreign(nn.Module):
+    """A matrix of a class that nobody knows, which does not say its sides."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.matrix, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.matrix, self.bias)
+
+
+def every_projection(model: nn.Module, do) -> nn.Module:
+    for name in projections(model):
+        do(model.get_submodule(name))
+    return model
+
+
+WRAPPED = {
+    "plain": lambda model: model,
+    "quantised": lambda model: torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8),
+    "weight_norm": lambda model: every_projection(model, parametrizations.weight_norm),
+    "spectral_norm": lambda model: every_projection(model, parametrizations.spectral_norm).eval(),
+    "low rank": lambda model: every_projection(
+        model, lambda m: parametrize.register_parametrization(m, "weight", LowRank(*m.weight.shape))
+    ),
+    "lora": add_lora,
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+@pytest.mark.parametrize("backbone", FAMILIES, ids=lambda row: row.name)
+def test_the_share_is_what_a_dispatch_count_finds(backbone: Backbone, how: str) -> None:
+    if how == "quantised" and "onednn" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this build has no quantised kernels")
+    model, inputs = WRAPPED[how](fresh_model(backbone)), backbone.inputs(batch=1)
+    with torch.no_grad():
+        whole = count_flops(model, inputs)
+        patch(model, "kmeans", flops=0.6)
+        reduced = count_flops(model, inputs)
+    assert not whole.uncounted
+    assert report(model).uncounted == ()
+    assert report(model).flops_share == pytest.approx(reduced.total / whole.total, abs=0.02)
+
+
+def test_torchao_is_counted_as_the_matrices_it_stands_for() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    expected = report(patch(fresh_model(MAIN), "kmeans", flops=0.6)).tokens
+    model = fresh_model(MAIN)
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    assert report(patch(model, "kmeans", flops=0.6)).tokens == expected
+
+
+def test_weights_that_nothing_counts_are_listed() -> None:
+    model = fresh_model(MAIN)
+    model.blocks[1].mlp.fc1 = Foreign(model.blocks[1].mlp.fc1)
+    patch(model, "tome", ratio=0.5)
+    assert report(model).uncounted == ("blocks.1.mlp.fc1.matrix",)
+    assert report(model).to_json()["uncounted"] == ["blocks.1.mlp.fc1.matrix"]
+    assert "not counted: blocks.1.mlp.fc1.matrix" in str(report(model))
