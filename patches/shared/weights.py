@@ -103,5 +103,5 @@ def uncounted(model: nn.Module) -> Iterator[str]:
 
 def parametrised_work(model: nn.Module) -> int:
     """MACs a forward spends on making weights, whatever the images: products of low ranks, norms of matrices."""
-    held = [m for m in model.modules() if nn.utils.parametrize.is_parametrized(m)]
+    held: list[Any] = [m for m in model.modules() if nn.utils.parametrize.is_parametrized(m)]
     return count_flops(lambda: [getattr(m, name) for m in held for name in m.parametrizations], ()).total if held else 0
