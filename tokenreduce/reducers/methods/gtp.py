@@ -13,7 +13,8 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.rows import summing, take, with_protected
+from tokenreduce.ops.rows import between, summing, take, with_protected
+from tokenreduce.ops.tracing import exporting
 from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
@@ -172,9 +173,12 @@ class Propagation(TokenMap):
 
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
         out = take(x, with_protected(self.rep, prefix, x.shape[1] - suffix, suffix))
-        image, moved = out[:, prefix : prefix + self.count], summing(take(x, self.sources + prefix))
+        image, moved = between(out, prefix, suffix), summing(take(x, self.sources + prefix))
         # Added in place, batches whose rows do not follow each other would be multiplied one by one.
-        image.copy_(torch.baddbmm(image.to(moved.dtype), self.given.to(moved.dtype), moved))
+        spread = torch.baddbmm(image.to(moved.dtype), self.given.to(moved.dtype), moved)
+        if exporting():
+            return torch.cat([out[:, :prefix], spread.to(out.dtype), out[:, prefix + self.count :]], 1)
+        image.copy_(spread)
         return out
 
     def sizes(self, sizes: Tensor | None = None) -> Tensor:
