@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,7 +115,8 @@ def budget(reducer: Reducer, shape: Geometry, flops: float = 0.7, layers: tuple[
     schedule = Schedule.budget(reducer.shape, flops=flops, layers=layers)
     restoring = Restoring(reducer.restoring, reducer.restoring, ends=True, taps=True, charged=True)
     heads = Heads(shape.width) if "auxiliary_logits" in reducer.required() else None
-    return Reduction(reducer, schedule, shape, "by hand", restoring, True, {}, heads)
+    owner = SimpleNamespace(heads=heads, backbone=None)
+    return Reduction(reducer, schedule, shape, "by hand", restoring, True, {}, owner)
 
 
 @pytest.fixture
