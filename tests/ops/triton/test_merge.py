@@ -153,3 +153,23 @@ def test_matching_and_merging_in_one_call(n: int, prefix: int, suffix: int) -> N
     with dispatch.using("triton"):
         expected = token_map.merge(x, sizes, prefix, suffix)
     assert all(torch.equal(found, other) for found, other in zip(merged, expected, strict=True))
+
+
+def with_gaps(x: Tensor) -> Tensor:
+    """`x` with something else between its numbers."""
+    return torch.stack([x, torch.full_like(x, 7)], -1)[..., 0]
+
+
+@pytest.mark.interpreted
+def test_maps_and_sizes_with_gaps() -> None:
+    token_map = scattered(40, 25, few=10)
+    sizes = torch.randint(1, 9, (2, 40), generator=torch.Generator().manual_seed(0)).float()
+    parts = {name: with_gaps(getattr(token_map, name)) for name in ("dest", "rep", "sources")}
+    spread = TokenMap(25, **parts)
+    x = torch.randn(2, 43, 20, generator=torch.Generator().manual_seed(1))
+    out = check(spread, x, with_gaps(sizes), 1, 2)
+    assert torch.equal(out, check(token_map, x, sizes, 1, 2))
+    with dispatch.using("triton"):
+        assert torch.equal(spread.restore(out, 1, 2), token_map.restore(out, 1, 2))
+        every = sizes[:, :1].expand_as(sizes)  # one number for all tokens of an image
+        assert torch.equal(token_map.merge(x, every, 1, 2)[0], token_map.merge(x, every.contiguous(), 1, 2)[0])

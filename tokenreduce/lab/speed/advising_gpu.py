@@ -50,4 +50,4 @@ def described(row: GpuRow, tokens: int, batch_size: int) -> str:
     sentence = f"it has {tokens} image tokens at batch {batch_size}, and on {row.gpu} the nearest case ({case}) had "
     if not row.pays:
         return f"{sentence}{figures}: so little work waits for launches, which fewer tokens do not shorten"
-    return f"{sentence}{figures}; run it as a graph, tokenreduce.graph(model, input), or by torch.compile"
+    return f"{sentence}{figures}; run it as a graph, tokenreduce.graph(model, input)"

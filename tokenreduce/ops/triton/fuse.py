@@ -9,6 +9,7 @@ from triton import language as tl
 
 from tokenreduce.ops.triton.launching import operator, start
 from tokenreduce.ops.triton.merge import empty_outputs, tile_of
+from tokenreduce.ops.triton.tensors import in_a_row
 
 AT_ONCE = 32  # members added together
 PART = 128  # channels of the last output that a program adds up
@@ -19,7 +20,8 @@ def merge_fused(
     x: Tensor, rep: Tensor, sources: Tensor, mass: Tensor, counted: Tensor | None, prefix: int, suffix: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `merge_apply`, of tokens that weigh `mass (B, N)` and count as `counted (B, N)` tokens, None: as 1."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x, rep, sources, mass = (in_a_row(t) for t in (x, rep, sources, mass))
+    counted = None if counted is None else in_a_row(counted)
     batch, all_before, width = x.shape
     keep = rep.shape[1]
     left = prefix + keep + suffix

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from triton import jit, next_power_of_2
 from triton import language as tl
@@ -10,6 +9,7 @@ from triton import language as tl
 from tokenreduce.ops.triton.launching import operator, start
 from tokenreduce.ops.triton.pieces import best_of_row, halves, mean_unit_rows, product, write_round
 from tokenreduce.ops.triton.points import unit_points
+from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 from tokenreduce.ops.triton.tiled import match_points
 
 SMALL = 256  # tokens that one program matches
@@ -20,7 +20,7 @@ NARROW = 128  # channels that it holds
 def bipartite_match(metric: Tensor, keep: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
     """`dest (B, N)`, `rep (B, M)` and `sources (B, N - M)` as `match_bipartite` makes them of `metric (B, N, d)`, or of
     the mean over heads of `(B, H, N, d)`."""
-    metric = metric if metric.stride(-1) == 1 else metric.contiguous()
+    metric = in_a_row(metric)
     headed = metric if metric.ndim == 4 else metric[:, None]
     batch, heads, n, width = headed.shape
     if n > SMALL or width > NARROW:
@@ -33,14 +33,6 @@ def bipartite_match(metric: Tensor, keep: int, first: int) -> tuple[Tensor, Tens
         WIDTH=width, HEADS=heads, BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)),
         num_warps=8 if block > 64 else 4,
     )  # fmt: skip
-    return dest, rep, sources
-
-
-def empty_maps(like: Tensor, n: int, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The parts of maps of n tokens that become `keep`, on the device of `like`, to be written."""
-    dest, rep, sources = (
-        torch.empty(like.shape[0], count, dtype=torch.int64, device=like.device) for count in (n, keep, n - keep)
-    )
     return dest, rep, sources
 
 

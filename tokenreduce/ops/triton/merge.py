@@ -9,6 +9,7 @@ from triton import language as tl
 
 from tokenreduce.ops.triton.launching import operator, start
 from tokenreduce.ops.triton.match import bipartite_match
+from tokenreduce.ops.triton.tensors import in_a_row
 
 CELLS = 2048  # numbers of a tile of outputs
 MANY = 600  # programs that fill a large GPU
@@ -22,7 +23,8 @@ def merge_apply(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Size-weighted means `(B, prefix + M + suffix, C)`, sizes `(B, M)` and their logs `(B, 1, 1, prefix + M +
     suffix)`, 0 for protected tokens. Sums run in the order of `sources`."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x, dest, rep, sources = (in_a_row(t) for t in (x, dest, rep, sources))
+    sizes = None if sizes is None else in_a_row(sizes)
     batch, _, width = x.shape
     keep = rep.shape[1]
     left = prefix + keep + suffix

@@ -8,6 +8,7 @@ from triton import jit, next_power_of_2
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import operator, start
+from tokenreduce.ops.triton.tensors import in_a_row
 
 CELLS = 4096
 WIDEST = 1024
@@ -20,7 +21,8 @@ def restore_apply(
     """`before (B, prefix + N + suffix, C)` plus what `after (B, prefix + M + suffix, C)` has become in `y` since, or
     the rows of `y` where both are None."""
     rows_of = (y, y if before is None else before, y if after is None else after)
-    now, was, then = (t if t.stride(-1) == 1 else t.contiguous() for t in rows_of)
+    now, was, then = (in_a_row(t) for t in rows_of)
+    dest = in_a_row(dest)
     batch, left, width = y.shape
     n = dest.shape[1]
     whole = prefix + n + suffix
@@ -63,7 +65,7 @@ def _restore(
 @operator
 def size_bias(sizes: Tensor, prefix: int, suffix: int) -> Tensor:
     """Additive logits `(B, 1, 1, prefix + N + suffix)`: log size of each token, 0 for protected ones."""
-    sizes = sizes if sizes.stride(-1) == 1 else sizes.contiguous()
+    sizes = in_a_row(sizes)
     batch, n = sizes.shape
     whole = prefix + n + suffix
     out = torch.empty(batch, 1, 1, whole, dtype=torch.float32, device=sizes.device)

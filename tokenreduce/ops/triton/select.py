@@ -9,6 +9,7 @@ from triton import language as tl
 
 from tokenreduce.ops.triton.launching import operator, start
 from tokenreduce.ops.triton.pieces import among_greatest
+from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 KEYS = 128  # keys of a tile
@@ -19,7 +20,7 @@ def class_rows(queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens:
     """Attention of the first `class_tokens` of `queries (B, H, N, d)` to every token, `(B, N)` in fp32: mean over heads
     and class tokens. `bias (B or 1, 1, 1, N)` is in fp32."""
     batch, heads, n, width = keys.shape
-    queries, keys = (t if t.stride(-1) == 1 else t.contiguous() for t in (queries, keys))
+    queries, keys = in_a_row(queries), in_a_row(keys)
     rows = torch.empty(batch, heads * class_tokens, n, dtype=torch.float32, device=keys.device)
     of_bias = (0, 0) if bias is None else (bias.stride(0) if bias.shape[0] > 1 else 0, bias.stride(3))
     start(_class_row, keys)[(heads * class_tokens, batch)](
@@ -72,11 +73,9 @@ def fuse_rest(score: Tensor, sizes: Tensor | None, keep: int) -> tuple[Tensor, T
         `dest (B, N)`, the share of each token, ones, `rep (B, M)`, `sources (B, N - M)` in ascending order, and the sum
         of the scores of those fused, `(B, 1)`.
     """
-    score = score if score.stride(-1) == 1 else score.contiguous()
+    score, sizes = in_a_row(score), None if sizes is None else in_a_row(sizes)
     batch, n = score.shape
-    dest, rep, sources = (
-        torch.empty(batch, count, dtype=torch.int64, device=score.device) for count in (n, keep, n - keep)
-    )
+    dest, rep, sources = empty_maps(score, n, keep)
     share, ones = torch.empty(2, batch, n, dtype=torch.float32, device=score.device).unbind()
     total = torch.empty(batch, 1, dtype=torch.float32, device=score.device)
     block = max(16, next_power_of_2(n))

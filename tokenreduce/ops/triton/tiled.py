@@ -9,6 +9,7 @@ from triton import language as tl
 
 from tokenreduce.ops.triton.launching import has_assembly, is_hopper, start
 from tokenreduce.ops.triton.pieces import among_greatest, best_of_row, halves, product, ward_scores
+from tokenreduce.ops.triton.tensors import empty_maps
 
 TILE = 64  # sources of a program, and targets that it compares with at once
 DEEP = 64  # channels multiplied at once
@@ -28,9 +29,7 @@ def match_points(
     batch, n, width = points.shape
     count = (n - first + 1) // 2
     device = points.device
-    dest, rep, sources = (
-        torch.empty(batch, length, dtype=torch.int64, device=device) for length in (n, keep, n - keep)
-    )
+    dest, rep, sources = empty_maps(points, n, keep)
     tiles = max(1, -(-count // TILE))
     # Few images leave processors free: they share the targets.
     splits = max(1, min(MOST_SPLITS, PROGRAMS // (tiles * batch), -(-(n - count) // TILE)))

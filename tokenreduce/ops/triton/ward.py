@@ -8,10 +8,11 @@ from triton import jit, next_power_of_2
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import has_assembly, operator, start
-from tokenreduce.ops.triton.match import SMALL, empty_maps
+from tokenreduce.ops.triton.match import SMALL
 from tokenreduce.ops.triton.merge import merge_apply
 from tokenreduce.ops.triton.pieces import best_of_row, halves, product, ranks, ward_scores
 from tokenreduce.ops.triton.points import sketched_points
+from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 from tokenreduce.ops.triton.tiled import match_points
 
 WIDEST = 64  # channels that one program holds of each token
@@ -26,7 +27,8 @@ def ward_match(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`dest (B, N)`, `rep (B, M)` and `sources (B, N - M)` of the rounds that leave `counts` of `features (B, N, C)`,
     compared by sketches of `width` channels."""
-    features = features if features.stride(-1) == 1 else features.contiguous()
+    features = in_a_row(features)
+    sizes = None if sizes is None else in_a_row(sizes)
     batch, n, _ = features.shape
     points, mass, tickets = sketched_points(features, sizes, signs, width, max(1, len(counts)))
     if n > SMALL or width > WIDEST or not 1 <= len(counts) <= MOST_ROUNDS:
