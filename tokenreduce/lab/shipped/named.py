@@ -10,6 +10,7 @@ from torch import nn
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.pretrained import PREFIX, load_pretrained
+from tokenreduce.lab.shipped import dinov2_small
 
 Size = tuple[int, ...]
 
@@ -18,6 +19,9 @@ def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.
     """The model called `name`, and the shape of its input without the batch."""
     if name == "fashion_vit":
         return load_fashion_vit(image_size, pretrained)
+    if name == dinov2_small.NAME:
+        size = image_size or 224
+        return dinov2_small.dinov2_small(pretrained, size), (3, size, size)
     if name.startswith(PREFIX):
         found = load_pretrained(name.removeprefix(PREFIX), pretrained, image_size)
         return found, found.input_shape
@@ -33,7 +37,8 @@ def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.
         close = get_close_matches(name, timm.list_models(), 3, 0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists all"
         raise InvalidValueError(
-            f"unknown model {name!r}; valid: fashion_vit, a name of timm, or hf:NAME of transformers; {hint}"
+            f"unknown model {name!r}; valid: fashion_vit, dinov2_small, a name of timm, or hf:NAME of transformers; "
+            f"{hint}"
         )
     sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
