@@ -7,6 +7,9 @@ STABLE_TORCH_LIBRARY(tokenreduce_kernels, m) {
       "ward_match(Tensor features, Tensor? sizes, Tensor? signs, int width, int[] counts, int first) -> "
       "(Tensor, Tensor, Tensor)");
   m.def(
+      "ward_cluster(Tensor metric, Tensor? sizes, Tensor? signs, int width, bool directions, int keep) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
       "merge_apply(Tensor x, Tensor dest, Tensor rep, Tensor sources, Tensor? sizes, int prefix, int suffix) -> "
       "(Tensor, Tensor, Tensor)");
   m.def(

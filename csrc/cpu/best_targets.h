@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cstdint>
 #include <cstring>
 
@@ -13,7 +14,8 @@ namespace tokenreduce {
 
 constexpr int kGroup = 8;  // tiles of sources that share a panel while it is in the cache
 
-enum class Score { kProduct, kWard };
+// By product; by Ward's cost of targets; by Ward's cost of all others, where sources and targets are the same rows.
+enum class Score { kProduct, kWard, kOthers };
 
 // e to the power of values of at most 0, to 2 units in the last place; 0 below the smallest normal number.
 inline Floats exponential(Floats x) {
@@ -55,28 +57,52 @@ void products(const float* sources, const float* targets, int64_t width, Floats 
     for (int h = 0; h < halves; ++h) sums[r][h] = found[r][h];
 }
 
+// Ward's cost of a row and of the targets in one half of a panel, negated; -infinity for the row itself and for targets
+// that are none. A cost that is no number is the greatest: it must not win, and must be more than none.
+inline Floats cost_of_others(
+    const Floats& product, int64_t row, const Floats& squares, const Floats& inverse, const Targets& b, int64_t first,
+    const Ints& index) {
+  const Floats none{}, cap = lanes_at(b.cap.data() + first);
+  Floats found = -ward_cost<Floats>(
+      product, squares, lanes_at(b.squares.data() + first), inverse, lanes_at(b.inverse.data() + first));
+  found = found >= -FLT_MAX ? found : none - FLT_MAX;
+  found = found > cap ? cap : found;
+  return index == static_cast<int32_t>(row) ? none - INFINITY : found;
+}
+
+// Takes the scores of one half of a panel into the running best; `open` if they are the first.
+inline void take(const Floats& found, const Ints& index, int half, bool open, Running& best) {
+  const Floats now = best.score[half];
+  const Ints better = open ? Ints{} - 1 : beats(found, now);
+  best.score[half] = better ? found : now;
+  best.index[half] = better ? index : best.index[half];
+}
+
+inline Ints indices_from(int64_t first) {
+  Ints index;
+  for (int lane = 0; lane < kLanes; ++lane) index[lane] = static_cast<int32_t>(first + lane);
+  return index;
+}
+
 // Takes the products of one tile of sources with one panel of targets into the running best.
 template <Score score>
 void take(
     const Sources& a, int64_t tile, const Targets& b, int64_t panel, const Floats (&sums)[kTile][2], Running* best) {
   for (int h = 0; h < 2; ++h) {
     const int64_t first = panel * kPanel + h * kLanes;
-    Ints index;
-    for (int lane = 0; lane < kLanes; ++lane) index[lane] = static_cast<int32_t>(first + lane);
-    const Ints behind = index >= static_cast<int32_t>(b.count);
+    const Ints index = indices_from(first), behind = index >= static_cast<int32_t>(b.count);
     for (int r = 0; r < kTile; ++r) {
+      const int64_t row = tile * kTile + r;
+      const Floats none{};
       Floats found = sums[r][h];
       if constexpr (score == Score::kWard) {
-        const int64_t row = tile * kTile + r;
-        const Floats none{};
         const Floats squares = lanes_at(b.squares.data() + first), inverse = lanes_at(b.inverse.data() + first);
         found = -ward_cost<Floats>(found, a.squares[row] + none, squares, a.inverse[row] + none, inverse);
       }
-      found = behind ? Floats{} - INFINITY : found;
-      const Floats now = best[r].score[h];
-      const Ints better = panel ? beats(found, now) : Ints{} - 1;
-      best[r].score[h] = better ? found : now;
-      best[r].index[h] = better ? index : best[r].index[h];
+      if constexpr (score == Score::kOthers)
+        found = cost_of_others(found, row, a.squares[row] + none, a.inverse[row] + none, b, first, index);
+      else found = behind ? none - INFINITY : found;
+      take(found, index, h, !panel, best[r]);
     }
   }
 }

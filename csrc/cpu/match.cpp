@@ -8,6 +8,7 @@
 #include "best_targets.h"
 #include "images.h"
 #include "match.h"
+#include "points.h"
 #include "rows.h"
 
 namespace tokenreduce {
@@ -54,18 +55,6 @@ void check_keep(int64_t n, int64_t keep, int64_t first) {
   const int64_t sources = source_count(n, first), targets = n - sources;
   const int64_t least = n - (targets ? sources : 0);
   if (keep < least || keep > n) fail("keep is ", keep, "; of ", n, " tokens it must lie in [", least, ", ", n, "]");
-}
-
-Maps new_maps(const Tensor& like, int64_t batch, int64_t n, int64_t keep) {
-  return {uninitialised(like, {batch, n}, ScalarType::Long), uninitialised(like, {batch, keep}, ScalarType::Long),
-          uninitialised(like, {batch, n - keep}, ScalarType::Long)};
-}
-
-NewMap map_of(const Maps& maps, int64_t image) {
-  const auto row = [image](const Tensor& tensor) {
-    return static_cast<int64_t*>(tensor.mutable_data_ptr()) + image * tensor.size(1);
-  };
-  return {row(std::get<0>(maps)), row(std::get<1>(maps)), row(std::get<2>(maps))};
 }
 
 }  // namespace
@@ -118,21 +107,6 @@ struct Clusters {
   Clusters(int64_t n, int64_t width) : n(n), width(width), points(n * width), sizes(n, 1.0f), dest(n), rep(n) {
     std::iota(dest.begin(), dest.end(), 0);
     std::iota(rep.begin(), rep.end(), 0);
-  }
-
-  // Signed sums of the channels of a direction.
-  void sketch(int64_t token, const float* row, int64_t channels, const float* signs) {
-    const float length = inverse_length(squares_of(row, channels));
-    float* to = points.data() + token * width;
-    if (!signs) {
-      for (int64_t k = 0; k < width; ++k) to[k] = row[k] * length;
-      return;
-    }
-    std::fill(to, to + width, 0.0f);
-    for (int64_t start = 0; start < channels; start += width) {
-      const int64_t end = std::min(width, channels - start);
-      for (int64_t k = 0; k < end; ++k) to[k] += row[start + k] * length * signs[start + k];
-    }
   }
 
   // The tokens as sources and targets, compared.
@@ -210,13 +184,7 @@ Maps ward_match(
         Clusters clusters(n, width);
         if (mass) std::copy_n(mass + image * n, n, clusters.sizes.begin());
         const Rows<T> rows{data + image * features.stride(0), 1, 0, features.stride(1), channels};
-        parallel_for(0, n, grain(4 * channels), [&](int64_t begin, int64_t end) {
-          std::vector<float> row(channels);
-          for (int64_t token = begin; token < end; ++token) {
-            rows.read(token, row.data());
-            clusters.sketch(token, row.data(), channels, sign);
-          }
-        });
+        sketch_rows(rows, n, sign, width, clusters.points.data());
         for (int64_t keep : counts) clusters.merge(clusters.compare(first), keep, first);
         const NewMap map = map_of(maps, image);
         std::copy(clusters.dest.begin(), clusters.dest.end(), map.dest);

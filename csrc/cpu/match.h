@@ -29,6 +29,19 @@ struct NewMap {
 // The maps of a batch: dest, rep and sources.
 using Maps = std::tuple<Tensor, Tensor, Tensor>;
 
+// Maps of `batch` images that are still to be written.
+inline Maps new_maps(const Tensor& like, int64_t batch, int64_t n, int64_t keep) {
+  return {uninitialised(like, {batch, n}, ScalarType::Long), uninitialised(like, {batch, keep}, ScalarType::Long),
+          uninitialised(like, {batch, n - keep}, ScalarType::Long)};
+}
+
+inline NewMap map_of(const Maps& maps, int64_t image) {
+  const auto row = [image](const Tensor& tensor) {
+    return static_cast<int64_t*>(tensor.mutable_data_ptr()) + image * tensor.size(1);
+  };
+  return {row(std::get<0>(maps)), row(std::get<1>(maps)), row(std::get<2>(maps))};
+}
+
 // What is done with the map of an image, right after it was written and on the same thread.
 using Then = std::function<void(int64_t image, const Map&)>;
 

@@ -45,6 +45,7 @@ struct Packed {
   int64_t count, width, block;  // `width` is a multiple of kLanes
   Lines values;
   std::vector<float> squares, inverse;  // of each row, only for Ward
+  std::vector<float> cap;               // the greatest score of each row, -infinity of one that is gone: `kOthers`
 
   Packed(int64_t count, int64_t channels, int64_t block)
       : count(count),
@@ -106,6 +107,8 @@ inline void transpose(Floats (&rows)[kLanes]) {
 // One channel of all rows of a block lies together, then the next channel.
 struct Targets : Packed {
   Targets(int64_t count, int64_t channels) : Packed(count, channels, kPanel) {}
+
+  float& channel(int64_t row, int64_t k) { return values.get()[row / kPanel * kPanel * width + k * kPanel + row % kPanel]; }
 
   // Writes `rows` of at most kLanes rows of `width` floats, from row `first` on, a multiple of kLanes.
   void put(int64_t first, int64_t rows, const float* from) {

@@ -25,6 +25,7 @@ from tokenreduce.ops.linkage import (
     agglomerate_image,
     agglomerate_reference,
     compiled,
+    members_of,
 )
 
 every_linkage = pytest.mark.parametrize("linkage", LINKAGES)
@@ -116,25 +117,29 @@ def test_both_kernels_take_the_same_decisions(batch, n, linkage, kind, seed, dat
         values = torch.where(values > 0.8, 1e30, values)
     between = values.triu(1) + values.triu(1).transpose(1, 2)
     keep = data.draw(st.integers(1, n))
-    expected = agglomerate_reference(between.clone(), keep, linkage)
+    expected = agglomerate_reference(between.clone(), members_of(between, None), keep, linkage)
     assert all(len(set(labels)) == keep for labels in expected.tolist())
     for kernel in (agglomerate_image, compiled()):
-        assert torch.equal(agglomerate_compiled(kernel, between.clone(), keep, linkage), expected)
+        assert torch.equal(
+            agglomerate_compiled(kernel, between.clone(), members_of(between, None), keep, linkage), expected
+        )
 
 
 def test_a_merge_that_makes_a_tie_moves_the_remembered_neighbour() -> None:
     """Once 1 takes 3, cluster 0 is as far from 1 as from 2, which it remembers."""
     distance = torch.tensor([[[0.0, 3, 1, 1], [3, 0, 3, 0], [1, 3, 0, 3], [1, 0, 3, 0]]])
     for kernel in (agglomerate_image, compiled()):
-        assert agglomerate_compiled(kernel, distance.clone(), 2, "single").tolist() == [[0, 0, 2, 0]]
-    assert agglomerate_reference(distance.clone(), 2, "single").tolist() == [[0, 0, 2, 0]]
+        assert agglomerate_compiled(kernel, distance.clone(), members_of(distance, None), 2, "single").tolist() == [
+            [0, 0, 2, 0]
+        ]
+    assert agglomerate_reference(distance.clone(), members_of(distance, None), 2, "single").tolist() == [[0, 0, 2, 0]]
 
 
 def test_a_larger_random_case_with_exact_neighbours_cached() -> None:
     distance = random_distances(3, 150)
     for linkage in LINKAGES:
         for keep in (1, 20, 75):
-            expected = agglomerate_reference(distance.clone(), keep, linkage)
+            expected = agglomerate_reference(distance.clone(), members_of(distance, None), keep, linkage)
             assert torch.equal(agglomerate(distance, keep, linkage), expected)
 
 
@@ -178,7 +183,7 @@ def test_threads_inside_and_outside(monkeypatch) -> None:
     monkeypatch.setattr(module, "WORTH_THREADS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     distance = random_distances(7, 60)
-    expected = agglomerate_reference(distance.clone(), 20, "average")
+    expected = agglomerate_reference(distance.clone(), members_of(distance, None), 20, "average")
     right = []
     threads = [
         threading.Thread(target=lambda: right.append(torch.equal(agglomerate(distance, 20, "average"), expected)))

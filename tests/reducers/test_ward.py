@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -12,19 +12,87 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tokenreduce
-from tokenreduce.reducers.methods.ward import Ward, round_counts, signs
+from tokenreduce.ops.native.dispatch import using
+from tokenreduce.reducers.methods.ward import Ward, signs
+from tokenreduce.reducers.parts.ward_rounds import round_counts
+from tokenreduce.reducers.tokens import Tokens
 
 
-def reference(case: Case, keep: int, rounds: int, width: int) -> list[list[int]]:
-    """Members of every output, one image, token by token."""
-    sign = signs(4)
-    points, sizes = [], [torch.tensor(s) for s in case.mass]
+def sketched(case: Case, width: int) -> list[torch.Tensor]:
+    """Directions of the tokens of one image, channel by channel."""
+    sign, points = signs(4), []
     for x in case.x[0]:
         u = x / max(float(x.norm()), 1e-6)
         out = torch.zeros(width)
         for channel in range(4):
             out[channel % width] += u[channel] * (sign[channel] if width < 4 else 1)
         points.append(out)
+    return points
+
+
+def clusters(points: list[torch.Tensor], sizes: list[float], keep: int) -> list[list[int]]:
+    """Members of every cluster, by their first one: all pairs compared before every merge, by centres and sizes."""
+    groups = {i: [i] for i in range(len(points))}
+    centre, mass = [point.double() for point in points], list(sizes)
+    while len(groups) > keep:
+        cost = {
+            (i, j): float(mass[i] * mass[j] / (mass[i] + mass[j]) * (centre[i] - centre[j]).square().sum())
+            for i, j in combinations(sorted(groups), 2)
+        }
+        assume(not nearly_equal(list(cost.values())))
+        i, j = min(cost, key=lambda pair: cost[pair])
+        centre[i] = (mass[i] * centre[i] + mass[j] * centre[j]) / (mass[i] + mass[j])
+        mass[i] += mass[j]
+        groups[i] += groups.pop(j)
+    return [sorted(groups[i]) for i in sorted(groups)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(least=2), st.sampled_from([None, 3, 4]), st.booleans(), st.data())
+def test_clusters_as_ward_does(case, width, keys, data) -> None:
+    assume(case.kind == "random")
+    keep = data.draw(st.integers(1, case.n))
+    shown = torch.randn(1, 2, case.n, 5, generator=torch.Generator().manual_seed(case.n))
+    layer = data.draw(st.integers(0, 2)) if keys else data.draw(st.integers(3, 11))
+    tokens = Tokens(case.x, case.sizes, {"mean_keys": lambda: shown.mean(1)}, layer=layer, depth=12)
+    points = list(shown.mean(1)[0]) if keys else sketched(case, width or 2)
+    expected = clusters(points, case.mass, keep)
+    for choice in ("reference", "auto"):
+        with using(choice):
+            token_map = Ward(width=width).plan(tokens, keep)
+        found = [torch.nonzero(token_map.dest[0] == output)[:, 0].tolist() for output in range(keep)]
+        assert found == expected
+        assert token_map.rep[0].tolist() == [members[0] for members in expected]
+        assert sorted(token_map.rep[0].tolist() + token_map.sources[0].tolist()) == list(range(case.n))
+        y, sizes = tokenreduce.apply(token_map, case.x, case.sizes)
+        for output, members in enumerate(expected):
+            total = sum(case.mass[i] for i in members)
+            assert torch.allclose(y[0, output], sum(case.x[0, i] * case.mass[i] for i in members) / total, atol=1e-5)
+            assert float(sizes[0, output]) == total
+
+
+def test_without_keys_directions_decide_everywhere() -> None:
+    x = torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(0))
+    first, last = (Ward().plan(Tokens(x, layer=layer, depth=12), 9) for layer in (0, 11))
+    assert torch.equal(first.dest, last.dest)
+    keys = {"mean_keys": lambda: x.flip(1)}
+    assert not torch.equal(Ward().plan(Tokens(x, None, keys, layer=0, depth=12), 9).dest, first.dest)
+    assert torch.equal(Ward(early=0).plan(Tokens(x, None, keys, layer=0, depth=12), 9).dest, first.dest)
+
+
+def test_exact_clusters_equal_those_of_scikit_learn() -> None:
+    from sklearn.cluster import AgglomerativeClustering
+
+    x = torch.randn(3, 40, 6, generator=torch.Generator().manual_seed(1))
+    token_map = tokenreduce.plan(x, "ward", keep=15, width=6, early=0)
+    for points, dest in zip(torch.nn.functional.normalize(x, dim=-1), token_map.dest, strict=True):
+        labels = torch.from_numpy(AgglomerativeClustering(15, linkage="ward").fit_predict(points))
+        assert torch.equal(labels[:, None] == labels, dest[:, None] == dest)
+
+
+def reference(case: Case, keep: int, rounds: int, width: int) -> list[list[int]]:
+    """Members of every output, one image, token by token."""
+    points, sizes = sketched(case, width), [torch.tensor(s) for s in case.mass]
     groups = [[i] for i in range(case.n)]
     for left in round_counts(case.n, keep, rounds):
         first, n = case.prefix % 2, len(groups)
@@ -61,7 +129,7 @@ def nearly_equal(costs: list[float]) -> bool:
 
 @settings(max_examples=80, deadline=None)
 @given(cases(least=2), st.integers(1, 3), st.sampled_from([None, 1, 3, 4]), st.data())
-def test_matches_the_definition(case, rounds, width, data) -> None:
+def test_rounds_match_their_definition(case, rounds, width, data) -> None:
     if case.kind in (
         "ties",
         "zeros",
@@ -133,7 +201,9 @@ def test_restored_tokens_are_what_they_were_plus_the_change_since() -> None:
     assert not torch.allclose(model.forward_features(x), expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"width": 0}, {"rounds": 1.5}, {"width": True}])
+@pytest.mark.parametrize(
+    "options", [{"rounds": 0}, {"width": 0}, {"early": 1.5}, {"early": None}, {"rounds": 1.5}, {"width": True}]
+)
 def test_impossible_options(options) -> None:
     with pytest.raises((ValueError, TypeError), match=next(iter(options))):
         tokenreduce.plan(torch.randn(1, 8, 4), "ward", keep=5, **options)

@@ -108,12 +108,13 @@ def layer_choices(walk: Walk, shape: str, layers: Layers | None) -> list[Layers]
     other layer, or of those in a row the first if the shape has one layer only."""
     if layers is not None:
         return [layers]
-    parts, start = SHAPES[shape].parts, walk.depth * SHAPES[shape].start // 12
+    parts = SHAPES[shape].parts
+    start, end = (walk.depth * twelfths // 12 for twelfths in (SHAPES[shape].start, SHAPES[shape].end))
     if walk.whole:
         free = [layer for layer in range(walk.depth) if layer not in walk.whole]
         return [tuple(layer for layer in free if len(parts) != 1 or layer - 1 not in free)]
     if not parts:
-        return [tuple(range(start - back, walk.depth)) for back in range(start + 1)]
+        return [tuple(range(start - back, max(end, 1))) for back in range(start + 1)]
     own = [walk.depth * part // 12 for part in parts]
     return [tuple(sorted({max(0, layer - back) for layer in own})) for back in range(own[-1] + 1)]
 

@@ -21,7 +21,7 @@ LINKAGES = ("average", "single", "complete", "ward")
 WORTH_THREADS = 1 << 19
 
 
-def agglomerate(distance: Tensor, keep: int, linkage: str) -> Tensor:
+def agglomerate(distance: Tensor, keep: int, linkage: str, sizes: Tensor | None = None) -> Tensor:
     """`(B, N)`: for each of N items the smallest member of its cluster, when `keep` clusters are left.
 
     Each round merges the pair of clusters with the smallest linkage distance; of equal pairs the one with the lowest
@@ -35,32 +35,47 @@ def agglomerate(distance: Tensor, keep: int, linkage: str) -> Tensor:
             distances, times any factor.
         keep: 1 to N.
         linkage: one of `LINKAGES`.
+        sizes: `(B, N)`, what each item counts; None: 1. For "ward" distances are then those times `2 s t / (s + t)`.
     """
-    return agglomerate_loop(distance, keep, linkage) if to_onnx() else agglomerate_operator(distance, keep, linkage)
+    run = agglomerate_loop if to_onnx() else agglomerate_operator
+    return run(distance, keep, linkage, sizes)
 
 
 # One operator, so that compiled and exported graphs do not unroll a round for every merge.
 @torch.library.custom_op("tokenreduce::agglomerate", mutates_args=())
-def agglomerate_operator(distance: Tensor, keep: int, linkage: str) -> Tensor:
+def agglomerate_operator(distance: Tensor, keep: int, linkage: str, sizes: Tensor | None = None) -> Tensor:
     """`agglomerate` everywhere but in graphs of ONNX."""
     between = mirrored(distance)
+    members = members_of(between, sizes)
     kernel = compiled() if between.device.type == "cpu" else None
     if kernel is None:
-        return agglomerate_reference(between, keep, linkage)
-    return agglomerate_compiled(kernel, between, keep, linkage)
+        return agglomerate_reference(between, members, keep, linkage)
+    return agglomerate_compiled(kernel, between, members, keep, linkage)
 
 
 @agglomerate_operator.register_fake
-def _(distance: Tensor, keep: int, linkage: str) -> Tensor:
+def _(distance: Tensor, keep: int, linkage: str, sizes: Tensor | None = None) -> Tensor:
     return distance.new_empty(distance.shape[:2], dtype=torch.long)
 
 
 @agglomerate_operator.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], distance: Tensor, keep: int, linkage: str) -> tuple[Tensor, int]:
+def _(
+    info: Any, in_dims: tuple[Any, ...], distance: Tensor, keep: int, linkage: str, sizes: Tensor | None = None
+) -> tuple[Tensor, int]:
     """Many batches are one of more images."""
-    batches = distance.movedim(in_dims[0], 0)
-    label = agglomerate_operator(batches.flatten(0, 1), keep, linkage)
-    return label.unflatten(0, batches.shape[:2]), 0
+
+    def batches(tensor: Tensor, dim: int | None) -> Tensor:
+        moved = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return moved.flatten(0, 1)
+
+    weights = None if sizes is None else batches(sizes, in_dims[3])
+    label = agglomerate_operator(batches(distance, in_dims[0]), keep, linkage, weights)
+    return label.unflatten(0, (info.batch_size, -1)), 0
+
+
+def members_of(distance: Tensor, sizes: Tensor | None) -> Tensor:
+    """What each item counts, `(B, N)` in fp32, for `agglomerate` to change."""
+    return torch.ones_like(distance[:, 0]) if sizes is None else sizes.float().clone()
 
 
 def mirrored(distance: Tensor) -> Tensor:
@@ -69,12 +84,11 @@ def mirrored(distance: Tensor) -> Tensor:
     return upper + upper.transpose(1, 2)
 
 
-def agglomerate_reference(between: Tensor, keep: int, linkage: str) -> Tensor:
+def agglomerate_reference(between: Tensor, members: Tensor, keep: int, linkage: str) -> Tensor:
     """`agglomerate` for all images at once in PyTorch, of symmetric fp32 distances, which it overwrites."""
     batch, n, _ = between.shape
     images = torch.arange(batch, device=between.device)
     label = torch.arange(n, device=between.device).repeat(batch, 1)
-    members = torch.ones_like(between[:, 0])
     between.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     for _ in range(n - keep):
         pair = between.flatten(1).argmin(1)  # argmin promises the first of equals
@@ -90,7 +104,7 @@ def agglomerate_reference(between: Tensor, keep: int, linkage: str) -> Tensor:
     return label
 
 
-def agglomerate_loop(distance: Tensor, keep: int, linkage: str) -> Tensor:
+def agglomerate_loop(distance: Tensor, keep: int, linkage: str, sizes: Tensor | None = None) -> Tensor:
     """`agglomerate` as a loop of the exported graph."""
     batch, n, _ = distance.shape
     index = torch.arange(n, device=distance.device)
@@ -109,7 +123,7 @@ def agglomerate_loop(distance: Tensor, keep: int, linkage: str) -> Tensor:
 
     between = mirrored(distance).masked_fill(index == index[:, None], torch.inf)
     label = index.expand(batch, -1).clone()
-    return repeat(step, n - keep, between, torch.ones_like(between[:, 0]), label)[2]
+    return repeat(step, n - keep, between, members_of(between, sizes), label)[2]
 
 
 def linked(linkage: str, a: Tensor, b: Tensor, members: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -123,11 +137,13 @@ def linked(linkage: str, a: Tensor, b: Tensor, members: Tensor, x: Tensor, y: Te
     return ((a + members) * x + (b + members) * y - members * z) / (a + b + members)
 
 
-def agglomerate_compiled(kernel: Callable[..., None], between: Tensor, keep: int, linkage: str) -> Tensor:
-    """`agglomerate` image by image with `agglomerate_image`, compiled or not; overwrites `between`."""
+def agglomerate_compiled(
+    kernel: Callable[..., None], between: Tensor, members: Tensor, keep: int, linkage: str
+) -> Tensor:
+    """`agglomerate` image by image with `agglomerate_image`, compiled or not; overwrites `between` and `members`."""
     batch, n, _ = between.shape
     label = torch.empty(batch, n, dtype=torch.long)
-    nearest, members, near = torch.empty_like(label), torch.empty_like(between[:, 0]), torch.empty_like(between[:, 0])
+    nearest, near = torch.empty_like(label), torch.empty_like(between[:, 0])
     arrays = [tensor.detach().numpy() for tensor in (between, label, members, near, nearest)]
     code = LINKAGES.index(linkage)
 
@@ -167,7 +183,7 @@ def agglomerate_image(keep: int, linkage: int, between: Any, label: Any, members
     """
     n = between.shape[0]
     for row in range(n):
-        label[row], members[row], nearest[row] = row, 1, -1
+        label[row], nearest[row] = row, -1
     for _ in range(n - keep):
         into = -1
         for row in range(n):

@@ -70,6 +70,9 @@ def plan(
             raise InvalidValueError(f"{method} can leave {least} to {n} of {n} tokens, not {keep}")
     given = {"keys": keys, "queries": queries, "values": values, "class_attention": class_attention}
     given |= {"attention": attention, "positions": positions, "pixels": pixels, "auxiliary_logits": auxiliary_logits}
+    for name, tensor in {**given, "sizes": sizes}.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise InvalidTypeError(f"{name} is {tensor!r}; it must be a tensor, see the docstring of plan")
     entries = _entries(x, {name: tensor for name, tensor in given.items() if tensor is not None}, grid, prefix)
     sources: dict[str, Callable[[], Tensor]] = {
         name: (lambda tensor=tensor: tensor)  # type: ignore[misc]

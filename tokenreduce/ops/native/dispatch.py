@@ -29,6 +29,7 @@ KERNELS = {
     "attention_statistics": "what tokens receive and keep of attention, without its matrix (gtp, mctf ...)",
     "pitome_energy": "the energy of pitome, without the matrix of all cosines",
     "ward_match": "the rounds of ward in one call",
+    "ward_cluster": "agglomerative clustering by Ward's criterion, without the matrix of all costs (ward)",
     "merge_apply": "merged features and sizes in one pass",
     "bipartite_merge": "bipartite_match and merge_apply in one call (tome)",
     "size_bias": "what sizes add to attention, protected tokens included",
@@ -38,7 +39,7 @@ KERNELS = {
     "merge_fused": "merge_apply where all sources join one output (evit)",
 }
 # What each kind of kernel has.
-TRITON = frozenset(KERNELS) - {"attention_statistics", "pitome_energy"}
+TRITON = frozenset(KERNELS) - {"attention_statistics", "pitome_energy", "ward_cluster"}
 COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"}
 CHOICES = {
     "auto": "compiled for the CPU and Triton on a GPU, where they can run",

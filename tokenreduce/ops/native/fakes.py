@@ -31,6 +31,12 @@ def ward_match(
     return pairs(features, features.shape[1], counts[-1] if counts else features.shape[1])
 
 
+def ward_cluster(
+    metric: Tensor, sizes: Tensor | None, signs: Tensor | None, width: int, directions: bool, keep: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return pairs(metric, metric.shape[-2], keep)
+
+
 def merge_apply(
     x: Tensor, dest: Tensor, rep: Tensor, sources: Tensor, sizes: Tensor | None, prefix: int, suffix: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,6 +71,7 @@ def restore_apply(
 FAKES = (
     bipartite_match,
     ward_match,
+    ward_cluster,
     merge_apply,
     bipartite_merge,
     size_bias,

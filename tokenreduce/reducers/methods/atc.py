@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
-from tokenreduce.ops.constants import counting
 from tokenreduce.ops.linkage import LINKAGES, agglomerate
-from tokenreduce.ops.order import stable_order
 from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
+from tokenreduce.reducers.parts.labels import map_of_clusters
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
@@ -57,10 +56,7 @@ class ATC(Reducer):
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         label = agglomerate(cosine_distance(tokens.mean_keys), keep, self.linkage)
-        first = label == counting(tokens.count, label.device)
-        order = stable_order((~first).int(), 1)
-        dest = (first.cumsum(1) - 1).gather(1, label)
-        return TokenMap(keep, dest=dest, rep=order[:, :keep], sources=order[:, keep:])
+        return map_of_clusters(label, keep)
 
     def work(self, step: Step) -> int:
         return step.n**2 * step.head_dim
