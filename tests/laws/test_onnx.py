@@ -104,7 +104,7 @@ def test_methods_for_videos(method: str) -> None:
     check_onnx(wrapped, *(VIDEO.inputs(batch, seed)["pixel_values"] for batch, seed in ((2, 0), (3, 1))))
 
 
-@pytest.mark.parametrize("method", ["pitome", "tofu", "mame", "token_transforming", "expedit", "gtp"])
+@pytest.mark.parametrize("method", ["pitome", "tofu", "mame", "token_transforming", "expedit", "gtp", "mctf"])
 def test_the_batch_stays_free_after_an_example_of_one_image(method: str) -> None:
     model = patch(two_blocks(), method, ratio=0.5, **few_rounds(method))
     check_onnx(model, images(1, seed=0), images(3, seed=1))
