@@ -120,7 +120,7 @@ def test_operator_sets(opset: int) -> None:
 @pytest.mark.parametrize("row", one_of_each_family_kind(), ids=lambda row: row.name)
 @pytest.mark.full
 def test_every_family_with_attention_as_one_operator(row: Backbone) -> None:
-    model = patch(fresh_model(row), "tome", ratio=0.7)
+    model = patch(fresh_model(row), "tome", ratio=0.4)
     wrapped = Only(model, lambda model, x: call(model, row.given(x)))
     check_onnx(wrapped, row.images(2, seed=0), row.images(3, seed=1), opset_version=23)
 
