@@ -125,6 +125,28 @@ def test_every_family_with_attention_as_one_operator(row: Backbone) -> None:
     check_onnx(wrapped, row.images(2, seed=0), row.images(3, seed=1), opset_version=23)
 
 
+def run_in_half(proto: Any, x: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    [given] = session.get_inputs()
+    x = x.half() if given.type == "tensor(float16)" else x
+    return torch.from_numpy(session.run(None, {given.name: x.numpy()})[0]).float()
+
+
+@pytest.mark.parametrize("method", ["tome", "evit"])
+def test_the_two_ways_to_half_precision(method: str) -> None:
+    """What docs/onnx.md says of them."""
+    tool = pytest.importorskip("onnxruntime.transformers.float16", reason="the float16 tool is not installed")
+    model, x = patch(two_blocks(), method, ratio=0.5), images(2, seed=0)
+    with torch.no_grad():
+        expected = model(x)
+        whole = torch.onnx.export(model, (x,), dynamo=True, optimize=False, verbose=False).model_proto
+        half = torch.onnx.export(model.half(), (x.half(),), dynamo=True, optimize=False, verbose=False).model_proto
+    assert (run_in_half(half, x) - expected).abs().max() < 0.01
+    blocked = [*tool.DEFAULT_OP_BLOCK_LIST, "ScatterElements", "Expand", "ConstantOfShape"]
+    made = tool.convert_float_to_float16(whole, keep_io_types=True, op_block_list=blocked)
+    assert (run_in_half(made, x) - expected).abs().max() < 0.01
+
+
 def test_optimised_with_protected_tokens() -> None:
     """As `torch.onnx.export` does by default."""
     model = patch(two_blocks(reg_tokens=2), "tome", flops=0.7)

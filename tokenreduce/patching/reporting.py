@@ -19,8 +19,8 @@ from tokenreduce.patches.shared.weights import wrapped_costs
 class Report:
     """Tokens left in each layer, and lazily the maps and sizes of the last forward, without gradient.
 
-    `flops_share` is of the model as it is now. Where layers were wrapped or replaced after a patch with a `flops` budget,
-    the counts are still those of the model before: `outdated` says so, and patching again meets the budget.
+    `flops_share` is of the model as it is now. Where layers were wrapped or replaced after a patch with a `flops`
+    budget, the counts are still those of the model before: `outdated` says so, and patching again meets the budget.
 
     `uncounted` names the weights in layers of other tools whose work `flops_share` leaves out.
 
