@@ -6,11 +6,13 @@ import pytest
 import torch
 from backbones import BY_NAME, Backbone, fresh_model
 from changing import add_lora, projections
-from choosing import MAIN
+from choosing import MAIN, every_backbone
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+import tokenreduce
 from tokenreduce import count_flops, patch, report
+from tokenreduce.patching.reporting import as_it_is_now
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 FAMILIES = [MAIN, *(BY_NAME[name] for name in ("hf_vit", "hf_dinov2", "torchvision_vit"))]
@@ -69,6 +71,33 @@ def test_the_share_is_what_a_dispatch_count_finds(backbone: Backbone, how: str) 
     assert not whole.uncounted
     assert report(model).uncounted == ()
     assert report(model).flops_share == pytest.approx(reduced.total / whole.total, abs=0.02)
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+@pytest.mark.parametrize("backbone", FAMILIES, ids=lambda row: row.name)
+def test_layers_wrapped_after_the_patch_are_counted_too(backbone: Backbone, how: str) -> None:
+    if how == "quantised" and "onednn" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this build has no quantised kernels")
+    plain, inputs = fresh_model(backbone), backbone.inputs(batch=1)
+    counts = report(patch(plain, "tome", flops=0.6)).tokens
+    with torch.no_grad():
+        whole = count_flops(WRAPPED[how](fresh_model(backbone)), inputs)
+        model = WRAPPED[how](patch(fresh_model(backbone), "tome", flops=0.6))
+        reduced = count_flops(model, inputs)
+    said = report(model)
+    assert said.tokens == counts
+    assert said.flops_share == pytest.approx(reduced.total / whole.total, abs=0.02)
+    assert said.outdated == (how not in ("plain", "quantised", "weight_norm")), "these cost nothing"
+    assert ("patch it again" in str(said)) == said.to_json()["outdated"] == said.outdated
+    patch(model, "tome", flops=0.6)
+    assert not report(model).outdated
+
+
+@every_backbone()
+def test_a_patched_model_costs_what_it_did(backbone: Backbone) -> None:
+    model = patch(fresh_model(backbone), "random", ratio=0.3)
+    reduction = tokenreduce.patching.finding.reduction_of(model)
+    assert as_it_is_now(reduction).geometry.costs == reduction.geometry.costs
 
 
 def test_torchao_is_counted_as_the_matrices_it_stands_for() -> None:

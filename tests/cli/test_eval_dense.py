@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,14 @@ import numpy as np
 import pytest
 from dense_data import HEAD, MAKERS, pictures, samples
 from dense_files import write
+from torch.utils.data import Subset
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.quality import evaluation, predictors
 from tokenreduce.lab.quality import named as named_data
+from tokenreduce.lab.quality.dense import measure_dense
+from tokenreduce.lab.quality.named import load_dense
 from tokenreduce.lab.quality.predictors import load_predictor
 
 
@@ -63,6 +68,29 @@ def test_eval(task: str, run: Callable[..., str], tmp_path: Path) -> None:
     for word in (*headings, "share", "change", "95 % interval", f"3 images of {data}"):
         assert word in output
     assert "Evaluat" not in output and "DONE" not in output, "pycocotools is quiet"
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_images_that_cannot_be_read_count_nowhere(task: str, run: Callable[..., str], tmp_path: Path) -> None:
+    data, _, keys, more = CASES[task]
+    write_folders(tmp_path)
+    makers = MAKERS | {"segmentation": lambda folder: dense_models.segmenter(folder, 150)}
+    model, out = makers[task](tmp_path / "model"), tmp_path / "rows.json"
+    alone = dataclasses.replace(whole := load_dense(data, task, tmp_path), samples=Subset(whole.samples, [1, 3]))
+    align = "inverse" if task == "depth" else "none"
+    arms = [Arm("tome", flops=0.97)]
+    expected = measure_dense(load_predictor(f"hf:{model}", task), arms, alone, align=align)
+    damaged = sorted(tmp_path.glob({"ade20k": "images/*/*.jpg", "coco": "val2017/*.jpg", "nyuv2": "rgb/*.png"}[data]))
+    for path in damaged[::2]:
+        path.write_bytes(b"")
+    choice = ("--task", task, "--data", data, "--data-dir", tmp_path, "--model", f"hf:{model}", *more)
+    output = run("eval", *choice, "--method", "tome", "--flops", "0.97", "--batch-size", 1, "--json", out)
+    written = json.loads(out.read_text())
+    assert written["settings"]["images"] == 2 and "2 images of" in output and "2 of 4 images" in output
+    for path, told in zip(damaged[::2], written["settings"]["left_out"], strict=True):
+        assert str(path) in told
+    for row, figures in zip(written["rows"], expected, strict=True):
+        assert row["images"] == 2 and all(row[key] == pytest.approx(figures[key]) for key in keys | {"macs"})
 
 
 def test_eval_of_the_default_data_and_model(run: Callable[..., str], tmp_path: Path, monkeypatch: Any) -> None:

@@ -73,16 +73,41 @@ def test_what_nobody_runs_is_not_kept_for_ever() -> None:
 def test_videos_are_taken_once() -> None:
     one, other = reduction(), reduction()
     first, second, third = (torch.zeros(1, 3, frames, 2, 2) for frames in (1, 2, 3))
-    assert noted.taken_video(one) is None
+    assert noted.taken_video(one, 1, 1) is None
     noted.note_video(one, first, (1, 2, 2))
     noted.note_video(other, second, (2, 1, 1))
-    noted.note_video(one, third, (3, 2, 2))  # in the place of the first
-    assert elsewhere(noted.taken_video, one) is None
-    video, tubelet = noted.taken_video(one)
-    assert video is third and tubelet == (3, 2, 2)
-    assert noted.taken_video(one) is None, "nothing here may keep it alive"
-    video, tubelet = noted.taken_video(other)
+    noted.note_video(one, third, (1, 2, 2))
+    assert elsewhere(noted.taken_video, one, 1, 1) is None
+    video, tubelet = noted.taken_video(one, 1, 3)
+    assert video is third and tubelet == (1, 2, 2)
+    assert noted.taken_video(one, 1, 1) is None, "nothing here may keep it alive"
+    for _ in range(2):
+        noted.note_video(one, first, (1, 2, 2))
+    assert noted.taken_video(one, 1, 1)[0] is first, "the same video twice"
+    noted.note_video(one, first, (1, 2, 2))
+    noted.drop_notes(one)
+    assert noted.taken_video(one, 1, 1) is None
+    video, tubelet = noted.taken_video(other, 5, 3)  # a model that leaves tokens out
     assert video is second and tubelet == (2, 1, 1)
+    assert noted._notes.videos == []
+
+
+def test_videos_of_one_shape_are_refused_once() -> None:
+    one = reduction()
+    for video in (torch.zeros(1, 3, 2, 2, 2), torch.ones(1, 3, 2, 2, 2), torch.zeros(2, 3, 2, 2, 2)):
+        noted.note_video(one, video, (2, 1, 1))
+    assert noted.taken_video(one, 2, 4)[0] is video, "told apart by the number of videos"
+    for value in (0, 1):
+        noted.note_video(one, torch.full((1, 3, 2, 2, 2), float(value)), (2, 1, 1))
+    with pytest.raises(ValueError, match="several videos were embedded before any of them ran"):
+        noted.taken_video(one, 1, 4)
+    noted.note_video(one, torch.ones(1, 3, 2, 2, 2), (2, 1, 1))
+    assert noted.taken_video(one, 1, 4)[0].eq(1).all()
+    for frames in range(1, 20):
+        noted.note_video(one, torch.zeros(1, 3, frames, 2, 2), (1, 2, 2))
+    assert len(noted._notes.videos) == noted.MOST_VIDEOS
+    with pytest.raises(ValueError, match="several videos were embedded"):
+        noted.taken_video(one, 1, 7)
     assert noted._notes.videos == []
 
 

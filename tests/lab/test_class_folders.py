@@ -232,13 +232,14 @@ def test_the_switch_is_an_option_of_eval_and_visualize(evaluated: Callable[..., 
 
 
 @pytest.fixture
-def spawning() -> Iterator[None]:
+def spawning(request: pytest.FixtureRequest) -> Iterator[None]:
     before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method("spawn", force=True)
+    multiprocessing.set_start_method(request.param, force=True)
     yield
     multiprocessing.set_start_method(before, force=True)
 
 
+@pytest.mark.parametrize("spawning", ["spawn", "forkserver"], indirect=True)
 def test_workers_may_be_processes_started_afresh(spawning: None, evaluated: Callable[..., Any], tmp_path: Path) -> None:
     assert evaluated(fill(tmp_path / "data", {name: name for name in SHADES}), "--workers", 1)[0] == 1.0
 

@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import torch
 from dense_files import labelled, write
 
 from tokenreduce.errors import InvalidValueError
@@ -142,3 +144,46 @@ def test_missing_libraries_are_named(rooms: Path, monkeypatch: pytest.MonkeyPatc
         )
         with pytest.raises(InvalidValueError, match=rf"needs {library}, which the extra 'nyuv2' brings"):
             nyuv2.load(rooms)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None])
+@pytest.mark.parametrize(
+    ("fixture", "name", "task", "file"),
+    [
+        ("ade", "ade20k", "segmentation", "ADEChallengeData2016/images"),
+        ("ade", "ade20k", "segmentation", "ADEChallengeData2016/annotations"),
+        ("streets", "cityscapes", "segmentation", "leftImg8bit"),
+        ("streets", "cityscapes", "segmentation", "gtFine"),
+        ("boxes", "coco", "detection", "val2017"),
+        ("frames", "nyuv2", "depth", "rgb"),
+        ("frames", "nyuv2", "depth", "depth"),
+    ],
+)
+def test_images_that_cannot_be_read_are_left_out_and_named(
+    fixture: str, name: str, task: str, file: str, content: bytes | None, request: pytest.FixtureRequest
+) -> None:
+    root = request.getfixturevalue(fixture)
+    whole = load_dense(name, task, root)
+    samples = whole.read(range(len(whole)))
+    path = sorted(path for path in (root / file).rglob("*.*") if path.suffix in (".jpg", ".png"))[0]
+    path.write_bytes(path.read_bytes()[:40] if content is None else content)
+    data = load_dense(name, task, root)
+    found = data.read(range(len(data)))
+    assert len(data.left_out) == 1 and str(path) in next(iter(data.left_out))
+    assert len(found) == len(samples) - 1
+    left = [sample for sample in samples if sample["path"] in [one["path"] for one in found]]
+    for one, expected in zip(found, left, strict=True):
+        assert torch.equal(one["image"], expected["image"])
+    assert data.read(range(len(data))) and len(data.left_out) == 1, "an image is counted once, however often it is read"
+
+
+def test_a_file_of_all_images_with_a_damaged_part(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_dense("nyuv2", "depth", rooms)
+
+    def broken(self: Any, key: Any) -> Any:
+        raise OSError("Can't read data (inflate failed)")
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", broken)
+    assert data.read([0]) == [] and "image" in next(iter(data.left_out))
+    with pytest.raises(InvalidValueError, match=f"none of the {len(data)} images can be read; the first: "):
+        data.first()

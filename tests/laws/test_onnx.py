@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import BY_NAME, fresh_model
-from choosing import MAIN, exportable, one_of_each_kind
+from backbones import BY_NAME, Backbone, call, fresh_model
+from choosing import MAIN, exportable, one_of_each_family_kind, one_of_each_kind
 from timms import small_vit
 from torch import Tensor, nn
 
@@ -52,11 +52,11 @@ class Only(nn.Module):
         return self.call(self.model, x)
 
 
-def check_onnx(model: nn.Module, x: Tensor, other: Tensor, optimize: bool = False) -> None:
+def check_onnx(model: nn.Module, x: Tensor, other: Tensor, **options: Any) -> None:
     """Export with `x` for any batch size and compare all outputs for `other`."""
-    dynamic = ({0: torch.export.Dim("batch")},)
+    options = {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "optimize": False, "verbose": False} | options
     with torch.no_grad():
-        program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=dynamic, optimize=optimize, verbose=False)
+        program = torch.onnx.export(model, (x,), dynamo=True, **options)
         expected = model(other)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     found = session.run(None, {session.get_inputs()[0].name: other.numpy()})
@@ -104,10 +104,47 @@ def test_methods_for_videos(method: str) -> None:
     check_onnx(wrapped, *(VIDEO.inputs(batch, seed)["pixel_values"] for batch, seed in ((2, 0), (3, 1))))
 
 
-@pytest.mark.parametrize("method", ["pitome", "tofu", "mame", "token_transforming", "expedit", "gtp"])
+@pytest.mark.parametrize("method", ["pitome", "tofu", "mame", "token_transforming", "expedit", "gtp", "mctf"])
 def test_the_batch_stays_free_after_an_example_of_one_image(method: str) -> None:
     model = patch(two_blocks(), method, ratio=0.5, **few_rounds(method))
     check_onnx(model, images(1, seed=0), images(3, seed=1))
+
+
+@pytest.mark.parametrize("opset", [18, 20, pytest.param(21, marks=pytest.mark.full), 22, 23, 24])
+def test_operator_sets(opset: int) -> None:
+    """From 23 on attention is one operator, which takes its mask in one form only."""
+    model = patch(two_blocks(), "tome", ratio=0.5)
+    check_onnx(model, images(2, seed=0), images(3, seed=1), opset_version=opset)
+
+
+@pytest.mark.parametrize("row", one_of_each_family_kind(), ids=lambda row: row.name)
+@pytest.mark.full
+def test_every_family_with_attention_as_one_operator(row: Backbone) -> None:
+    model = patch(fresh_model(row), "tome", ratio=0.4)
+    wrapped = Only(model, lambda model, x: call(model, row.given(x)))
+    check_onnx(wrapped, row.images(2, seed=0), row.images(3, seed=1), opset_version=23)
+
+
+def run_in_half(proto: Any, x: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    [given] = session.get_inputs()
+    x = x.half() if given.type == "tensor(float16)" else x
+    return torch.from_numpy(session.run(None, {given.name: x.numpy()})[0]).float()
+
+
+@pytest.mark.parametrize("method", ["tome", "evit"])
+def test_the_two_ways_to_half_precision(method: str) -> None:
+    """What docs/onnx.md says of them."""
+    tool = pytest.importorskip("onnxruntime.transformers.float16", reason="the float16 tool is not installed")
+    model, x = patch(two_blocks(), method, ratio=0.5), images(2, seed=0)
+    with torch.no_grad():
+        expected = model(x)
+        whole = torch.onnx.export(model, (x,), dynamo=True, optimize=False, verbose=False).model_proto
+        half = torch.onnx.export(model.half(), (x.half(),), dynamo=True, optimize=False, verbose=False).model_proto
+    assert (run_in_half(half, x) - expected).abs().max() < 0.01
+    blocked = [*tool.DEFAULT_OP_BLOCK_LIST, "ScatterElements", "Expand", "ConstantOfShape"]
+    made = tool.convert_float_to_float16(whole, keep_io_types=True, op_block_list=blocked)
+    assert (run_in_half(made, x) - expected).abs().max() < 0.01
 
 
 def test_optimised_with_protected_tokens() -> None:

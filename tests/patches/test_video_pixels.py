@@ -18,6 +18,7 @@ from videos import moving
 
 import tokenreduce
 from tokenreduce import patch, unpatch
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.noted import _notes
 from tokenreduce.forward.stack import _thread
 from tokenreduce.reducers.entries import tubelets
@@ -40,7 +41,7 @@ def test_tubelets_are_what_the_embedding_makes_tokens_of(backbone: Backbone) -> 
 def left_behind(model: nn.Module) -> list:
     """What this thread still holds of forwards of the model."""
     reduction = tokenreduce.patching.finding.reduction_of(model)
-    videos = [video for noted, video in _notes.videos if noted is reduction]
+    videos = [video for noted, _, video in _notes.videos if noted is reduction]
     return videos + [run for run in _thread.runs if run.reduction is reduction]
 
 
@@ -106,6 +107,35 @@ def test_threads_and_models_in_turns_keep_their_videos_apart(backbone: Backbone)
     handle.remove()
     assert checks.same(between[0], expected[1])
     assert checks.same(backbone.outputs(unpatch(twin), inputs[0]), backbone.outputs(unpatch(model), inputs[0]))
+
+
+@of_videos
+def test_videos_embedded_before_either_runs_are_told_apart_or_refused(backbone: Backbone) -> None:
+    model = patch(fresh_model(backbone), "rlt", threshold=0.5)
+    _, inner, adapter = tokenreduce.patching.finding.find_backbone(model)
+    one, other, three = (moving(backbone, batch, seed)["pixel_values"] for batch, seed in ((2, 0), (2, 1), (3, 2)))
+
+    def embed(video: Tensor) -> Tensor:
+        masked = {"bool_masked_pos": None} if hasattr(inner.config, "decoder_hidden_size") else {}
+        return inner.embeddings(video, **masked)
+
+    def encode(tokens: Tensor) -> Tensor:
+        for layer in adapter.layers(inner):
+            tokens = layer(tokens)
+        return tokens
+
+    with torch.no_grad():
+        expected = [encode(embed(video)) for video in (one, other, three)]
+        assert not checks.same([expected[0]], [expected[1]])
+        first, _, last = embed(one), embed(three), embed(three)
+        assert torch.equal(encode(last), expected[2]), "told apart by their number"
+        with pytest.raises(InvalidValueError, match="pixels"):
+            encode(first)
+        for order in ((one, other), (other, one)):
+            tokens = [embed(video) for video in order][1]
+            with pytest.raises(InvalidValueError, match="several videos were embedded before any of them ran"):
+                encode(tokens)
+        assert torch.equal(encode(embed(one)), expected[0]), "the next video is not refused"
 
 
 @of_videos

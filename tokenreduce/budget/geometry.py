@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -34,6 +34,10 @@ class Costs:
             second = (n if placement == "post" else m) + protected
             total += self.attention[layer] * first + self.pairs[layer] * first**2 + self.mlp[layer] * second
         return total
+
+    def first(self, depth: int) -> Costs:
+        """Those of a model of the first `depth` layers alone."""
+        return replace(self, attention=self.attention[:depth], pairs=self.pairs[:depth], mlp=self.mlp[:depth])
 
 
 @dataclass(frozen=True)

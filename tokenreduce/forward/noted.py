@@ -2,6 +2,7 @@
 
 They are thread-local, like the runs, and a note for one model is never read by another. Nor is one image's read for
 another: where two were embedded before either ran, the notes are told apart by their number of tokens, or refused.
+The same holds for videos.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.shown import Video
+from tokenreduce.ops.constants import watched
 
 Grid = tuple[int, ...]
+Shape = tuple[int, int]  # videos, and tokens of each
 MOST = 32  # notes that nobody reads are dropped, the oldest first
+MOST_VIDEOS = 4  # which are large
 
 
 class _Notes(threading.local):
     def __init__(self) -> None:
         self.grids: list[tuple[Reduction, Grid]] = []  # of what was embedded since the last run
         self.used: list[tuple[Reduction, Grid]] = []  # of the last run of each model
-        self.videos: list[tuple[Reduction, Video]] = []
+        self.videos: list[tuple[Reduction, Shape | None, Video | None]] = []  # None: several of this shape
         self.collecting: tuple[Reduction | None, frozenset[int]] = (None, frozenset())
 
 
@@ -96,24 +100,47 @@ def _is_traced() -> bool:
 
 def note_video(reduction: Reduction, video: Tensor, tubelet: tuple[int, ...]) -> None:
     """Remember what the patch embedding just made tokens of, for the run that follows in this thread."""
-    taken_video(reduction)
-    _notes.videos.append((reduction, (video, tubelet)))
+    note: Video | None = video, tubelet
+    if _is_traced():
+        _notes.videos = [(reduction, None, note)]
+        return
+    shape = video.shape[0], prod(side // step for side, step in zip(video.shape[2:], tubelet, strict=True))
+    before = [entry for entry in _notes.videos if entry[0] is reduction and entry[1] == shape]
+    if any(earlier is None or not (watched() or torch.equal(earlier[0], video)) for *_, earlier in before):
+        note = None
+    others = [entry for entry in _notes.videos if entry[0] is not reduction or entry[1] != shape]
+    _notes.videos = [*others[1 - MOST_VIDEOS :], (reduction, shape, note)]
 
 
-def taken_video(reduction: Reduction) -> Video | None:
-    """Return and drop the noted video, so that this module does not keep it in memory."""
-    found = [video for noted, video in _notes.videos if noted is reduction]
-    if not found:
+def taken_video(reduction: Reduction, videos: int, count: int) -> Video | None:
+    """Return the note of these `videos` of `count` tokens each, and drop all, so that this module keeps none in memory.
+
+    Raises: ValueError where several that it may be were embedded, and none ran since.
+    """
+    noted = [(shape, note) for one, shape, note in _notes.videos if one is reduction]
+    if not noted:
         return None
-    _notes.videos[:] = [entry for entry in _notes.videos if entry[0] is not reduction]
-    return found[0]
+    _drop_videos(reduction)
+    # Some models leave tokens out before the first layer.
+    fitting = [note for shape, note in noted if shape == (videos, count)] or [note for _, note in noted]
+    if len(fitting) > 1 or fitting[0] is None:
+        raise InvalidValueError(
+            "several videos were embedded before any of them ran through the blocks, so that it is not known whose "
+            f"{count} tokens these are, and {reduction.reducer.name} reads their pixels; embed and run one after the "
+            "other"
+        )
+    return fitting[0]
+
+
+def _drop_videos(reduction: Reduction) -> None:
+    _notes.videos = [entry for entry in _notes.videos if entry[0] is not reduction]
 
 
 def drop_notes(reduction: Reduction) -> None:
     """Forget what was noted in this thread for a patch that is gone."""
     _drop_grids(reduction)
     _notes.used = [note for note in _notes.used if note[0] is not reduction]
-    taken_video(reduction)
+    _drop_videos(reduction)
 
 
 def collect_layers(

@@ -122,10 +122,9 @@ class Reduction:
 
     def cut(self, depth: int) -> Reduction:
         """The same patch for a model of the first `depth` layers alone."""
-        shape, costs = self.geometry, self.geometry.costs
-        parts = {name: getattr(costs, name)[:depth] for name in ("attention", "pairs", "mlp")}
+        shape = self.geometry
         needs_all = frozenset(layer for layer in shape.needs_all if layer < depth)
-        shape = replace(shape, depth=depth, costs=replace(costs, **parts), needs_all=needs_all)
+        shape = replace(shape, depth=depth, costs=shape.costs.first(depth), needs_all=needs_all)
         return replace(self, geometry=shape, _counts={}, _work={}, _passing=set())
 
     def entering(self, n: int, counts: Counts) -> Counts:

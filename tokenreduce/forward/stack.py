@@ -51,8 +51,8 @@ def open_run(
     """
     refuse_proxy(x)
     forget(reduction)  # what an exception or a forward that stopped early left behind
-    shape, video = reduction.geometry, taken_video(reduction)
-    entered = reduction.image_tokens(x)
+    shape, entered = reduction.geometry, reduction.image_tokens(x)
+    video = taken_video(reduction, x.shape[0], entered)
     depth = reduction.depth_now()
     if depth < shape.depth:
         check_cut(reduction, depth, entered)

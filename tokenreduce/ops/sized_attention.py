@@ -22,7 +22,7 @@ from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.ops import size_channels
 from tokenreduce.ops.modes import dispatch_modes, function_transform, is_tracing
 from tokenreduce.ops.size_channels import attended_type, with_channels
-from tokenreduce.ops.tracing import exporting
+from tokenreduce.ops.tracing import exporting, to_onnx
 from tokenreduce.ops.triton import launching
 
 CHOICES = {
@@ -74,7 +74,9 @@ def size_mask(bias: Tensor, x: Tensor) -> Tensor:
     Raises: ValueError if one is forced and cannot be.
     """
     if (_chosen == "auto" and not x.is_cuda) or not may_take(why_not(x)):  # known at once: each step counts at batch 1
-        return bias if bias.dtype == x.dtype else bias.to(x.dtype)
+        mask = bias if bias.dtype == x.dtype else bias.to(x.dtype)
+        # From opset 23 on attention is one operator, for which ONNX Runtime wants the mask of every query.
+        return mask.expand(-1, -1, mask.shape[-1], -1) if to_onnx() else mask
     return size_bias_of(bias, x.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +13,14 @@ from tokenreduce.forward.records import Record
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.maps.restoring import undoing
 from tokenreduce.maps.token_map import TokenMap, identity
+from tokenreduce.patches.shared.weights import wrapped_costs
 
 
 class Report:
     """Tokens left in each layer, and lazily the maps and sizes of the last forward, without gradient.
+
+    `flops_share` is of the model as it is now. Where layers were wrapped or replaced after a patch with a `flops`
+    budget, the counts are still those of the model before: `outdated` says so, and patching again meets the budget.
 
     `uncounted` names the weights in layers of other tools whose work `flops_share` leaves out.
 
@@ -27,6 +32,9 @@ class Report:
     def __init__(self, reduction: Reduction, record: Record | None) -> None:
         if record is not None and 0 < len(record.counts) < reduction.geometry.depth:
             reduction = reduction.cut(len(record.counts))  # of a model that was cut, or a forward that stopped early
+        patched, reduction = reduction, as_it_is_now(reduction)
+        same = patched.geometry.costs == reduction.geometry.costs
+        self.outdated = reduction.schedule.flops is not None and not same
         self._reduction, self._record = reduction, record
         geometry = reduction.geometry
         self.method = reduction.reducer.name
@@ -104,6 +112,7 @@ class Report:
             "tokens": list(self.tokens),
             "flops_share": self.flops_share,
             "passed_through": self.passed_through,
+            "outdated": self.outdated,
             "uncounted": list(self.uncounted),
         }
 
@@ -116,6 +125,8 @@ class Report:
         ]
         if self.passed_through:
             lines.insert(1, f"{self.input_tokens} tokens cannot meet the budget, and all of them passed through")
+        if self.outdated:
+            lines.insert(1, "layers were changed after the model was patched; patch it again to meet the budget")
         if self.uncounted:
             more = f" and {len(self.uncounted) - 3} more" if len(self.uncounted) > 3 else ""
             lines.insert(1, f"not counted: {', '.join(self.uncounted[:3])}{more}")
@@ -134,3 +145,15 @@ class Report:
                 "or its schedule removes nothing"
             )
         return self._record
+
+
+def as_it_is_now(reduction: Reduction) -> Reduction:
+    """The patch with the costs of the layers that its model has now, which may have been wrapped or replaced since."""
+    owner, depth = reduction.owner, reduction.geometry.depth
+    backbone = None if owner is None else owner.backbone
+    if owner is None or backbone is None:
+        return reduction
+    costs = wrapped_costs(owner.adapter.geometry(backbone).costs, backbone)
+    if len(costs.mlp) < depth:  # of a model that was cut and has not run since
+        return reduction
+    return replace(reduction, geometry=replace(reduction.geometry, costs=costs.first(depth)))

@@ -13,7 +13,11 @@ ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", "
 LITTER = frozenset({"thumbs.db", "desktop.ini"})  # what Windows leaves in folders
 
 
-class NotAnImageError(InvalidValueError):
+class UnreadableError(InvalidValueError):
+    """A file whose picture cannot be had: an evaluation goes on without it."""
+
+
+class NotAnImageError(UnreadableError):
     """Pillow finds no picture in a file."""
 
 
@@ -41,7 +45,7 @@ def decode(path: Path, *, upright: bool) -> Image.Image:
             turned = ImageOps.exif_transpose(picture) if upright else picture.copy()
         return eight_bits(turned, path)
     except Image.DecompressionBombError as error:
-        raise InvalidValueError(
+        raise UnreadableError(
             f"{path} is larger than Pillow reads ({error}); make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -62,7 +66,7 @@ def eight_bits(picture: Image.Image, path: Path) -> Image.Image:
     if picture.mode.startswith("I;") or path.suffix.lower() in (".png", ".pgm", ".ppm"):  # 16 bits at most
         return Image.fromarray((values.astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
     if values.min() < 0 or values.max() > 255:
-        raise InvalidValueError(
+        raise UnreadableError(
             f"{path} has values from {values.min():g} to {values.max():g} in 32 bits, whose range is unknown; "
             "store it with 8 or 16 bits"
         )

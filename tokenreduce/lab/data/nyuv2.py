@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.data.decoding import UnreadableError
 from tokenreduce.lab.data.samples import DenseData, Sample, check_pairs, find_files, read_image, read_map
 
 FARTHEST = 10.0
@@ -37,10 +38,13 @@ class LabelledFile:
         import h5py
 
         at = self.indices[index]
-        with h5py.File(self.path) as file:
-            image = torch.from_numpy(file["images"][at]).transpose(1, 2).contiguous()
-            depth = torch.from_numpy(file["depths"][at]).T.contiguous()
         where = f"{self.path}: image {at + 1}"
+        try:
+            with h5py.File(self.path) as file:
+                image = torch.from_numpy(file["images"][at]).transpose(1, 2).contiguous()
+                depth = torch.from_numpy(file["depths"][at]).T.contiguous()
+        except OSError as error:
+            raise UnreadableError(f"{where} cannot be read ({error}); download the file again") from None
         if depth.shape != image.shape[1:]:
             raise InvalidValueError(f"{where} is {tuple(image.shape[1:])}, its depth {tuple(depth.shape)} (H, W)")
         if not depth.isfinite().all() or depth.min() < 0:

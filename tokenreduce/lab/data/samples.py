@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.data.decoding import decode, hidden, is_image
+from tokenreduce.lab.data.decoding import NotAnImageError, UnreadableError, decode, hidden, is_image
 
 TASKS = ("segmentation", "detection", "depth")
 IGNORED = 255  # the class of pixels that do not count
@@ -37,6 +37,7 @@ class DenseData:
             where they are unknown.
         classes: names by class number, numbers as in the targets; a name is empty where the layout does not tell it.
         farthest: metres that predictions of depth are clipped to, if any.
+        left_out: why images could not be read, a sentence each; filled while they are read.
     """
 
     name: str
@@ -44,6 +45,7 @@ class DenseData:
     samples: Any
     classes: Mapping[int, str] = field(default_factory=dict)
     farthest: float | None = None
+    left_out: dict[str, None] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -54,6 +56,26 @@ class DenseData:
         Raises: ValueError if `limit` is below 1.
         """
         return replace(self, samples=thin(self.samples, limit))
+
+    def read(self, indices: Iterable[int]) -> list[Sample]:
+        """The samples of these numbers, without those whose files cannot be read."""
+        found = []
+        for index in indices:
+            try:
+                found.append(self.samples[index])
+            except UnreadableError as error:
+                self.left_out[str(error)] = None
+        return found
+
+    def first(self) -> Sample:
+        """The first sample that can be read.
+
+        Raises: ValueError if there is none.
+        """
+        for index in range(len(self)):
+            if found := self.read([index]):
+                return found[0]
+        raise InvalidValueError(f"none of the {len(self)} images can be read; the first: {next(iter(self.left_out))}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +133,7 @@ def _read_map(path: Path) -> np.ndarray:
             return np.array(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = "does not exist" if not path.is_file() else f"is not an image that Pillow can read ({error})"
-        raise InvalidValueError(f"{path} {what}; replace the file, or take its image out") from None
+        raise NotAnImageError(f"{path} {what}; replace the file, or take its image out") from None
 
 
 def find_files(folder: Path, pattern: str, layout: str) -> list[Path]:

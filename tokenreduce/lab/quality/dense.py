@@ -84,10 +84,10 @@ def measure_dense(
         predictor.fit(data)
     lanes, refused = dense_lanes(predictor, arms, data, align)
     starts = range(0, len(data), batch_size)
-    batches = ([data.samples[i] for i in range(start, min(start + batch_size, len(data)))] for start in starts)
-    rows = measure_lanes(lanes, batches, rounds=rounds, seed=seed, tell=teller(progress, len(data)))
+    batches = (data.read(range(start, min(start + batch_size, len(data)))) for start in starts)
+    rows = measure_lanes(lanes, filter(None, batches), rounds=rounds, seed=seed, tell=teller(progress, len(data)))
     for lane, row in zip(lanes, rows, strict=True):
-        row |= {"images": len(data)}
+        row |= {"images": len(data) - len(data.left_out)}
         row |= {"options": lane.arm.options} if lane.arm is not None and lane.arm.options else {}
     return rows + refused
 
@@ -97,7 +97,8 @@ def dense_lanes(
 ) -> tuple[list[DenseLane], list[Row]]:
     """The unpatched lane and one for each arm that the model can reach, and rows of the refused arms."""
     find_backbone(predictor.module)
-    part = backbone_part(predictor, data.samples[0]["image"]) if any("flops" in a.arguments for a in arms) else 1
+    first = data.first()["image"]
+    part = backbone_part(predictor, first) if any("flops" in a.arguments for a in arms) else 1
 
     def lane(arm: Arm) -> DenseLane:
         try:

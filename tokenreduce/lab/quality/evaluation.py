@@ -15,7 +15,7 @@ from torch import nn
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.data.folders import Data, check_labels, load_data, load_gallery
-from tokenreduce.lab.data.samples import TASKS
+from tokenreduce.lab.data.samples import TASKS, DenseData
 from tokenreduce.lab.quality.classification import DEFINITIONS, classification_lanes, measure_classification
 from tokenreduce.lab.quality.dense import measure_dense
 from tokenreduce.lab.quality.engine import teller
@@ -149,7 +149,7 @@ def classification(
     return Evaluation(DEFINITIONS, settings, measure, remarks)
 
 
-def unread(data: Data) -> list[str]:
+def unread(data: Data | DenseData) -> list[str]:
     """That images were left out, and a sentence for each of the first ones."""
     count, shown = len(data.left_out), list(data.left_out)[:SHOWN]
     first = (
@@ -210,8 +210,12 @@ def dense(
     settings: dict[str, Any] = {"task": task, "model": model, "pretrained": setup.pretrained, "data": images.name}
     settings |= {"images": len(images), "batch_size": batch_size, "rounds": rounds}
     settings |= {"align": align} if task == "depth" else {}
+    remarks: list[str] = []
 
     def measure(progress: Progress) -> list[Row]:
-        return measure_dense(predictor, arms, images, batch_size, align=align, rounds=rounds, progress=progress)
+        rows = measure_dense(predictor, arms, images, batch_size, align=align, rounds=rounds, progress=progress)
+        settings.update(images=len(images) - len(images.left_out), left_out=[*images.left_out])
+        remarks.extend(unread(images))
+        return rows
 
-    return Evaluation(MEANINGS[task], settings, measure)
+    return Evaluation(MEANINGS[task], settings, measure, remarks)

@@ -72,8 +72,9 @@ class MCTF(Reducer):
         return n - n // 2
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        attention = tokens.received_attention.float().mean(1) / (tokens.prefix + tokens.count + tokens.suffix)
-        attention = attention.clamp_min(1e-12)
+        queries = tokens.prefix + tokens.count + tokens.suffix
+        # A product: OpenVINO mixes the images up where a sum, then a mean, is divided by a number.
+        attention = (tokens.received_attention.float().mean(1) * (1 / queries)).clamp_min(1e-12)
         if tokens.padding is not None:  # what gets no attention would attract all others
             least = attention.masked_fill(tokens.padding, 1).amin(1, keepdim=True)
             attention = attention.where(~tokens.padding, least)
@@ -139,7 +140,8 @@ def match_both_ways(scores: Tensor, forward: int, backward: int, first: int, wei
     dest = torch.zeros_like(weight, dtype=torch.long)
     dest = dest.scatter(1, stay * 2 + first, counting(kept, device).expand(batch, -1))
     dest = dest.scatter(1, moved * 2 + first, into.gather(1, rows.argmax(2)))
-    dest[:, 1 - first :: 2] = into
+    others = counting(n - ones, device, step=2) + (1 - first)
+    dest = dest.scatter(1, others.expand(batch, -1), into)
     return TokenMap(
         n - forward - backward,
         dest=dest,
