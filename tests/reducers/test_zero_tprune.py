@@ -78,10 +78,11 @@ def reference(
     st.sampled_from([0, 0.3, 0.5, 1.0]),
     st.sampled_from([(0.01, 0.7), (0.1, 0.2), (0.0, 9.0)]),
     st.sampled_from([(0, 12), (5, 12), (11, 12)]),
+    st.booleans(),
     st.data(),
 )
 @settings(max_examples=80, deadline=None)
-def test_matches_the_specification(case, start, share, limits, place, data) -> None:
+def test_matches_the_specification(case, start, share, limits, place, inherit, data) -> None:
     keep = data.draw(st.integers(1, case.n - 1))
     token_map = tokenreduce.plan(
         case.x,
@@ -93,6 +94,7 @@ def test_matches_the_specification(case, start, share, limits, place, data) -> N
         variance_max=limits[1],
         layer=place[0],
         depth=place[1],
+        inherit=inherit,
         **case.arguments("keys", "attention"),
     )
     iterations = {0: 40, 5: 8, 11: 1}[place[0]]
@@ -100,7 +102,7 @@ def test_matches_the_specification(case, start, share, limits, place, data) -> N
     assert token_map.rep[0].tolist() == kept and token_map.drops
     assert token_map.dest[0].tolist() == dest
     y, sizes = tokenreduce.apply(token_map, case.x, case.sizes)
-    assert torch.equal(y, case.x[:, kept]) and sizes[0].tolist() == [case.mass[i] for i in kept]
+    assert torch.equal(y, case.x[:, kept]) and sizes[0].tolist() == case.inherited(kept, dest, inherit)
 
 
 def attention(n: int, batch: int = 2, seed: int = 0) -> torch.Tensor:

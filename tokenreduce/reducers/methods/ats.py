@@ -52,10 +52,13 @@ class ATS(Reducer):
         heights: "official": from the smallest non-zero `F~` to 1, both included; "paper": `(2 t - 1) / (2 R)`.
         n_ref: the reference count, class token included; 197 in the paper. None: the image tokens that enter the
             model, plus 1.
+        inherit: the token that stands for a dropped one takes over its size, so that attention counts it as before;
+            False: the size is lost, as in the authors' code.
     """
 
     heights: str = "official"
     n_ref: int | None = None
+    inherit: bool = True
 
     name: ClassVar[str] = "ats"
     kind: ClassVar[str] = "pruning"
@@ -70,6 +73,7 @@ class ATS(Reducer):
 
     def __post_init__(self) -> None:
         check_option("heights", self.heights, ("official", "paper"))
+        check_option("inherit", self.inherit, bool)
         if self.n_ref is not None:
             check_option("n_ref", self.n_ref, int)
             if self.n_ref < 2:
@@ -98,7 +102,7 @@ class ATS(Reducer):
         best_first, picked = order.flip(1), picks.gather(1, step)[:, 0].flip(1).long()
         front = stable_order(picked, 1, descending=True)[:, :keep]
         kept = best_first.gather(1, front).sort(dim=1).values
-        return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
+        return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept), self.inherit)
 
     def work(self, step: Step) -> int:
         return step.class_attention + step.nearest_kept(step.head_dim)

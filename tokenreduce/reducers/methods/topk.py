@@ -48,10 +48,13 @@ class TopK(Reducer):
         score: which of the scores.
         largest: False keeps the smallest scores instead. Which end of a norm matters depends on the model: with
             register-like outliers the largest norms are artefacts.
+        inherit: the token that stands for a dropped one takes over its size, so that attention counts it as before;
+            False: the size is lost, as in the authors' code.
     """
 
     score: str = "class_attention"
     largest: bool = True
+    inherit: bool = True
 
     name: ClassVar[str] = "topk"
     kind: ClassVar[str] = "pruning"
@@ -65,6 +68,7 @@ class TopK(Reducer):
     def __post_init__(self) -> None:
         check_option("score", self.score, tuple(NEEDED))
         check_option("largest", self.largest, bool)
+        check_option("inherit", self.inherit, bool)
 
     def required(self) -> frozenset[str]:
         return NEEDED[self.score] | {"mean_keys"}
@@ -72,7 +76,7 @@ class TopK(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         order = stable_order(self._scores(tokens), 1, descending=self.largest)
         kept = order[:, :keep].sort(dim=1).values
-        return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
+        return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept), self.inherit)
 
     def work(self, step: Step) -> int:
         needed = {"class_attention": step.class_attention, "received_attention": step.attention}

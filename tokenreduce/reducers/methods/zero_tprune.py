@@ -55,6 +55,8 @@ class ZeroTPrune(Reducer):
             to I.
         iterations: votes in every layer; None: by depth, as above.
         variance_min, variance_max: a head counts if its variance lies between these.
+        inherit: the token that stands for a dropped one takes over its size, so that attention counts it as before;
+            False: the size is lost, as in the authors' code.
     """
 
     start: str = "cls"
@@ -62,6 +64,7 @@ class ZeroTPrune(Reducer):
     iterations: int | None = None
     variance_min: float = 0.01
     variance_max: float = 0.7
+    inherit: bool = True
 
     name: ClassVar[str] = "zero_tprune"
     kind: ClassVar[str] = "pruning"
@@ -75,6 +78,7 @@ class ZeroTPrune(Reducer):
 
     def __post_init__(self) -> None:
         check_option("start", self.start, ("cls", "uniform"))
+        check_option("inherit", self.inherit, bool)
         for option in ("similarity", "variance_min", "variance_max"):
             value = getattr(self, option)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -106,7 +110,7 @@ class ZeroTPrune(Reducer):
         dest = nearest_kept(keys, kept).scatter(1, kept, counting(keep, kept.device).expand_as(kept))
         if similar:
             dest = dest.scatter(1, dropped, dest.gather(1, match))
-        return keep_tokens(kept, dest)
+        return keep_tokens(kept, dest, self.inherit)
 
     def work(self, step: Step) -> int:
         removed, half = step.n - step.keep, step.n // 2
