@@ -149,6 +149,7 @@ def test_deleting_tokens_is_deleting_rows_and_columns() -> None:
 
 
 def plan(a: torch.Tensor, x: torch.Tensor, keep: int, prefix: int = 1, **options) -> tokenreduce.TokenMap:
+    options = {"similarity": 0.5, **options}
     return tokenreduce.plan(x, "zero_tprune", keep=keep, attention=a, prefix=prefix, layer=0, depth=4, **options)
 
 
@@ -233,3 +234,15 @@ def test_options() -> None:
         with pytest.raises((ValueError, TypeError), match=next(iter(options))):
             create("zero_tprune", options)
     assert create("zero_tprune", {"similarity": 1}).similarity == 1
+
+
+def test_by_default_similarity_alone_drops() -> None:
+    """The same whatever the number of votes, as long as half of the tokens stay."""
+    given_to_plan = {"attention": attention(25), "prefix": 1}
+    x = torch.randn(2, 24, 6, generator=torch.Generator().manual_seed(0))
+    few, many = (
+        tokenreduce.plan(x, "zero_tprune", keep=12, iterations=votes, **given_to_plan).rep for votes in (1, 40)
+    )
+    assert torch.equal(few, many)
+    few, many = (tokenreduce.plan(x, "zero_tprune", keep=4, iterations=votes, **given_to_plan).rep for votes in (1, 40))
+    assert not torch.equal(few, many)

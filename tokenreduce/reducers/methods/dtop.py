@@ -51,7 +51,7 @@ class Dtop(Reducer):
     kind: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "arXiv 2308.01045"
     year: ClassVar[int] = 2023
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; zbwxp/Dynamic-Token-Pruning@2baefff, selections equal"
     needs: ClassVar[frozenset[str]] = frozenset({"auxiliary_logits"})
     placement: ClassVar[str] = "post"
     shape: ClassVar[str] = "stages"

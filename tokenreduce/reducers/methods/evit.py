@@ -31,8 +31,10 @@ class EViT(Reducer):
     query row so that fused attention stays on. The paper trains with the reduction; this is its training-free part.
 
     Departures: the distillation token is protected and its row counts like the class token's; kept tokens stay in
-    raster order; the fused token is normalised by default, since the raw sum of small weights is only right for
-    weights trained with it; it counts as one of the tokens left. For restoring, a dropped token is stood for by the
+    raster order; the fused token is normalised by default, since the raw sum of small weights is only right for weights
+    trained with it; it counts as one of the tokens left. The authors' form is `normalise=False, inherit=False`. Without
+    training both are bad: one token of size 90 does not stand for 90, and dropping at random has less error on a
+    self-supervised model (docs/methods.md). `topk` is better there. For restoring, a dropped token is stood for by the
     fused one, or without it by the kept token with the most similar key.
 
     Args:
@@ -51,7 +53,7 @@ class EViT(Reducer):
     paper: ClassVar[str] = "arXiv 2202.07800"
     year: ClassVar[int] = 2022
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; youweiliang/evit@5ca95a7, selections and outputs equal"
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "mean_keys"})
     shape: ClassVar[str] = "stages"
 

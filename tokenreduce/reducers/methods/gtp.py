@@ -48,11 +48,16 @@ class GTP(Reducer):
     token is the mean of the kept tokens it was given to, weighted by G; without any, the nearest kept one on the grid
     (or in the sequence, without a grid), of equally near ones the one with the best score.
 
+    A dropped token hands on a tenth of a row of G, so sizes grow by about a hundredth: where attention has to count
+    sizes, this is a pruning method. `inherit=True` lets a dropped token count in full.
+
     Args:
         graph: "mixed", "spatial" or "semantic"; only the last works without a grid.
         neighbours: out-degree of the semantic graph.
         alpha: the part of a dropped token that is propagated.
         scales: let sizes grow by what a token received, so that attention counts it; False: all stay 1.
+        inherit: let them grow by all that a dropped token counted instead, so that no attention is lost; it goes to
+            those that stand for it when restoring.
         selection: "mixed", "broadcast" (only the sum), "regeneration" (only the diagonal) or "class" (class attention).
         heads: "max" or "mean" over heads; "class" is always a mean.
     """
@@ -70,7 +75,7 @@ class GTP(Reducer):
     paper: ClassVar[str] = "arXiv 2311.03035"
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; Ackesnal/GTP-ViT@97a1178, selections and outputs equal"
     pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
     needs: ClassVar[frozenset[str]] = frozenset({"received_attention", "own_attention", "origin", "grid"})
@@ -83,8 +88,6 @@ class GTP(Reducer):
         check_option("selection", self.selection, tuple(STATISTICS))
         check_option("heads", self.heads, ("max", "mean"))
         check_option("inherit", self.inherit, bool)
-        if self.inherit and not self.scales:
-            raise InvalidValueError("option inherit=True needs scales=True, without which all sizes stay 1")
         if not 0 <= self.alpha < math.inf:
             raise InvalidValueError(f"option alpha is {self.alpha}; it must be 0 or more and finite")
 
@@ -159,7 +162,7 @@ class Propagation(TokenMap):
         scales: bool,
         inherit: bool = False,
     ) -> None:
-        self.count, self.drops, self.divide = links.shape[2], not scales, False
+        self.count, self.drops, self.divide = links.shape[2], not (scales or inherit), False
         self.inherit = inherit
         self.dest = self.weight = self.size_weight = self.gain = self.grid = None
         self.order, self.nodes, self.links, self.node_grid = order, nodes, links, grid

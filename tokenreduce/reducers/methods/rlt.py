@@ -52,7 +52,7 @@ class RLT(Reducer):
     paper: ClassVar[str] = "arXiv 2411.05222"
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; rccchoudhury/rlt@69ec8b4, selections and lengths of runs equal"
     needs: ClassVar[frozenset[str]] = frozenset({"frames", "pixels"})
     placement: ClassVar[str] = "pre"
     shape: ClassVar[str] = "first"
