@@ -44,6 +44,12 @@ class Case:
         """The sizes as numbers, 1 each where there are none."""
         return [1.0] * self.n if self.sizes is None else self.sizes[0].tolist()
 
+    def inherited(self, kept: list[int], dest: list[int], inherit: bool) -> list[float]:
+        """The sizes of the tokens `kept` if others go, with or without those for which they stand."""
+        if not inherit:
+            return [self.mass[i] for i in kept]
+        return [sum(self.mass[i] for i in range(self.n) if dest[i] == m) for m in range(len(kept))]
+
     def arguments(self, *names: str) -> dict[str, Any]:
         """Arguments for `tokenreduce.plan`: sizes and prefix, and the entries named."""
         return {name: getattr(self, name) for name in ("sizes", "prefix", *names)}

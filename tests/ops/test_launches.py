@@ -12,7 +12,8 @@ MOST = {
     # Two of these average the keys, which on a GPU waits until a method reads them.
     ("pitome", "flops"): 58,
     ("evit", "flops"): 42,
-    ("topk", "flops"): 33,
+    # Six of these are for the sizes that kept tokens take over.
+    ("topk", "flops"): 39,
 }
 
 
@@ -22,6 +23,10 @@ def test_a_reducing_layer_launches_few_kernels(method: str, budget: str) -> None
     assert found <= MOST[method, budget], counted
     names = {name.split(".")[1] for name in counted}
     assert not names & {"index_put_", "index_put", "scatter_add", "scatter_add_", "index_add"}, "sums in any order"
+
+
+def test_sizes_that_are_lost_launch_nothing() -> None:
+    assert launches("topk", flops=0.6, inherit=False)[0] <= 33
 
 
 def test_launches_are_counted_by_the_rules() -> None:

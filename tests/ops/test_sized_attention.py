@@ -264,7 +264,7 @@ def test_automatic_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("method", "budget"), [("tome", {"r": 0}), ("evit", {"ratio": 0.5, "fuse": False})])
+@pytest.mark.parametrize(("method", "budget"), [("tome", {"r": 0}), ("topk", {"ratio": 0.5, "inherit": False})])
 def test_sizes_of_1_cost_nothing(method: str, budget: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, model = BY_NAME["timm_vit"], fresh_model(BY_NAME["timm_vit"])
     patch(model, method, **budget)

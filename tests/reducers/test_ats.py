@@ -8,6 +8,7 @@ from backbones import BY_NAME, fresh_model
 from cases import Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waves import waves
 
 import tokenreduce
 from tokenreduce.reducers.registry import create
@@ -70,19 +71,24 @@ def nearest(keys: torch.Tensor, i: int, kept: list[int]) -> int:
 
 
 @given(
-    cases(least=2, most=20), st.sampled_from(["official", "paper"]), st.sampled_from([None, 2, 5, 12, 40]), st.data()
+    cases(least=2, most=20),
+    st.sampled_from(["official", "paper"]),
+    st.sampled_from([None, 2, 5, 12, 40]),
+    st.booleans(),
+    st.data(),
 )
 @settings(max_examples=100, deadline=None)
-def test_matches_the_specification(case, heights, n_ref, data) -> None:
+def test_matches_the_specification(case, heights, n_ref, inherit, data) -> None:
     keep = data.draw(st.integers(1, case.n - 1))
     given_to_plan = case.arguments("keys", "values", "class_attention")
-    token_map = tokenreduce.plan(case.x, "ats", keep=keep, heights=heights, n_ref=n_ref, **given_to_plan)
+    options = {"heights": heights, "n_ref": n_ref, "inherit": inherit}
+    token_map = tokenreduce.plan(case.x, "ats", keep=keep, **options, **given_to_plan)
     kept = reference(reference_scores(case), keep, n_ref or case.n + 1, heights)
     assert token_map.rep[0].tolist() == kept and token_map.drops
     expected = [kept.index(i) if i in kept else nearest(case.mean_keys, i, kept) for i in range(case.n)]
     assert token_map.dest[0].tolist() == expected
     y, sizes = tokenreduce.apply(token_map, case.x, case.sizes)
-    assert torch.equal(y, case.x[:, kept]) and sizes[0].tolist() == [case.mass[i] for i in kept]
+    assert torch.equal(y, case.x[:, kept]) and sizes[0].tolist() == case.inherited(kept, expected, inherit)
 
 
 @given(cases(least=1, most=24), st.sampled_from(["official", "paper"]), st.sampled_from([None, 2, 12, 60]))
@@ -177,7 +183,7 @@ def test_a_budget_keeps_more_than_the_best_scores() -> None:
 
 
 def test_options_and_layers() -> None:
-    for options in ({"heights": "odd"}, {"n_ref": 1}, {"n_ref": 3.5}, {"n_ref": True}):
+    for options in ({"heights": "odd"}, {"n_ref": 1}, {"n_ref": 3.5}, {"n_ref": True}, {"inherit": 1}):
         with pytest.raises((ValueError, TypeError), match=next(iter(options))):
             create("ats", options)
     assert create("ats", {}).deciding_layers(12) == tuple(range(3, 12))
@@ -189,3 +195,11 @@ def test_an_adaptive_model_needs_no_budget() -> None:
     assert torch.isfinite(model(x)).all()
     tokens = tokenreduce.report(model).tokens
     assert tokens[0] == 64 and tokens[-1] < 64 and list(tokens) == sorted(tokens, reverse=True)
+
+
+def test_what_the_authors_code_gave() -> None:
+    """AdaptiveTokenSampler of adaptivetokensampling/ATS@9271257, 16 tokens, reference count 17: two are not picked."""
+    x, values, logits = waves(1, 17, 8), waves(1, 2, 17, 4, start=7), waves(1, 2, 17, 17, start=50)
+    attention = (2 * logits).softmax(-1)[:, :, 0, 1:].mean(1)
+    token_map = tokenreduce.plan(x[:, 1:], "ats", values=values[:, :, 1:], class_attention=attention)
+    assert token_map.rep[0].tolist() == [1, *range(3, 16)]

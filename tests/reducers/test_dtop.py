@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor
+from waves import waves
 
 import tokenreduce
 from tokenreduce import InvalidValueError, patch, report
@@ -151,3 +152,19 @@ def test_without_heads_it_is_refused(segmenter) -> None:
         patch(segmenter, "dtop", flops=0.9, layers=[1])
     with pytest.raises(InvalidValueError, match="auxiliary heads"):
         patch(LinearSegmenter(segmenter.backbone, CLASSES), "dtop", ratio=0.5)
+
+
+@pytest.mark.parametrize("inherit", [True, False])
+def test_sizes_go_to_the_token_that_stands_or_are_lost(inherit) -> None:
+    tokens = shown(60, seed=3)
+    token_map = Dtop(inherit=inherit).plan(tokens, 20)
+    expected = [row.bincount(minlength=20).tolist() for row in token_map.dest] if inherit else [[1] * 20] * 2
+    assert token_map.sizes().tolist() == expected and (token_map.weight.sum(1) == 20).all()
+
+
+def test_what_the_authors_code_gave() -> None:
+    """PruneHead of zbwxp/Dynamic-Token-Pruning@2baefff, 40 tokens of 3 classes, threshold 0.4: who stays."""
+    logits = 2 * waves(1, 40, 1, 3, start=3)
+    token_map = tokenreduce.plan(torch.ones(1, 40, 4), "dtop", auxiliary_logits=logits, threshold=0.4)
+    stay = [2, 4, 7, 9, 12, 15, 19, 20, 22, 23, 25, 27, 28, 30, 33, 34, 35, 38, 39]
+    assert token_map.rep[0].tolist() == stay

@@ -9,12 +9,21 @@ import torch
 from cases import Case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waves import waves
 
 import tokenreduce
 from tokenreduce.reducers.methods.gtp import GTP
 from tokenreduce.reducers.tokens import Tokens
 
-DEFAULTS = {"graph": "mixed", "neighbours": 8, "alpha": 0.1, "scales": True, "selection": "mixed", "heads": "max"}
+DEFAULTS = {
+    "graph": "mixed",
+    "neighbours": 8,
+    "alpha": 0.1,
+    "scales": True,
+    "selection": "mixed",
+    "heads": "max",
+    "inherit": False,
+}
 
 
 def cell(i: int, grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -70,6 +79,8 @@ def check(case: Case, keep: int, grid: tuple[int, int] | None = None, **options)
             to = {distance.index(min(distance)): 1.0}
         for m, share in to.items():
             undo[j, m] = share / sum(to.values())
+    if o["inherit"]:
+        sizes = [sum(s[j] * float(undo[j, m]) for j in range(n)) for m in range(keep)]
     entries = case.arguments("attention", "class_attention")
     token_map = tokenreduce.plan(case.x, "gtp", keep=keep, grid=grid, **entries, **options)
     y, grown = tokenreduce.apply(token_map, case.x, case.sizes)
@@ -101,6 +112,7 @@ def test_options_match_the_specification(case, data) -> None:
         scales=data.draw(st.booleans()),
         selection=data.draw(st.sampled_from(["mixed", "broadcast", "regeneration", "class"])),
         heads=data.draw(st.sampled_from(["max", "mean"])),
+        inherit=data.draw(st.booleans()),
     )
 
 
@@ -199,3 +211,23 @@ def test_scales_reach_the_attention_and_can_be_switched_off() -> None:
                 sizes = token_map.sizes(sizes)
             assert (sizes == 1).all() if not scales else (sizes > 1).any()
             assert ((sizes >= 1) & (sizes < 3)).all()
+
+
+def test_what_the_authors_code_gave() -> None:
+    """`select` and `propagate` of Ackesnal/GTP-ViT@97a1178: 16 tokens, mixed graph of 4 neighbours, 6 leave."""
+    x, attention = waves(1, 17, 8), (2 * waves(1, 2, 17, 17, start=50)).softmax(-1)
+    options = {"keep": 10, "attention": attention, "grid": (4, 4), "prefix": 1, "neighbours": 4}
+    token_map = tokenreduce.plan(x[:, 1:], "gtp", **options)
+    assert token_map.rep[0].tolist() == [6, 15, 8, 11, 5, 2, 0, 1, 4, 3]
+    first = [-0.946346, -0.783282, -0.899503, -0.974135, 1.003053, -0.294945, 0.990049, -0.580938, -0.991312, 0.905034]
+    sizes = [1.0327, 1.053486, 1.04019, 1.050441, 1.040238, 1.036523, 1.026743, 1.01005, 1.026826, 1.042173]
+    assert torch.allclose(token_map.apply(x[:, 1:])[0, :, 0], torch.tensor(first), atol=1e-5)
+    assert torch.allclose(token_map.sizes()[0], torch.tensor(sizes), atol=1e-5)
+
+
+def test_inherited_sizes_are_whole() -> None:
+    x, attention = waves(1, 17, 8), (2 * waves(1, 2, 17, 17, start=50)).softmax(-1)
+    options = {"keep": 10, "attention": attention, "grid": (4, 4), "prefix": 1}
+    inherited, lost = (tokenreduce.plan(x[:, 1:], "gtp", inherit=inherit, **options) for inherit in (True, False))
+    assert torch.equal(inherited.apply(x[:, 1:]), lost.apply(x[:, 1:]))
+    assert float(inherited.sizes().sum()) == pytest.approx(16) and float(lost.sizes().sum()) < 11

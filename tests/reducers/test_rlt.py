@@ -10,6 +10,7 @@ from backbones import BY_NAME, PATCH, fresh_model, shared_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import moving, some_video
+from waves import waves
 
 import tokenreduce
 from tokenreduce import patch, report
@@ -229,3 +230,15 @@ def test_one_time_step_stays_whole() -> None:
     x, pixels = torch.randn(2, 6, 4), torch.randn(2, 6, 2, 3)
     assert tokenreduce.plan(x, "rlt", grid=(1, 2, 3), pixels=pixels).count == 6
     assert create("rlt", {}).least_of(6, (1, 2, 3)) == 6
+
+
+def test_what_the_authors_code_gave() -> None:
+    """`batched_find_idxs_to_keep` of rccchoudhury/rlt@69ec8b4 on 8 frames of 4 x 4 pixels, threshold 0.7, and the
+    lengths of the runs."""
+    video = waves(1, 1, 8, 4, 4, start=5)
+    pixels = video.reshape(4, 2, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, 16, 2, 4)
+    token_map = tokenreduce.plan(torch.ones(1, 16, 4), "rlt", pixels=pixels, grid=(4, 2, 2), threshold=0.7)
+    assert token_map.rep[0].tolist() == [*range(13), 14, 15]
+    assert token_map.sizes()[0].tolist() == [1] * 9 + [2] + [1] * 5
+    alone = tokenreduce.plan(torch.ones(1, 16, 4), "rlt", pixels=pixels, grid=(4, 2, 2), threshold=0.7, inherit=False)
+    assert alone.sizes()[0].tolist() == [1] * 15

@@ -147,7 +147,7 @@ def test_auto_takes_class_attention_else_energy() -> None:
 def test_without_what_removed_tokens_bring_it_prunes(case, data) -> None:
     """gamma=0 is the pruning of `evit` without its fused token, bit for bit, and still restores every token."""
     keep, given = data.draw(st.integers(1, case.n - 1)), case.arguments("keys", "class_attention")
-    pruned = tokenreduce.plan(case.x, "evit", keep=keep, fuse=False, **given)
+    pruned = tokenreduce.plan(case.x, "evit", keep=keep, fuse=False, inherit=False, **given)
     token_map = tokenreduce.plan(case.x, "token_transforming", keep=keep, gamma=0, **given)
     assert torch.equal(token_map.dense(), pruned.dense())
     mine, other = (tokenreduce.apply(m, case.x, case.sizes) for m in (token_map, pruned))

@@ -29,12 +29,13 @@ def nearest(keys: torch.Tensor, i: int, kept: list[int]) -> int:
     return max(range(len(kept)), key=lambda m: (round(cosines[m], 5), -m))
 
 
-@given(cases(least=2), st.sampled_from(SCORES), st.booleans(), st.data())
+@given(cases(least=2), st.sampled_from(SCORES), st.booleans(), st.booleans(), st.data())
 @settings(max_examples=80, deadline=None)
-def test_matches_the_specification(case, score, largest, data) -> None:
+def test_matches_the_specification(case, score, largest, inherit, data) -> None:
     keep = data.draw(st.integers(1, case.n - 1))
     given_to_plan = case.arguments("keys", "values", "class_attention", "attention")
-    token_map = tokenreduce.plan(case.x, "topk", keep=keep, score=score, largest=largest, **given_to_plan)
+    options = {"score": score, "largest": largest, "inherit": inherit}
+    token_map = tokenreduce.plan(case.x, "topk", keep=keep, **options, **given_to_plan)
     sign = -1 if largest else 1
     ranks = sorted(range(case.n), key=lambda j: (sign * reference_score(case, score, j), j))
     kept = sorted(ranks[:keep])
@@ -42,7 +43,7 @@ def test_matches_the_specification(case, score, largest, data) -> None:
     expected = [kept.index(i) if i in kept else nearest(case.mean_keys, i, kept) for i in range(case.n)]
     assert token_map.dest[0].tolist() == expected
     y, sizes = tokenreduce.apply(token_map, case.x, case.sizes)
-    assert torch.equal(y, case.x[:, kept]) and sizes[0].tolist() == [case.mass[i] for i in kept]
+    assert torch.equal(y, case.x[:, kept]) and sizes[0].tolist() == case.inherited(kept, expected, inherit)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -66,6 +67,7 @@ def test_without_fusion_evit_is_topk() -> None:
     ours = tokenreduce.plan(x, "topk", keep=4, class_attention=attention)
     theirs = tokenreduce.plan(x, "evit", keep=4, class_attention=attention, fuse=False)
     assert torch.equal(ours.rep, theirs.rep) and torch.equal(ours.dest, theirs.dest)
+    assert torch.equal(ours.sizes(), theirs.sizes()) and ours.sizes().sum() == 18
 
 
 def test_what_a_score_needs() -> None:
@@ -90,8 +92,9 @@ def test_all_scores_but_one_run_without_class_token(score) -> None:
 def test_options() -> None:
     with pytest.raises(ValueError, match=r"score is 'norm'; valid: 'class_attention', .*'feature_norm'"):
         create("topk", {"score": "norm"})
-    with pytest.raises(TypeError, match="largest"):
-        create("topk", {"largest": 1})
+    for option in ("largest", "inherit"):
+        with pytest.raises(TypeError, match=option):
+            create("topk", {option: 1})
 
 
 def test_deit_small_at_0_7_counts_3_0_gmacs() -> None:

@@ -78,10 +78,11 @@ def reference(
     st.sampled_from([0, 0.3, 0.5, 1.0]),
     st.sampled_from([(0.01, 0.7), (0.1, 0.2), (0.0, 9.0)]),
     st.sampled_from([(0, 12), (5, 12), (11, 12)]),
+    st.booleans(),
     st.data(),
 )
 @settings(max_examples=80, deadline=None)
-def test_matches_the_specification(case, start, share, limits, place, data) -> None:
+def test_matches_the_specification(case, start, share, limits, place, inherit, data) -> None:
     keep = data.draw(st.integers(1, case.n - 1))
     token_map = tokenreduce.plan(
         case.x,
@@ -93,6 +94,7 @@ def test_matches_the_specification(case, start, share, limits, place, data) -> N
         variance_max=limits[1],
         layer=place[0],
         depth=place[1],
+        inherit=inherit,
         **case.arguments("keys", "attention"),
     )
     iterations = {0: 40, 5: 8, 11: 1}[place[0]]
@@ -100,7 +102,7 @@ def test_matches_the_specification(case, start, share, limits, place, data) -> N
     assert token_map.rep[0].tolist() == kept and token_map.drops
     assert token_map.dest[0].tolist() == dest
     y, sizes = tokenreduce.apply(token_map, case.x, case.sizes)
-    assert torch.equal(y, case.x[:, kept]) and sizes[0].tolist() == [case.mass[i] for i in kept]
+    assert torch.equal(y, case.x[:, kept]) and sizes[0].tolist() == case.inherited(kept, dest, inherit)
 
 
 def attention(n: int, batch: int = 2, seed: int = 0) -> torch.Tensor:
@@ -147,6 +149,7 @@ def test_deleting_tokens_is_deleting_rows_and_columns() -> None:
 
 
 def plan(a: torch.Tensor, x: torch.Tensor, keep: int, prefix: int = 1, **options) -> tokenreduce.TokenMap:
+    options = {"similarity": 0.5, **options}
     return tokenreduce.plan(x, "zero_tprune", keep=keep, attention=a, prefix=prefix, layer=0, depth=4, **options)
 
 
@@ -231,3 +234,15 @@ def test_options() -> None:
         with pytest.raises((ValueError, TypeError), match=next(iter(options))):
             create("zero_tprune", options)
     assert create("zero_tprune", {"similarity": 1}).similarity == 1
+
+
+def test_by_default_similarity_alone_drops() -> None:
+    """The same whatever the number of votes, as long as half of the tokens stay."""
+    given_to_plan = {"attention": attention(25), "prefix": 1}
+    x = torch.randn(2, 24, 6, generator=torch.Generator().manual_seed(0))
+    few, many = (
+        tokenreduce.plan(x, "zero_tprune", keep=12, iterations=votes, **given_to_plan).rep for votes in (1, 40)
+    )
+    assert torch.equal(few, many)
+    few, many = (tokenreduce.plan(x, "zero_tprune", keep=4, iterations=votes, **given_to_plan).rep for votes in (1, 40))
+    assert not torch.equal(few, many)

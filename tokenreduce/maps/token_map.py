@@ -31,8 +31,8 @@ class TokenMap:
         size_weight: `(B, N)`, where sizes add differently from features; None: as `weight`.
         rep: `(B, M)`, the member that represents each output (its position, its bias rows).
         sources: `(B, N - M)`, the tokens that represent no output; saves work when `rep` and `sources` are both known.
-        drops: every token that is no representative is dropped. Then sizes do not add up, and applying an integer map
-            is a gather of `rep`.
+        drops: every token that is no representative is dropped. Then sizes do not add up unless `size_weight` lets
+            them, and applying an integer map is a gather of `rep`.
         fused: all sources join the last output and every token counts as it did.
         gain: `(B, M)`, a factor on each output (norm-preserving merges, unnormalised sums).
         divide: False adds shares of features as they are, whatever their sizes (propagation).
@@ -112,6 +112,8 @@ class TokenMap:
     def sizes(self, sizes: Tensor | None = None) -> Tensor:
         """New sizes `(B, M)` in fp32 from sizes `(B, N)` (None: all 1)."""
         like = self.dest if self.dest is not None else self.share
+        if sizes is None and self.drops and self.size_weight is not None:
+            return self._sums(self.size_weight)
         if sizes is None:
             sizes = torch.ones(like.shape[0], self.entered, dtype=torch.float32, device=like.device)  # type: ignore[union-attr]
         if self.drops and self.size_weight is None:
@@ -119,12 +121,7 @@ class TokenMap:
         if self.size_weight is None and self.share is not None:
             return torch.einsum("bmn,bn->bm", self.share.float(), sizes)
         weight = self.size_weight if self.size_weight is not None else self.weight
-        grown = sizes if weight is None else sizes * weight
-        if products.on_gpu(grown) and self.entered > products.FEW and self.rep is not None and self.sources is not None:
-            # The matrix of what moves is smaller than that of all tokens.
-            moved = self.dest.gather(1, self.sources)  # type: ignore[union-attr]
-            return scatter_sums(grown.gather(1, self.rep), moved, grown.gather(1, self.sources))
-        return scatter_sums(grown.new_zeros(grown.shape[0], self.count), self.dest_or_argmax(), grown)
+        return self._sums(sizes if weight is None else sizes * weight)
 
     def restore(self, y: Tensor, prefix: int = 0, suffix: int = 0) -> Tensor:
         """Tokens `(B, prefix + N + suffix, C)` in the order before: each takes what its outputs `y` hold now."""
@@ -251,6 +248,16 @@ class TokenMap:
         total_out = summing(out)
         return scatter_rows(total_out, target, delta.to(total_out.dtype)).to(x.dtype)
 
+    def _sums(self, grown: Tensor) -> Tensor:
+        """What each output gets of `grown (B, N)`."""
+        if products.on_gpu(grown) and self.entered > products.FEW and self.rep is not None and self.sources is not None:
+            # The matrix of what moves is smaller than that of all tokens.
+            moved = self.dest.gather(1, self.sources)  # type: ignore[union-attr]
+            return scatter_sums(grown.gather(1, self.rep), moved, grown.gather(1, self.sources))
+        if products.on_gpu(grown):
+            return products.one_hot(self.dest_or_argmax(), self.count, grown, grown.dtype).sum(1)
+        return scatter_sums(grown.new_zeros(grown.shape[0], self.count), self.dest_or_argmax(), grown)
+
     def _mass(self, sizes: Tensor | None) -> Tensor | None:
         if self.weight is None or sizes is None:
             return self.weight if sizes is None else sizes
@@ -267,10 +274,12 @@ def identity(batch: int, count: int, device: torch.device | str | None = None) -
     return TokenMap(count, dest=index, rep=index, drops=True)
 
 
-def keep_tokens(kept: Tensor, dest: Tensor) -> TokenMap:
-    """The pruning map that keeps `kept (B, M)` in that order; `dest (B, N)` says who stands for a dropped one."""
+def keep_tokens(kept: Tensor, dest: Tensor, inherit: bool = False) -> TokenMap:
+    """The pruning map that keeps `kept (B, M)` in that order; `dest (B, N)` says who stands for a dropped one and, with
+    `inherit`, takes over its size. Else the size is lost, and with it the attention that went there."""
     count = kept.shape[1]
     ranks = counting(count, kept.device).expand_as(kept)
     dest = dest.scatter(1, kept, ranks)
     weight = torch.zeros_like(dest, dtype=torch.float32).scatter(1, kept, 1.0)
-    return TokenMap(count, dest=dest, weight=weight, rep=kept, drops=True)
+    sizes = torch.ones_like(weight) if inherit else None
+    return TokenMap(count, dest=dest, weight=weight, size_weight=sizes, rep=kept, drops=True)

@@ -39,16 +39,19 @@ class Dtop(Reducer):
     Args:
         threshold: in [0, 1]; 1 lets no token leave.
         context: tokens of each class that always stay.
+        inherit: the token that stands for a dropped one takes over its size, so that attention counts it as before;
+            False: the size is lost, as in the authors' code.
     """
 
     threshold: float = 0.95
     context: int = 5
+    inherit: bool = True
 
     name: ClassVar[str] = "dtop"
     kind: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "arXiv 2308.01045"
     year: ClassVar[int] = 2023
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; zbwxp/Dynamic-Token-Pruning@2baefff, selections equal"
     needs: ClassVar[frozenset[str]] = frozenset({"auxiliary_logits"})
     placement: ClassVar[str] = "post"
     shape: ClassVar[str] = "stages"
@@ -60,6 +63,7 @@ class Dtop(Reducer):
         check_number("threshold", self.threshold, 0, 1)
         check_option("context", self.context, int)
         check_number("context", self.context, 0)
+        check_option("inherit", self.inherit, bool)
 
     def decide(self, tokens: Tokens, state: Any = None) -> int:
         confidence, label = predictions(tokens)
@@ -72,7 +76,7 @@ class Dtop(Reducer):
         stays = self._context(confidence, label, torch.ones_like(label, dtype=torch.bool))
         order = stable_order(confidence - 2 * stays, 1, descending=True)
         kept = order[:, tokens.count - keep :].sort(dim=1).values
-        return keep_tokens(kept, nearest_of_class(tokens.features, kept, label))
+        return keep_tokens(kept, nearest_of_class(tokens.features, kept, label), self.inherit)
 
     def work(self, step: Step) -> int:
         return step.nearest_kept(step.width)

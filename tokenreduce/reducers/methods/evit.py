@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.native.dispatch import choose
@@ -29,30 +31,42 @@ class EViT(Reducer):
     query row so that fused attention stays on. The paper trains with the reduction; this is its training-free part.
 
     Departures: the distillation token is protected and its row counts like the class token's; kept tokens stay in
-    raster order; the fused token is normalised by default, since the raw sum of small weights is only right for
-    weights trained with it; it counts as one of the tokens left. For restoring, a dropped token is stood for by the
+    raster order; the fused token is normalised by default, since the raw sum of small weights is only right for weights
+    trained with it; it counts as one of the tokens left. The authors' form is `normalise=False, inherit=False`. Without
+    training both are bad: one token of size 90 does not stand for 90, and dropping at random has less error on a
+    self-supervised model (docs/methods.md). `topk` is better there. For restoring, a dropped token is stood for by the
     fused one, or without it by the kept token with the most similar key.
 
     Args:
         fuse: append the attention-weighted mean of the dropped tokens.
         normalise: divide the fused token by the sum of its weights.
+        inherit: the fused token counts as all that it holds, or without it the token that stands for a dropped one
+            takes over its size; False: the sizes are lost, as in the authors' code.
     """
 
     fuse: bool = True
     normalise: bool = True
+    inherit: bool = True
 
     name: ClassVar[str] = "evit"
     kind: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "arXiv 2202.07800"
     year: ClassVar[int] = 2022
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; youweiliang/evit@5ca95a7, selections and outputs equal"
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "mean_keys"})
     shape: ClassVar[str] = "stages"
 
     def __post_init__(self) -> None:
         check_option("fuse", self.fuse, bool)
         check_option("normalise", self.normalise, bool)
+        check_option("inherit", self.inherit, bool)
+        if self.fuse and self.inherit and not self.normalise:
+            raise InvalidValueError(
+                "options normalise=False and inherit=True exclude each other: the raw sum of small weights is a short "
+                "token, and attention would count it as all that it holds; give inherit=False, as the authors do, or "
+                "normalise=True"
+            )
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         score = tokens.class_attention
@@ -60,11 +74,12 @@ class EViT(Reducer):
         if kernel is not None:
             dest, share, ones, rep, sources, total = kernel(score, tokens.sizes, keep)
             gain = None if self.normalise else torch.cat([ones[:, : keep - 1], total], 1)
-            return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=sources, fused=True, gain=gain)
+            grows = ones if self.inherit else alone(ones, rep)
+            return TokenMap(keep, dest, share, size_weight=grows, rep=rep, sources=sources, fused=True, gain=gain)
         order = stable_order(score, 1, descending=True)
         if not self.fuse or keep < 2:
             kept = order[:, :keep].sort(dim=1).values
-            return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
+            return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept), self.inherit)
         kept, dropped = order[:, : keep - 1].sort(dim=1).values, order[:, keep - 1 :]
         ranks = counting(keep - 1, score.device).expand(score.shape[0], -1)
         dest = torch.full_like(order, keep - 1).scatter(1, kept, ranks)
@@ -77,8 +92,14 @@ class EViT(Reducer):
             gain = torch.cat([torch.ones_like(kept, dtype=score.dtype), total], 1)
         rep = torch.cat([kept, dropped[:, :1]], 1)
         ones = torch.ones_like(share)
-        return TokenMap(keep, dest, share, size_weight=ones, rep=rep, sources=dropped[:, 1:], fused=True, gain=gain)
+        grows, sources = ones if self.inherit else alone(ones, rep), dropped[:, 1:]
+        return TokenMap(keep, dest, share, size_weight=grows, rep=rep, sources=sources, fused=True, gain=gain)
 
     def work(self, step: Step) -> int:
         fuses = self.fuse and step.keep > 1
         return step.class_attention + (0 if fuses else step.nearest_kept(step.head_dim))
+
+
+def alone(ones: Tensor, rep: Tensor) -> Tensor:
+    """`(B, N)`: 1 for the tokens `rep (B, M)`, 0 for all others, whose sizes are lost."""
+    return torch.zeros_like(ones).scatter(1, rep, 1.0)

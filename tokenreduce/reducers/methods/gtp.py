@@ -48,11 +48,16 @@ class GTP(Reducer):
     token is the mean of the kept tokens it was given to, weighted by G; without any, the nearest kept one on the grid
     (or in the sequence, without a grid), of equally near ones the one with the best score.
 
+    A dropped token hands on a tenth of a row of G, so sizes grow by about a hundredth: where attention has to count
+    sizes, this is a pruning method. `inherit=True` lets a dropped token count in full.
+
     Args:
         graph: "mixed", "spatial" or "semantic"; only the last works without a grid.
         neighbours: out-degree of the semantic graph.
         alpha: the part of a dropped token that is propagated.
         scales: let sizes grow by what a token received, so that attention counts it; False: all stay 1.
+        inherit: let them grow by all that a dropped token counted instead, so that no attention is lost; it goes to
+            those that stand for it when restoring.
         selection: "mixed", "broadcast" (only the sum), "regeneration" (only the diagonal) or "class" (class attention).
         heads: "max" or "mean" over heads; "class" is always a mean.
     """
@@ -63,13 +68,14 @@ class GTP(Reducer):
     scales: bool = True
     selection: str = "mixed"
     heads: str = "max"
+    inherit: bool = False
 
     name: ClassVar[str] = "gtp"
     kind: ClassVar[str] = "propagation"
     paper: ClassVar[str] = "arXiv 2311.03035"
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; Ackesnal/GTP-ViT@97a1178, selections and outputs equal"
     pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
     needs: ClassVar[frozenset[str]] = frozenset({"received_attention", "own_attention", "origin", "grid"})
@@ -81,6 +87,7 @@ class GTP(Reducer):
         check_option("scales", self.scales, bool)
         check_option("selection", self.selection, tuple(STATISTICS))
         check_option("heads", self.heads, ("max", "mean"))
+        check_option("inherit", self.inherit, bool)
         if not 0 <= self.alpha < math.inf:
             raise InvalidValueError(f"option alpha is {self.alpha}; it must be 0 or more and finite")
 
@@ -105,7 +112,7 @@ class GTP(Reducer):
         nodes = tokens.origin.gather(1, order)
         links = take(state, nodes[:, keep:])
         links = links.gather(2, nodes[:, None, :keep].expand(-1, links.shape[1], -1))
-        return Propagation(order, nodes, links, tokens.grid, alpha=self.alpha, scales=self.scales)
+        return Propagation(order, nodes, links, tokens.grid, alpha=self.alpha, scales=self.scales, inherit=self.inherit)
 
     def state_work(self, step: Step) -> int:
         return 0 if self.graph == "spatial" else step.n**2 * step.width
@@ -138,15 +145,25 @@ class Propagation(TokenMap):
         grid: that of the nodes, or None for a sequence.
         alpha: the part of a token that is given.
         scales: whether sizes are given as well.
+        inherit: whether they are given whole, whatever `alpha`, to those that stand for the token when restoring.
     """
 
     rep: Tensor
     sources: Tensor
 
     def __init__(
-        self, order: Tensor, nodes: Tensor, links: Tensor, grid: tuple[int, ...] | None, *, alpha: float, scales: bool
+        self,
+        order: Tensor,
+        nodes: Tensor,
+        links: Tensor,
+        grid: tuple[int, ...] | None,
+        *,
+        alpha: float,
+        scales: bool,
+        inherit: bool = False,
     ) -> None:
-        self.count, self.drops, self.divide = links.shape[2], not scales, False
+        self.count, self.drops, self.divide = links.shape[2], not (scales or inherit), False
+        self.inherit = inherit
         self.dest = self.weight = self.size_weight = self.gain = self.grid = None
         self.order, self.nodes, self.links, self.node_grid = order, nodes, links, grid
         self.rep, self.sources = order[:, : self.count], order[:, self.count :]
@@ -166,10 +183,14 @@ class Propagation(TokenMap):
 
     @property
     def undo(self) -> Tensor:  # type: ignore[override]
+        return in_order(self.stands_for(), self.order)
+
+    def stands_for(self) -> Tensor:
+        """`(B, P, M)`: by which parts those that stay stand for those that go."""
         kept, dropped = self.nodes[:, : self.count], self.nodes[:, self.count :]
         total = self.links.sum(-1, keepdim=True)
         nearest = nearest_nodes(dropped, kept, self.node_grid)
-        return in_order(torch.where(total > 0, self.links / total.clamp_min(1e-12), nearest), self.order)
+        return torch.where(total > 0, self.links / total.clamp_min(1e-12), nearest)
 
     def apply(self, x: Tensor, sizes: Tensor | None = None, prefix: int = 0, suffix: int = 0) -> Tensor:
         out = take(x, with_protected(self.rep, prefix, x.shape[1] - suffix, suffix))
@@ -187,7 +208,8 @@ class Propagation(TokenMap):
         kept = sizes.gather(1, self.rep)
         if self.drops:
             return kept
-        return torch.baddbmm(kept[..., None], self.given, sizes.gather(1, self.sources)[..., None])[..., 0]
+        given = self.stands_for().transpose(1, 2) if self.inherit else self.given
+        return torch.baddbmm(kept[..., None], given, sizes.gather(1, self.sources)[..., None])[..., 0]
 
 
 def spatial_graph(n: int, grid: tuple[int, ...] | None, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.reducers.checks import check_number
+from tokenreduce.reducers.checks import check_number, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
@@ -41,16 +41,18 @@ class RLT(Reducer):
 
     Args:
         threshold: the largest change that counts as a repetition, for normalised pixels; below 0 nothing repeats.
+        inherit: a token's size is the length of its run; False: 1, as in the authors' code.
     """
 
     threshold: float = 0.1
+    inherit: bool = True
 
     name: ClassVar[str] = "rlt"
     kind: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "arXiv 2411.05222"
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; rccchoudhury/rlt@69ec8b4, selections and lengths of runs equal"
     needs: ClassVar[frozenset[str]] = frozenset({"frames", "pixels"})
     placement: ClassVar[str] = "pre"
     shape: ClassVar[str] = "first"
@@ -60,6 +62,7 @@ class RLT(Reducer):
 
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, -1)
+        check_option("inherit", self.inherit, bool)
 
     def least_of(self, n: int, grid: tuple[int, ...] | None) -> int:
         """The tokens of one time step."""
@@ -86,8 +89,7 @@ class RLT(Reducer):
         # The last time step so far whose token stays. ONNX has no running maximum.
         steps = (stays.unflatten(1, (-1, first)) * times[:, None])[:, None]
         heads = (steps * (times <= times[:, None])[..., None]).amax(2) * first + counting(first, device)
-        runs = keep_tokens(kept, (stays.cumsum(1) - 1).gather(1, heads.flatten(1)))
-        return replace(runs, size_weight=torch.ones_like(stays, dtype=torch.float32))
+        return keep_tokens(kept, (stays.cumsum(1) - 1).gather(1, heads.flatten(1)), self.inherit)
 
     def work(self, step: Step) -> int:
         return 0

@@ -41,30 +41,35 @@ class TopK(Reducer):
         feature_norm        L2 norm of the residual stream
 
     Kept tokens stay in raster order; of equal scores the lower index is kept. For restoring (not in the paper), a
-    dropped token is stood for by the kept token with the most similar key. Only "received_attention" computes more
-    than one row of attention; the norms need none and no class token.
+    dropped token is stood for by the kept token with the most similar key, which takes over its size; in the original
+    sizes are lost, and with them the attention that went there. Only "received_attention" computes more than one row of
+    attention; the norms need none and no class token.
 
     Args:
         score: which of the scores.
         largest: False keeps the smallest scores instead. Which end of a norm matters depends on the model: with
             register-like outliers the largest norms are artefacts.
+        inherit: the token that stands for a dropped one takes over its size, so that attention counts it as before;
+            False: the size is lost, as in the authors' code.
     """
 
     score: str = "class_attention"
     largest: bool = True
+    inherit: bool = True
 
     name: ClassVar[str] = "topk"
     kind: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "arXiv 2308.04657"
     year: ClassVar[int] = 2023
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; JoakimHaurum/TokenReduction@88fe07e, selections and outputs equal"
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "mean_keys"})
     shape: ClassVar[str] = "stages"
 
     def __post_init__(self) -> None:
         check_option("score", self.score, tuple(NEEDED))
         check_option("largest", self.largest, bool)
+        check_option("inherit", self.inherit, bool)
 
     def required(self) -> frozenset[str]:
         return NEEDED[self.score] | {"mean_keys"}
@@ -72,7 +77,7 @@ class TopK(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         order = stable_order(self._scores(tokens), 1, descending=self.largest)
         kept = order[:, :keep].sort(dim=1).values
-        return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept))
+        return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept), self.inherit)
 
     def work(self, step: Step) -> int:
         needed = {"class_attention": step.class_attention, "received_attention": step.attention}
