@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from backbones import BY_NAME, Backbone, fresh_model
-from choosing import SHORT, exportable, main_row, pairs
+from choosing import SHORT, exportable, main_row, one_of_each_family_kind, pairs
 from transforming import CHEAP, TRANSFORMS, Outputs, models, outcome
 
 import tokenreduce
@@ -96,8 +96,11 @@ def test_gradients_of_a_trace(method: str) -> None:
 
 
 traced = pairs(
-    first=("tome",),
-    chosen=[(VIDEO.name, "rlt"), (VIDEO.name, "centerclip"), ("timm_vit_segmenter", "dtop")],
+    chosen=[
+        *((row.name, "tome") for row in one_of_each_family_kind()),
+        *((VIDEO.name, method) for method in ("rlt", "centerclip")),
+        ("timm_vit_segmenter", "dtop"),
+    ],
     where=lambda row: row.traceable,
     among=exportable,
 )
