@@ -14,8 +14,9 @@ from tokenreduce.lab.data import fashion_mnist
 from tokenreduce.lab.data.folders import load_data
 from tokenreduce.lab.lanes import patched_lane
 from tokenreduce.lab.pictures import draw_tokens, draw_tradeoff, last_of_quarters, maps_after
-from tokenreduce.lab.quality.classification import DEFINITIONS, classification_lanes, measure_classification
+from tokenreduce.lab.quality.classification import classification_lanes, measure_classification
 from tokenreduce.lab.quality.engine import teller
+from tokenreduce.lab.quality.features import DEFINITIONS
 from tokenreduce.lab.rows import Progress, Row
 from tokenreduce.lab.shipped.fashion_vit import fashion_vit
 from tokenreduce.lab.speed.throughput import throughput
