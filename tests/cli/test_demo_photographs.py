@@ -38,7 +38,7 @@ def test_demo_of_the_real_model(run: Callable[..., str], tmp_path: Path, monkeyp
         assert heading in output
     assert "At 60% of the compute ward stays closest to the unpatched model" in output
     squares, maps, grid, path, title, answers = drawn
-    assert squares.shape == (2, 3, 224, 224) and grid == (16, 16) and path == out / "tokens.png"
+    assert squares.shape == (1, 3, 224, 224) and grid == (16, 16) and path == out / "tokens.png"
     assert "ward at 60%" in title and next(iter(maps)).startswith("after layer 2")
     assert [map.count for map in maps.values()][-1] == rows[2]["tokens_left"]
     assert list(answers) == ["saliency,\nunpatched", "saliency,\nward"]

@@ -89,7 +89,7 @@ def draw_tokens(
     for axis in axes.flat:
         axis.set_axis_off()
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)  # photographs make large files
 
 
 def draw_methods(image: Tensor, rows: Sequence[Reduced], grid: tuple[int, int], path: str | Path) -> None:

@@ -24,7 +24,7 @@ from tokenreduce.reducers.registry import methods
 BUDGETS = (0.80, 0.60, 0.45)
 SQUARES, BATCH, ROUNDS = 45, 9, 5
 ERRORS = {"class_error": "class error", "token_error": "token error", "saliency_error": "saliency error"}
-PICTURED = ("astronaut", "chelsea", "coffee", "china")
+PICTURED = ("astronaut", "coffee", "china")
 
 
 class PhotographDemo(Demo):
