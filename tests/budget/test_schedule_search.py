@@ -190,8 +190,10 @@ def test_a_ratio_takes_the_least_amount_that_meets_it(shape, n, depth, layers, w
 OWN_LAYERS = {
     12: {
         "constant": range(12),
+        "after_first": range(1, 12),
         "delayed": range(4, 12),
         "ratio": range(12),
+        "after_quarter": range(3, 12),
         "stages": (3, 6, 9),
         "alternate": (1, 3, 5, 7, 9),
         "once": (3,),
@@ -199,7 +201,10 @@ OWN_LAYERS = {
         "first": (0,),
         "first_and_third": (0, 4),
     },
-    5: {"delayed": range(1, 5), "stages": (1, 2, 3), "alternate": (0, 1, 2, 3), "once": (1,), "middle": (2,)},
+    5: {"delayed": range(1, 5), "stages": (1, 2, 3), "alternate": (0, 1, 2, 3), "once": (1,), "middle": (2,)}
+    | {"after_first": range(1, 5), "after_quarter": range(1, 5)},
+    24: {"after_first": range(1, 24), "after_quarter": range(6, 24)},
+    1: {"after_first": (0,), "after_quarter": (0,)},
 }
 
 
@@ -213,8 +218,8 @@ def test_shapes_reduce_in_their_own_layers(depth: int, shape: str, layers: tuple
     assert set(OWN_LAYERS[12]) == set(SHAPES)
 
 
-@pytest.mark.parametrize("shape", ["once", "middle", "delayed", "stages"])
-@pytest.mark.parametrize("goal", [0.9, 0.7, 0.55, 0.5, 0.45])
+@pytest.mark.parametrize("shape", ["once", "middle", "after_quarter", "after_first", "stages"])
+@pytest.mark.parametrize("goal", [0.9, 0.7, 0.55, 0.5, 0.45, 0.35])
 def test_a_budget_moves_to_earlier_layers_only_as_far_as_it_must(shape: str, goal: float) -> None:
     """One layer leaves a third at least; the shape's layers move one by one until the budget can be had."""
     n, depth = 90, 12
@@ -232,6 +237,23 @@ def test_a_budget_moves_to_earlier_layers_only_as_far_as_it_must(shape: str, goa
     assert {layer for layer, (a, b) in enumerate(pairwise((n, *counts))) if b < a} <= moved
     first = next(layer for layer, count in enumerate(counts) if count < n)
     assert first == min(moved) and cost(counts) == pytest.approx(goal, abs=0.02)
+
+
+@pytest.mark.parametrize(("goal", "start"), [(0.9, 4), (0.75, 4), (0.7, 4), (0.65, 2), (0.6, 1), (0.5, 0), (0.3, 0)])
+def test_a_delay_is_as_long_as_a_sixth_of_the_tokens_is_left(goal: float, start: int) -> None:
+    n, depth = 240, 12
+
+    def cost(counts: Counts) -> float:
+        return sum(counts) / (n * depth)
+
+    for first in range(4, -1, -1):
+        possible = every_spread("count", n, depth, set(range(first, depth)), frozenset(), (), 1)
+        nearest = min(possible, key=lambda counts: abs(cost(counts) - goal))
+        if cost(possible[-1]) <= goal and min(nearest) * 6 >= n:
+            break
+    counts = Schedule.budget("delayed", flops=goal).resolve(n, depth, any_count, cost)
+    assert first == start and counts[:start] == (n,) * start and counts[start] < n
+    assert abs(cost(counts) - goal) == pytest.approx(abs(cost(nearest) - goal), abs=1e-12)
 
 
 def test_a_keep_ratio_below_what_a_method_leaves_is_refused_but_for_rounding() -> None:

@@ -90,13 +90,15 @@ def spread_flops(
     """
     if flops == 1:
         return (walk.n,) * walk.depth
-    lowest = math.inf
-    for chosen in layer_choices(walk, shape, layers):
+    lowest, choices = math.inf, layer_choices(walk, shape, layers)
+    for chosen in choices:
         lowest = min(lowest, cost(spread(walk, shape, chosen, 1.0)))
         if lowest <= flops:
             enough, too_little = bisect(lambda amount, at=chosen: cost(spread(walk, shape, at, amount)) <= flops)  # type: ignore[misc]
             below, above = (spread(walk, shape, chosen, amount) for amount in (enough, too_little))
-            return below if flops - cost(below) <= cost(above) - flops else above
+            nearest = below if flops - cost(below) <= cost(above) - flops else above
+            if 12 * min(nearest) >= SHAPES[shape].left * walk.n or chosen is choices[-1]:
+                return nearest
     raise InvalidValueError(
         f"flops={flops} cannot be reached with {walk.n} image tokens; the reachable minimum is "
         f"flops={lowest + 0.0005:.3f}; ask for more, or give layers= or schedule="
@@ -108,7 +110,8 @@ def layer_choices(walk: Walk, shape: str, layers: Layers | None) -> list[Layers]
     other layer, or of those in a row the first if the shape has one layer only."""
     if layers is not None:
         return [layers]
-    parts, start = SHAPES[shape].parts, walk.depth * SHAPES[shape].start // 12
+    parts, spared = SHAPES[shape].parts, SHAPES[shape].spared
+    start = max(min(spared, walk.depth - 1), walk.depth * SHAPES[shape].start // 12)
     if walk.whole:
         free = [layer for layer in range(walk.depth) if layer not in walk.whole]
         return [tuple(layer for layer in free if len(parts) != 1 or layer - 1 not in free)]
