@@ -31,8 +31,8 @@ class TokenMap:
         size_weight: `(B, N)`, where sizes add differently from features; None: as `weight`.
         rep: `(B, M)`, the member that represents each output (its position, its bias rows).
         sources: `(B, N - M)`, the tokens that represent no output; saves work when `rep` and `sources` are both known.
-        drops: every token that is no representative is dropped. Then sizes do not add up, and applying an integer map
-            is a gather of `rep`.
+        drops: every token that is no representative is dropped. Then sizes do not add up unless `size_weight` lets
+            them, and applying an integer map is a gather of `rep`.
         fused: all sources join the last output and every token counts as it did.
         gain: `(B, M)`, a factor on each output (norm-preserving merges, unnormalised sums).
         divide: False adds shares of features as they are, whatever their sizes (propagation).
@@ -267,10 +267,12 @@ def identity(batch: int, count: int, device: torch.device | str | None = None) -
     return TokenMap(count, dest=index, rep=index, drops=True)
 
 
-def keep_tokens(kept: Tensor, dest: Tensor) -> TokenMap:
-    """The pruning map that keeps `kept (B, M)` in that order; `dest (B, N)` says who stands for a dropped one."""
+def keep_tokens(kept: Tensor, dest: Tensor, inherit: bool = False) -> TokenMap:
+    """The pruning map that keeps `kept (B, M)` in that order; `dest (B, N)` says who stands for a dropped one and, with
+    `inherit`, takes over its size. Else the size is lost, and with it the attention that went there."""
     count = kept.shape[1]
     ranks = counting(count, kept.device).expand_as(kept)
     dest = dest.scatter(1, kept, ranks)
     weight = torch.zeros_like(dest, dtype=torch.float32).scatter(1, kept, 1.0)
-    return TokenMap(count, dest=dest, weight=weight, rep=kept, drops=True)
+    sizes = torch.ones_like(weight) if inherit else None
+    return TokenMap(count, dest=dest, weight=weight, size_weight=sizes, rep=kept, drops=True)
