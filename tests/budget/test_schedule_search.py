@@ -239,23 +239,6 @@ def test_a_budget_moves_to_earlier_layers_only_as_far_as_it_must(shape: str, goa
     assert first == min(moved) and cost(counts) == pytest.approx(goal, abs=0.02)
 
 
-@pytest.mark.parametrize(("goal", "start"), [(0.9, 4), (0.75, 4), (0.7, 4), (0.65, 2), (0.6, 1), (0.5, 0), (0.3, 0)])
-def test_a_delay_is_as_long_as_a_sixth_of_the_tokens_is_left(goal: float, start: int) -> None:
-    n, depth = 240, 12
-
-    def cost(counts: Counts) -> float:
-        return sum(counts) / (n * depth)
-
-    for first in range(4, -1, -1):
-        possible = every_spread("count", n, depth, set(range(first, depth)), frozenset(), (), 1)
-        nearest = min(possible, key=lambda counts: abs(cost(counts) - goal))
-        if cost(possible[-1]) <= goal and min(nearest) * 6 >= n:
-            break
-    counts = Schedule.budget("delayed", flops=goal).resolve(n, depth, any_count, cost)
-    assert first == start and counts[:start] == (n,) * start and counts[start] < n
-    assert abs(cost(counts) - goal) == pytest.approx(abs(cost(nearest) - goal), abs=1e-12)
-
-
 def test_a_keep_ratio_below_what_a_method_leaves_is_refused_but_for_rounding() -> None:
     half = lambda n: n - n // 2  # noqa: E731
     assert Schedule.keep({0: 0.5}).resolve(9, 1, half) == (5,), "4 of 9, one token is rounding"

@@ -26,9 +26,9 @@ class DiffRate(Reducer):
     """Keep the tokens with most class attention and merge the others into the kept ones they resemble most.
 
     Chen et al., "DiffRate: Differentiable Compression Rate for Efficient Vision Transformers", ICCV 2023, arXiv
-    2305.17997. Of N tokens, M stay: those with most class attention `(B, N)`, mean over heads. The least attended may be
-    dropped, the others (sources) merge into the kept token with the highest cosine of the features `(B, N, C)`: a plain
-    mean, whatever the sizes. A size grows by its sources' sizes times their cosines, a discount for poor matches.
+    2305.17997. Of N tokens, M stay: those with most class attention `(B, N)`, mean over heads. The least attended may
+    be dropped, the others (sources) merge into the kept token with the highest cosine of the features `(B, N, C)`: a
+    plain mean, whatever the sizes. A size grows by its sources' sizes times their cosines, a discount for poor matches.
     Output order is by falling attention.
 
     The paper searches the two counts of every layer by gradient, once per model and budget, and ships the tables; give
