@@ -93,16 +93,23 @@ def spread_flops(
     lowest, choices = math.inf, layer_choices(walk, shape, layers)
     for chosen in choices:
         lowest = min(lowest, cost(spread(walk, shape, chosen, 1.0)))
-        if lowest <= flops:
+        if lowest <= flops and (chosen is choices[-1] or _leaves_enough(walk, shape, chosen, flops, cost)):
             enough, too_little = bisect(lambda amount, at=chosen: cost(spread(walk, shape, at, amount)) <= flops)  # type: ignore[misc]
             below, above = (spread(walk, shape, chosen, amount) for amount in (enough, too_little))
-            nearest = below if flops - cost(below) <= cost(above) - flops else above
-            if 12 * min(nearest) >= SHAPES[shape].left * walk.n or chosen is choices[-1]:
-                return nearest
+            return below if flops - cost(below) <= cost(above) - flops else above
     raise InvalidValueError(
         f"flops={flops} cannot be reached with {walk.n} image tokens; the reachable minimum is "
         f"flops={lowest + 0.0005:.3f}; ask for more, or give layers= or schedule="
     )
+
+
+def _leaves_enough(walk: Walk, shape: str, layers: Layers, flops: float, cost: Callable[[Counts], float]) -> bool:
+    """Whether `flops` can be met with as many tokens left as the shape asks for."""
+    least = math.ceil(walk.n * SHAPES[shape].left / 12)
+    if least == 0:
+        return True
+    amount = (walk.n - least) / (walk.n * max(walk.order(layers).values()))
+    return cost(spread(walk, shape, layers, amount, least)) <= flops
 
 
 def layer_choices(walk: Walk, shape: str, layers: Layers | None) -> list[Layers]:
