@@ -48,7 +48,7 @@ def test_the_default_keeps_what_is_dear_to_merge_and_shares_by_price(case, data,
     for j in gone:
         price = {i: price_of(case, metric, i, j) for i in kept}
         least = min(price.values())
-        if least < 1e-3 * scale:
+        if least <= 1e-3 * scale:
             continue  # rounding decides what a price of nothing is a multiple of
         order = sorted(kept, key=lambda i: price[i])[:top_t]
         wanted = softmax({i: least / price[i] / tau for i in order})
