@@ -96,7 +96,9 @@ def spread_flops(
         if lowest <= flops and (chosen is choices[-1] or _leaves_enough(walk, shape, chosen, flops, cost)):
             enough, too_little = bisect(lambda amount, at=chosen: cost(spread(walk, shape, at, amount)) <= flops)  # type: ignore[misc]
             below, above = (spread(walk, shape, chosen, amount) for amount in (enough, too_little))
-            return below if flops - cost(below) <= cost(above) - flops else above
+            nearest = below if flops - cost(below) <= cost(above) - flops else above
+            if 12 * min(nearest) >= SHAPES[shape].left * walk.n or chosen is choices[-1]:
+                return nearest
     raise InvalidValueError(
         f"flops={flops} cannot be reached with {walk.n} image tokens; the reachable minimum is "
         f"flops={lowest + 0.0005:.3f}; ask for more, or give layers= or schedule="
@@ -138,6 +140,8 @@ def spread(walk: Walk, shape: str, layers: Layers, amount: float, target: int = 
             return now
         if SHAPES[shape].by == "count":
             return max(target, n - math.floor(order[layer] * amount * n + EXACT))
+        if SHAPES[shape].by == "root":
+            return max(target, math.floor(n * max(0.0, 1 - order[layer] * amount) ** 2 + 0.5))
         # Of the exact ratio, rounded: rounding down in every layer would take a token from each at once.
         return max(target, math.floor(n * (1 - amount) ** order[layer] + 0.5))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +13,12 @@ from tokenreduce.ops.constants import constant
 from tokenreduce.ops.linkage import agglomerate
 from tokenreduce.ops.native.dispatch import choose
 from tokenreduce.ops.products import suits
-from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.checks import check_count, check_number
 from tokenreduce.reducers.contract import FastPath, Reducer
 from tokenreduce.reducers.parts import bipartition
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.parts.labels import map_of_clusters
+from tokenreduce.reducers.parts.sketch import signs, sketch
 from tokenreduce.reducers.parts.ward_rounds import merge_in_rounds, round_counts
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
@@ -123,17 +122,7 @@ class Ward(Reducer):
 
     def sketch(self, x: Tensor) -> Tensor:
         """`(B, N, width)` of `x (B, N, C)`: sums of C / width channels, each with its sign."""
-        channels = x.shape[-1]
-        width = self.sketch_width(channels)
-        if width == channels:
-            return x
-        signed = x * constant(signs(channels), x.device)
-        whole = channels // width * width
-        out = signed[..., :whole].unflatten(-1, (-1, width)).sum(-2)
-        if whole == channels:
-            return out
-        rest = signed[..., whole:]
-        return torch.cat([out[..., : channels - whole] + rest, out[..., channels - whole :]], -1)
+        return sketch(x, self.sketch_width(x.shape[-1]))
 
 
 def costs(points: Tensor, sizes: Tensor | None) -> Tensor:
@@ -143,10 +132,3 @@ def costs(points: Tensor, sizes: Tensor | None) -> Tensor:
     inverse = torch.ones_like(squares) if sizes is None else sizes.reciprocal()
     cost = cost.clamp_min(0) / (inverse[:, :, None] + inverse[:, None])
     return cost.nan_to_num(nan=LARGEST, posinf=LARGEST)
-
-
-@constant_result
-def signs(count: int) -> tuple[float, ...]:
-    """`count` signs, always the same."""
-    generator = Random(0)
-    return tuple(1.0 - 2.0 * generator.getrandbits(1) for _ in range(count))
