@@ -125,20 +125,42 @@ def measure(name: str, tests: str, options: argparse.Namespace) -> dict[str, Any
     return row | installed(folder) | run_tests(folder, tests, options.keyword, options.workers)
 
 
+def read() -> list[dict[str, Any]]:
+    return json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+
+
+def write(new: dict[str, Any]) -> None:
+    """Put a row in the place of that of the same tests; the file is read again, as other runs may have written."""
+    rows = [row for row in read() if (row["environment"], row["tests"]) != (new["environment"], new["tests"])] + [new]
+    order = list(ENVIRONMENTS)
+    rows.sort(key=lambda row: (order.index(row["environment"]), row["tests"]))
+    RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Environments by rows, oldest first: what ran in each, or why it did not."""
+    lines = [
+        "| Python | torch | timm | transformers | tests | passed | failed | skipped | date |",
+        "|---|---|---|---|---|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        chosen = f"`{row['tests']}`" + (f', `-k "{row["keyword"]}"`' if row["keyword"] else "")
+        found = [row["why"], "", ""] if "why" in row else [str(row[key]) for key in ("passed", "failed", "skipped")]
+        cells = [*(row[key] for key in ("python", "torch", "timm", "transformers")), chosen, *found, row["date"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     options = parse()
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for name in options.only.split(","):
         for tests in options.tests.split(","):
-            mine = [row for row in rows if (row["environment"], row["tests"]) == (name, tests)]
-            if mine and "why" not in mine[0] and not options.again:
+            known = [row for row in read() if (row["environment"], row["tests"]) == (name, tests)]
+            if known and "why" not in known[0] and not options.again:
                 continue
             row = measure(name, tests, options)
             print(json.dumps({key: value for key, value in row.items() if key != "failures"}), file=sys.stderr)
-            rows = [row for row in rows if row not in mine] + [row]
-            order = {name: place for place, name in enumerate(ENVIRONMENTS)}
-            rows.sort(key=lambda row: (order.get(row["environment"], 99), row["tests"]))
-            RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            write(row)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 from functools import partial
 from typing import Any
 
+import pytest
 import timm
 import torch
 from backbones import Backbone, Inputs
