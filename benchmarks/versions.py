@@ -76,7 +76,7 @@ def install(python: str, folder: Path, pins: Iterable[str]) -> str:
 
 def run_tests(folder: Path, tests: str, keyword: str, workers: str) -> dict[str, Any]:
     """Counts, seconds and the names of tests that failed."""
-    report = folder / "report.xml"
+    report = folder / (tests.replace("/", "_") + ".xml")
     report.unlink(missing_ok=True)
     command = [str(folder / "bin/python"), "-m", "pytest", tests, "-n", workers, f"--junitxml={report}"]
     start = time.perf_counter()
