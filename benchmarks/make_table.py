@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import sentences
+import versions
 
 import tokenreduce
 from tokenreduce.cli.output import COLUMNS
@@ -264,6 +265,7 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/speed.md", "speed in words"): sentences.limits(read["speed"]),
         ("docs/kernels.md", "size errors"): size_errors(read["size_errors"]),
         ("docs/transforms.md", "sentences"): transform_tables.sentences(read["transforms"]["columns"]),
+        ("docs/versions.md", "versions"): versions.table(read["versions"]["rows"]),
         ("docs/ward.md", "ward"): ward_against_tome({"first": read["quality"], "second": read["quality_second"]}),
     }
     for library, columns in read["transforms"]["columns"].items():
