@@ -13,8 +13,9 @@ setup: .venv/installed
 	$(BIN)/pip install -c constraints.txt -e ".[dev]"
 	touch $@
 
+# ARGS stands for the real model: make demo ARGS="--task segmentation".
 demo: setup
-	$(BIN)/tokenreduce demo $(ARGS)
+	$(BIN)/tokenreduce demo $(or $(ARGS),--model dinov2_small)
 
 # Tests of one model stand together: a process that takes a stretch of them makes the model once.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal

@@ -19,17 +19,26 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import facts as stated  # noqa: E402
 
 HIDDEN = {"budget", "top5", "token_error", "p90_ms", "attention", "plan_us", "apply_us", "peak_memory_mib"}
+GEOMETRIC = {key for key in COLUMNS if key.endswith("_geometric")}
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(rows: list[dict], hidden: set[str] = HIDDEN) -> str:
     """The columns of the command's own table."""
-    keys = [k for k in COLUMNS if k not in HIDDEN and any(row.get(k) is not None for row in rows)]
+    keys = [k for k in COLUMNS if k not in hidden and any(row.get(k) is not None for row in rows)]
     lines = ["| " + " | ".join(COLUMNS[k][0] for k in keys) + " |"]
     lines.append("|" + "|".join("---" if k == "method" else "---:" for k in keys) + "|")
     for row in rows:
         cells = [COLUMNS[k][1](row[k]) if row.get(k) is not None else "-" for k in keys]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+NO_PHOTOGRAPHS = "The table was not measured for this version yet; this is how it is made:"
+
+
+def photographs(data: dict | None) -> str:
+    """The table of the demo on photographs."""
+    return NO_PHOTOGRAPHS if data is None else markdown(data["rows"], {"budget", *GEOMETRIC})
 
 
 def methods() -> str:
@@ -242,6 +251,7 @@ def tables() -> dict[tuple[str, str], str]:
     """(file, marker) -> table or sentences, for all that are made of results or facts."""
     read = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
     made = {
+        ("README.md", "dinov2_small"): photographs(read.get("demo_dinov2_small")),
         ("README.md", "demo"): markdown(read["demo"]["rows"]),
         ("README.md", "bench"): markdown(read["deit_small_tome_r13"]["rows"]),
         ("docs/methods.md", "methods"): methods(),

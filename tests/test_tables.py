@@ -150,6 +150,17 @@ def test_the_commands_own_columns() -> None:
     """)
 
 
+def test_columns_may_be_hidden() -> None:
+    row = {"method": "tome", "budget": "flops=0.6", "class_error": 0.01, "class_error_geometric": 0.002}
+    rows = [row | {"token_error": 0.03, "saliency_error": 0.0412}]
+    assert make_table.photographs(None) == make_table.NO_PHOTOGRAPHS
+    assert make_table.photographs({"rows": rows}) == lines("""
+        | method | class error | token error | saliency error |
+        |---|---:|---:|---:|
+        | tome | 0.0100 | 0.0300 | 0.0412 |
+    """)
+
+
 # dense tasks
 
 
