@@ -3,7 +3,7 @@ BIN := .venv/bin
 # For a CPU-only PyTorch: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup demo test test-all mutants sanitize lint
+.PHONY: setup demo test test-all mutants versions sanitize lint
 
 setup: .venv/installed
 
@@ -29,6 +29,10 @@ test-all: setup
 # Hours, not minutes: see docs/testing.md.
 mutants: setup
 	PYTHONHASHSEED=0 $(BIN)/python tests/mutation/run.py $(ARGS)
+
+# Hours, and several GB for each environment: see docs/versions.md.
+versions: setup
+	$(BIN)/python benchmarks/versions.py $(ARGS)
 
 # Python is not built with the sanitizers, so their runtimes are loaded first, and libstdc++ for exceptions to be seen.
 SANITIZE := -fsanitize=address,undefined -fno-omit-frame-pointer -g -O1 -D_GLIBCXX_ASSERTIONS

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import sentences
+import versions
 
 import tokenreduce
 from tokenreduce.cli.output import COLUMNS
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import facts as stated  # noqa: E402
+import transform_tables  # noqa: E402
 
 HIDDEN = {"budget", "top5", "token_error", "p90_ms", "attention", "plan_us", "apply_us", "peak_memory_mib"}
 GEOMETRIC = {key for key in COLUMNS if key.endswith("_geometric")}
@@ -262,8 +264,12 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/speed.md", "speed"): speed(read["speed"]),
         ("docs/speed.md", "speed in words"): sentences.limits(read["speed"]),
         ("docs/kernels.md", "size errors"): size_errors(read["size_errors"]),
+        ("docs/transforms.md", "sentences"): transform_tables.sentences(read["transforms"]["columns"]),
+        ("docs/versions.md", "versions"): versions.table(read["versions"]["rows"]),
         ("docs/ward.md", "ward"): ward_against_tome({"first": read["quality"], "second": read["quality_second"]}),
     }
+    for library, columns in read["transforms"]["columns"].items():
+        made["docs/transforms.md", library] = transform_tables.outcomes(columns)
     for name in ("quality", "quality_second"):
         for share in (0.8, 0.6, 0.45):
             made["docs/quality.md", f"{name} {share}"] = quality(read[name], share)
