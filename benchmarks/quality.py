@@ -1,7 +1,7 @@
 """Every method at equal compute: errors of a real model on photographs, accuracy and errors of small ones on
 Fashion-MNIST. Every run goes on where it stopped.
 
-    python benchmarks/quality.py --model dinov2_small              # about 10 minutes on 2 threads, no data to download
+    python benchmarks/quality.py --model dinov2_small              # about 6 minutes on 2 threads, nothing to download
     python benchmarks/quality.py --model dinov2_small --size 518   # few methods
     python benchmarks/quality.py --data-dir DIR                    # the shipped model on all test images
     python benchmarks/quality.py --data-dir DIR --checkpoint runs/second/checkpoint.pt --name quality_second

@@ -79,18 +79,14 @@ def verdict(data: Data) -> str:
         for name, row in rows.items()
         if any(row[f"{error}_of_tome"] > rows["random"][f"{error}_of_tome"] for error in ERRORS[:2])
     ]
-    first = (
-        f"Image by image, these have a smaller class error and a smaller token error than `tome` at 80, 60 and 45 % of "
-        f"the compute: {listed([f'`{name}`' for name in good])}."
-        if good
-        else "No method has a smaller class and token error than `tome` at 80, 60 and 45 % of the compute."
-    )
-    second = (
-        f"For {listed(sure)} the interval of the ratio of mean token errors lies below 1 at all three."
-        if sure
-        else "For none of them the interval of the ratio of mean token errors lies below 1 at all three."
-    )
-    third = f"At 60 % the mean class or token error of these is larger than that of `random`: {listed(bad)}."
+    budgets = "at 80, 60 and 45 % of the compute"
+    first = f"No method has a smaller class and token error than `tome`, image by image, {budgets}."
+    if good:
+        names = listed([f"`{name}`" for name in good])
+        first = f"A smaller class and token error than `tome`, image by image, {budgets}: {names}."
+    whose = f"For {listed(sure)}" if sure else "For none of them"
+    second = f"{whose} the interval of the ratio of mean token errors lies below 1 at all three."
+    third = f"A larger mean class or token error than `random` at 60 %: {listed(bad)}."
     return " ".join([first, *([second] if good else []), *([third] if bad else [])])
 
 

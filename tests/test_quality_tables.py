@@ -74,12 +74,12 @@ def test_what_was_measured_on_and_how_it_is_measured_again() -> None:
 
 def test_the_verdict() -> None:
     assert quality_tables.verdict(results()) == (
-        "Image by image, these have a smaller class error and a smaller token error than `tome` at 80, 60 and 45 % of "
-        "the compute: `ward` and `atc`. For `ward` the interval of the ratio of mean token errors lies below 1 at all "
-        "three. At 60 % the mean class or token error of these is larger than that of `random`: `pool`."
+        "A smaller class and token error than `tome`, image by image, at 80, 60 and 45 % of the compute: `ward` and "
+        "`atc`. For `ward` the interval of the ratio of mean token errors lies below 1 at all three. A larger mean "
+        "class or token error than `random` at 60 %: `pool`."
     )
     assert "below 1 at all three" not in quality_tables.verdict(results(ward=1.1, atc=1.2))
-    assert quality_tables.verdict(results(ward=1.1, atc=1.2)).startswith("No method has a smaller")
+    assert quality_tables.verdict(results(ward=1.1, atc=1.2)).startswith("No method has a smaller class")
     assert "For none of them the interval" in quality_tables.verdict(results(ward=0.85))
 
 
