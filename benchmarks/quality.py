@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     small.add_argument("--part", default="0/1", help="I/K: only every K-th arm, to share the work among processes")
     real = parser.add_argument_group("dinov2_small")
     real.add_argument("--size", type=int, default=quality_real.SIZE, help="of the images in pixels, a multiple of 14")
-    real.add_argument("--count", type=int, help="squares cut out of the photographs; 64, or 18 of another size than 224")
+    real.add_argument("--count", type=int, help="squares cut out of photographs; 64, at other sizes 18")
     real.add_argument("--photographs", type=Path, help="a folder of further photographs, beside those of the packages")
     return parser.parse_args()
 
