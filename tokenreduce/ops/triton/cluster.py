@@ -14,7 +14,7 @@ from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 
 TILE = 64  # rows and columns of costs of a program
 DEEP = 32  # channels multiplied at once
-EACH = 256  # clusters of a warp
+EACH = 128  # clusters of a warp
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of fp32: what it costs where that is no number
 # A key tells of a cluster, from the highest bits on: the least cost of merging it, its place, the place of the other,
 # and whether that is out of date. The least key of all is the pair to merge, the first of equals.
