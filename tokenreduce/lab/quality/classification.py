@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tokenreduce.budget.counting import count_flops
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.lanes import patched_lane, restored_lane, try_arms
+from tokenreduce.lab.quality.distance import distance
 from tokenreduce.lab.quality.engine import Lane, measure_lanes
 from tokenreduce.lab.quality.heads import Classify, MakeHead, trained, whole_forward
 from tokenreduce.lab.quality.metric import Metric
@@ -174,9 +174,3 @@ def measure(
     """
     lanes, refused = classification_lanes(model, arms, classes, make_head)
     return measure_classification(lanes, batches, tell) + refused
-
-
-def distance(a: Tensor, b: Tensor) -> Tensor:
-    """1 - cosine along the last dimension, in fp32, without the cancellation that would hide small distances."""
-    difference = F.normalize(a.float(), dim=-1) - F.normalize(b.float(), dim=-1)
-    return difference.square().sum(-1) / 2
