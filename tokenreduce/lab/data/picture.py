@@ -26,12 +26,17 @@ def load_image(path: Path | None, model: Any, upright: bool = True) -> tuple[Ten
     """
     picture = shipped_image() if path is None else open_image(path, upright)
     if takes_fashion(model):
-        grey = ImageOps.fit(picture.convert("L"), (28, 28))
-        pixels = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(1, 28, 28)
+        pixels = grey_pixels(picture)
         return pixels, fashion_mnist.normalise(pixels)
     inputs = image_transform(model)(picture.convert("RGB"))
     mean, std = (torch.tensor(value)[:, None, None] for value in normalisation(model))
     return (inputs * std + mean).clamp(0, 1), inputs
+
+
+def grey_pixels(picture: Image.Image) -> Tensor:
+    """The middle of a picture as Fashion-MNIST has it, `(1, 28, 28)` uint8."""
+    grey = ImageOps.fit(picture.convert("L"), (28, 28))
+    return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(1, 28, 28)
 
 
 def normalisation(model: Any) -> tuple[Any, Any]:

@@ -84,7 +84,8 @@ def explain(evidence: Evidence) -> list[str]:
     """The figures of a comparison in words."""
     lines = [
         f"on {evidence.sources} sources that chose nothing, errors relative to the default (90 % interval, whose upper "
-        f"end is a one-sided 95 % bound): geometric mean {evidence.geometric}, ratio of means {evidence.of_means}"
+        f"end is a one-sided 95 % bound): {evidence.overall}",
+        f"  both errors: geometric mean {evidence.geometric}, ratio of means {evidence.of_means}",
     ]
     for kind, (means, geometric) in evidence.kinds.items():
         lines.append(f"  {kind.replace('_', ' ')}: geometric mean {geometric}, ratio of means {means}")

@@ -40,13 +40,15 @@ class Evidence:
     """A comparison on images that chose nothing.
 
     Args:
+        overall: geometric mean of the next two, what candidates are ranked by.
         of_means: ratio of the mean errors, the geometric mean of those of each kind of error.
         geometric: geometric mean over images and kinds of the ratio of the errors.
-        kinds: the same two for each kind of error.
+        kinds: these two for each kind of error.
         sources: number of independent sources, which the bootstrap draws from.
         needed: sources that would show such a geometric mean four times of five; None where it is no gain.
     """
 
+    overall: Ratio
     of_means: Ratio
     geometric: Ratio
     kinds: dict[str, tuple[Ratio, Ratio]]
@@ -55,8 +57,10 @@ class Evidence:
 
     @property
     def better(self) -> bool:
-        """Whether both ratios are below 1 with 95 % confidence each, on enough sources."""
-        return self.sources >= LEAST and max(self.of_means.interval[1], self.geometric.interval[1]) < 1
+        """Whether the overall ratio is below 1 with 95 % confidence, on enough sources, and no kind of error is
+        clearly larger."""
+        worse = any(ratio.interval[0] > 1 for pair in self.kinds.values() for ratio in pair)
+        return self.sources >= LEAST and self.overall.interval[1] < 1 and not worse
 
     def to_json(self) -> dict[str, Any]:
         kinds = {
@@ -65,6 +69,7 @@ class Evidence:
         }
         return {
             "sources": self.sources,
+            "overall": self.overall.to_json(),
             "of_means": self.of_means.to_json(),
             "geometric": self.geometric.to_json(),
             "kinds": kinds,
@@ -97,7 +102,9 @@ def compare(errors: Tensor, default: Tensor, sources: Sequence[int], kinds: Sequ
     means = (picks @ summed(errors + FLOOR)).log() - (picks @ summed(default + FLOOR)).log()
     each = {name: (ratio(means[:, i]), ratio(geometric[:, i])) for i, name in enumerate(kinds)}
     of_sources = (summed(logs) / summed(torch.ones_like(logs))).mean(1)
-    return Evidence(ratio(means.mean(1)), ratio(geometric.mean(1)), each, many, sources_needed(of_sources))
+    of_means, average = means.mean(1), geometric.mean(1)
+    overall = ratio((of_means + average) / 2)
+    return Evidence(overall, ratio(of_means), ratio(average), each, many, sources_needed(of_sources))
 
 
 def ratio(logs: Tensor) -> Ratio:

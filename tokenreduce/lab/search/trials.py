@@ -100,6 +100,11 @@ class Trials:
             lane(image)
         return report(lane).input_tokens
 
+    @property
+    def all(self) -> range:
+        """The numbers of all batches."""
+        return range(len(self._batches))
+
     def reference(self, batch: int) -> list[Tensor]:
         """What the unpatched model makes of a batch."""
         if batch not in self._reference:
