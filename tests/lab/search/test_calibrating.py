@@ -17,7 +17,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-import tokenreduce
 from tokenreduce import Schedule, calibrate, patch, report, unpatch
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.search import trials
@@ -25,6 +24,7 @@ from tokenreduce.lab.search.curves import Power
 from tokenreduce.lab.search.sensitivities import draw_sensitivities, sensitivities
 from tokenreduce.lab.search.trials import Candidate, Trials, Variant
 from tokenreduce.patching.finding import reduction_of
+from tokenreduce.reducers.registry import lookup
 
 
 def small_vit(**changes: Any) -> VisionTransformer:
@@ -82,7 +82,7 @@ def test_noise_keeps_the_default(planted: Any) -> None:
     found = calibrate(small_vit(), some_images(64), flops=0.8, methods=["ward", "tome"], greedy=False)
     assert len({(str(one.variant), one.counts) for one in asked}) > 20  # the best of many looks good on few images
     assert not found.improved and "the default is as good, keep it" in str(found)
-    own = Schedule.budget(tokenreduce.describe("ward")["shape"], flops=0.8)
+    own = Schedule.budget(lookup("ward").shape, flops=0.8)
     assert found.arguments == {"method": "ward", "schedule": own}
     assert found.evidence is not None and "such sources" in str(found)
 
@@ -172,7 +172,7 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
     assert measured == total - done
 
 
-def test_progress_comes_to_its_end(tmp_path: Path) -> None:
+def test_progress_comes_to_its_end() -> None:
     told: list[float] = []
     calibrate(
         small_vit(), some_images(), flops=0.8, methods=["tome"], progress=lambda fraction, what: told.append(fraction)
