@@ -21,7 +21,8 @@ class Calibration:
     """A method and a schedule, chosen on unlabelled images: `patch(model, **calibration.arguments)`.
 
     Args:
-        improved: whether they are shown to be better than the default; else they are the default.
+        improved: whether they are shown to be better than the default at the same compute. If not, they are the
+            default, unless an `error` was asked for, which was then checked itself.
         verdict: what was found, in words.
         flops_share: multiply-adds as a share of those of the unpatched model, the method's own work included.
         evidence: how the best candidate compared with the default on the images that chose nothing; None where no

@@ -64,7 +64,8 @@ class Search:
         at: At = own if best is None else lambda share: again(trials, best, share)
         chosen = descend(trials, self.parts, error, at)
         bounds = f"mean errors stay below {error} with 95 % confidence on images that chose nothing"
-        return self.result(trials, chosen, best is not None, bounds, None, best)
+        evidence = None if best is None else self.check(trials, chosen, own(chosen.share))
+        return self.result(trials, chosen, evidence is not None and evidence.better, bounds, evidence, best)
 
     def best(self, trials: Trials, default: Candidate, flops: float) -> Candidate | None:
         """The best candidate on the images that choose; None if the default is as good there."""
