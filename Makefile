@@ -3,7 +3,7 @@ BIN := .venv/bin
 # For a CPU-only PyTorch: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup demo test test-all mutants sanitize lint
+.PHONY: setup demo test test-all mutants versions sanitize lint
 
 setup: .venv/installed
 
@@ -13,8 +13,9 @@ setup: .venv/installed
 	$(BIN)/pip install -c constraints.txt -e ".[dev]"
 	touch $@
 
+# ARGS stands for the real model: make demo ARGS="--task segmentation".
 demo: setup
-	$(BIN)/tokenreduce demo $(ARGS)
+	$(BIN)/tokenreduce demo $(or $(ARGS),--model dinov2_small)
 
 # Tests of one model stand together: a process that takes a stretch of them makes the model once.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
@@ -28,6 +29,10 @@ test-all: setup
 # Hours, not minutes: see docs/testing.md.
 mutants: setup
 	PYTHONHASHSEED=0 $(BIN)/python tests/mutation/run.py $(ARGS)
+
+# Hours, and several GB for each environment: see docs/versions.md.
+versions: setup
+	$(BIN)/python benchmarks/versions.py $(ARGS)
 
 # Python is not built with the sanitizers, so their runtimes are loaded first, and libstdc++ for exceptions to be seen.
 SANITIZE := -fsanitize=address,undefined -fno-omit-frame-pointer -g -O1 -D_GLIBCXX_ASSERTIONS

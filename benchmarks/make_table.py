@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import sentences
+import versions
 
 import tokenreduce
 from tokenreduce.cli.output import COLUMNS
@@ -17,19 +18,30 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import facts as stated  # noqa: E402
+import quality_tables  # noqa: E402
+import transform_tables  # noqa: E402
 
 HIDDEN = {"budget", "top5", "token_error", "p90_ms", "attention", "plan_us", "apply_us", "peak_memory_mib"}
+GEOMETRIC = {key for key in COLUMNS if key.endswith("_geometric")}
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(rows: list[dict], hidden: set[str] = HIDDEN) -> str:
     """The columns of the command's own table."""
-    keys = [k for k in COLUMNS if k not in HIDDEN and any(row.get(k) is not None for row in rows)]
+    keys = [k for k in COLUMNS if k not in hidden and any(row.get(k) is not None for row in rows)]
     lines = ["| " + " | ".join(COLUMNS[k][0] for k in keys) + " |"]
     lines.append("|" + "|".join("---" if k == "method" else "---:" for k in keys) + "|")
     for row in rows:
         cells = [COLUMNS[k][1](row[k]) if row.get(k) is not None else "-" for k in keys]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+NO_PHOTOGRAPHS = "The table was not measured for this version yet; this is how it is made:"
+
+
+def photographs(data: dict | None) -> str:
+    """The table of the demo on photographs."""
+    return NO_PHOTOGRAPHS if data is None else markdown(data["rows"], {"budget", *GEOMETRIC})
 
 
 def methods() -> str:
@@ -43,28 +55,6 @@ def methods() -> str:
         if facts["adaptive"]:
             spread += f"; {facts['budgeted']}. Without a budget its threshold decides"
         cells = [f"`{facts['name']}`", facts["kind"], paper, facts["summary"], needs, spread]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def quality(data: dict, share: float) -> str:
-    """Methods at one share of the compute, best class error first, with bootstrap intervals."""
-    lines = [
-        "| method | tokens left | top-1 | change, points | 95 % interval | class error | of tome's | token error "
-        "| of tome's |",
-        "|---|" + "---:|" * 8,
-    ]
-    rows = [row for row in data["rows"] if row.get("budget") == f"flops={share}"]
-    for row in sorted(rows, key=lambda row: row.get("class_error", 9)):
-        if "refused" in row:
-            lines.append(f"| `{row['method']}` | refused: {row['refused']} |" + " |" * 7)
-            continue
-        low, high = row["top1_change_interval"]
-        cells = [f"`{row['method']}`", f"{row['tokens_left']:.0f}", f"{row['top1']:.2%}"]
-        cells += [f"{100 * row['top1_change']:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"]
-        for name in ("class_error", "token_error"):
-            low, high = row[f"{name}_of_tome_interval"]
-            cells += [f"{row[name]:.5f}", f"{row[f'{name}_of_tome']:.2f} ({low:.2f}-{high:.2f})"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -214,22 +204,6 @@ def gpu(data: dict | None) -> str:
     return "\n".join(lines)
 
 
-def ward_against_tome(models: dict[str, dict]) -> str:
-    """Errors of `ward` over those of `tome` at the same compute, and which methods have a smaller class error."""
-    lines = [
-        "| model | compute | class error of `tome`'s | token error of `tome`'s | methods with a smaller class error |",
-        "|---|---:|---:|---:|---|",
-    ]
-    for model, data in models.items():
-        for share in (0.8, 0.6, 0.45):
-            rows = [row for row in data["rows"] if row.get("budget") == f"flops={share}" and "refused" not in row]
-            own = next(row for row in rows if row["method"] == "ward")
-            better = sorted(f"`{row['method']}`" for row in rows if row["class_error"] < own["class_error"])
-            ratios = [f"{own[f'{name}_of_tome']:.2f}" for name in ("class_error", "token_error")]
-            lines.append(f"| {model} | {share:.0%} | {' | '.join(ratios)} | {', '.join(better) or 'none'} |")
-    return "\n".join(lines)
-
-
 def size_errors(data: dict) -> str:
     """Root mean square errors of both ways of giving sizes to attention."""
     lines = ["| type | channels of a head | error, sizes in channels | error, mask |", "|---|---:|---:|---:|"]
@@ -242,6 +216,7 @@ def tables() -> dict[tuple[str, str], str]:
     """(file, marker) -> table or sentences, for all that are made of results or facts."""
     read = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
     made = {
+        ("README.md", "dinov2_small"): photographs(read.get("demo_dinov2_small")),
         ("README.md", "demo"): markdown(read["demo"]["rows"]),
         ("README.md", "bench"): markdown(read["deit_small_tome_r13"]["rows"]),
         ("docs/methods.md", "methods"): methods(),
@@ -252,19 +227,18 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/speed.md", "speed"): speed(read["speed"]),
         ("docs/speed.md", "speed in words"): sentences.limits(read["speed"]),
         ("docs/kernels.md", "size errors"): size_errors(read["size_errors"]),
-        ("docs/ward.md", "ward"): ward_against_tome({"first": read["quality"], "second": read["quality_second"]}),
+        ("docs/transforms.md", "sentences"): transform_tables.sentences(read["transforms"]["columns"]),
+        ("docs/versions.md", "versions"): versions.table(read["versions"]["rows"]),
     }
-    for name in ("quality", "quality_second"):
-        for share in (0.8, 0.6, 0.45):
-            made["docs/quality.md", f"{name} {share}"] = quality(read[name], share)
+    for library, columns in read["transforms"]["columns"].items():
+        made["docs/transforms.md", library] = transform_tables.outcomes(columns)
     for task in HEADLINES:
         made["docs/dense.md", task] = dense(read[task], task)
         made["docs/dense.md", f"restoring {task}"] = restoring(read[f"restoring_{task}"])
     found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
-    made["README.md", "quality"] = made["docs/quality.md", "quality 0.6"]
-    return made | stated.tables()
+    return made | quality_tables.tables(read) | stated.tables()
 
 
 def write() -> None:

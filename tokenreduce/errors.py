@@ -18,6 +18,10 @@ class InvalidTypeError(TokenReduceError, TypeError):
     """An argument of the wrong type, or arguments that exclude each other."""
 
 
+class NothingSavedWarning(UserWarning):
+    """A patch that works, but saves nothing in the part of the model that costs most."""
+
+
 def unknown(what: str, given: object, valid: Iterable[str]) -> InvalidValueError:
     """An error for a name that is not in `valid`, with the nearest valid name when there is one."""
     names = sorted(valid)

@@ -56,6 +56,10 @@ class Adapter:
         """What follows the layers reads, in the model and in `outer`, the modules that hold it, outermost first."""
         raise NotImplementedError
 
+    def language_model(self, outer: Sequence[nn.Module]) -> nn.Module | None:
+        """The module of `outer` that hands the tokens on to a language model, a place for each; None if none does."""
+        return None
+
     def prop_attn(self, model: nn.Module) -> bool:
         """Whether the log-size bias helps these weights."""
         return True

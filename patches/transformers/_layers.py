@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -158,6 +158,10 @@ class HuggingFaceAdapter(LayeredAdapter):
             return "all"
         pools = self.pools(model) or any(not isinstance(module, self.reads_class_token) for module in outer)
         return "tokens" if pools else "protected"
+
+    def language_model(self, outer: Sequence[nn.Module]) -> nn.Module | None:
+        models: Iterator[Any] = (module for module in outer if isinstance(module, PreTrainedModel))
+        return next((m for m in models if m.can_generate() or hasattr(m, "language_model")), None)
 
 
 def pair(value: Any) -> tuple[int, int]:

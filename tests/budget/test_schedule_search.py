@@ -190,16 +190,24 @@ def test_a_ratio_takes_the_least_amount_that_meets_it(shape, n, depth, layers, w
 OWN_LAYERS = {
     12: {
         "constant": range(12),
+        "after_first": range(1, 12),
+        "after_twelfth": range(1, 12),
         "delayed": range(4, 12),
         "ratio": range(12),
+        "after_quarter": range(3, 12),
+        "root": range(12),
         "stages": (3, 6, 9),
         "alternate": (1, 3, 5, 7, 9),
         "once": (3,),
+        "late": (6,),
         "middle": (6,),
         "first": (0,),
         "first_and_third": (0, 4),
     },
-    5: {"delayed": range(1, 5), "stages": (1, 2, 3), "alternate": (0, 1, 2, 3), "once": (1,), "middle": (2,)},
+    5: {"delayed": range(1, 5), "stages": (1, 2, 3), "alternate": (0, 1, 2, 3), "once": (1,), "middle": (2,)}
+    | {"after_first": range(1, 5), "after_quarter": range(1, 5)},
+    24: {"after_first": range(1, 24), "after_quarter": range(6, 24)},
+    1: {"after_first": (0,), "after_quarter": (0,)},
 }
 
 
@@ -213,8 +221,8 @@ def test_shapes_reduce_in_their_own_layers(depth: int, shape: str, layers: tuple
     assert set(OWN_LAYERS[12]) == set(SHAPES)
 
 
-@pytest.mark.parametrize("shape", ["once", "middle", "delayed", "stages"])
-@pytest.mark.parametrize("goal", [0.9, 0.7, 0.55, 0.5, 0.45])
+@pytest.mark.parametrize("shape", ["once", "middle", "after_quarter", "after_first", "stages"])
+@pytest.mark.parametrize("goal", [0.9, 0.7, 0.55, 0.5, 0.45, 0.35])
 def test_a_budget_moves_to_earlier_layers_only_as_far_as_it_must(shape: str, goal: float) -> None:
     """One layer leaves a third at least; the shape's layers move one by one until the budget can be had."""
     n, depth = 90, 12

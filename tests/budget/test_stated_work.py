@@ -98,7 +98,7 @@ def test_stated_work_is_what_dispatch_counts(method) -> None:
 
 
 def test_all_options_are_tried() -> None:
-    assert len(CHOICES["token_transforming"]) == 8 and len(CHOICES["token_transforming"]["score"]) == 6
+    assert len(CHOICES["token_transforming"]) == 9 and len(CHOICES["token_transforming"]["score"]) == 7
     assert set(CHOICES["ward"]["rounds"]) >= {1, 2, 3} and set(CHOICES["pitome"]["mode"]) == {"protect", "deit", "mae"}
 
 

@@ -66,7 +66,7 @@ def test_limits_and_wrong_folders_are_named(tmp_path: Path, folder: Path, run: C
     with pytest.raises(InvalidValueError, match="photographs, fashion-mnist, or a folder"):
         load_unlabelled(str(tmp_path / "none"), model, 4)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidValueError, match="no images that can be read"):
+    with pytest.raises(InvalidValueError, match="holds no images"):
         load_unlabelled(str(tmp_path / "empty"), model, 4)
     with pytest.raises(InvalidTypeError, match="--option needs --method"):
         run("calibrate", "--model", "fashion_vit", "--images", folder, "--flops", 0.6, "--option", "early=0")

@@ -52,7 +52,7 @@ def test_eval_of_a_folder_with_neighbours(run: Callable[..., str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--head", "linear", "--r", "4"], "unknown head 'linear'; valid: knn, trained, zero-shot"),
+        (["--head", "linear", "--r", "4"], "unknown head 'linear'; valid: knn, none, trained, zero-shot"),
         (["--head", "zero-shot", "--r", "4"], "give --text-embeddings FILE"),
         (["--method", "tme", "--r", "4"], "unknown method 'tme'"),
         (["--method", "pool,random", "--flops", "0.05"], "the reachable minimum"),

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from reals import real
 
 import tokenreduce
 from tokenreduce.cli import visualize as visualization
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.data import photographs
+from tokenreduce.lab.data.picture import load_image
+from tokenreduce.lab.shipped import fashion_vit
 
 
 @pytest.fixture
@@ -70,12 +74,30 @@ def test_visualize_shows_what_the_model_sees(
     choice = ("--image", tmp_path / "wide.png", "--r", 5, "--out", tmp_path / "out.png")
     run("visualize", *choice)
     run("visualize", *choice, "--model", "vit_tiny_patch16_224", "--no-pretrained")
-    run("visualize", "--r", 5, "--out", tmp_path / "out.png", "--model", "vit_tiny_patch16_224", "--no-pretrained")
-    (grey, _, _), (colour, _, grid), (shipped, _, _) = drawn
+    (grey, _, _), (colour, _, grid) = drawn
     assert grey.shape == (1, 28, 28) and set(grey.unique().tolist()) == {11}, "the luminance of blue"
     assert colour.shape == (3, 224, 224) and grid == (14, 14)
     assert torch.allclose(colour, torch.tensor([0, 0, 100 / 255])[:, None, None].expand(3, 224, 224), atol=0.01)
-    assert shipped.shape == (3, 224, 224) and torch.equal(shipped[0], shipped[2]) and float(shipped.std()) > 0.1
+
+
+@pytest.mark.parametrize("installed", [pytest.param(True, marks=real), False])
+def test_without_an_image_a_photograph_is_drawn_where_some_are_installed(
+    installed: bool,
+    run: Callable[..., str],
+    tmp_path: Path,
+    drawn: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not installed:
+        monkeypatch.setattr(photographs, "find_spec", lambda name: None)
+    choice = ("--r", 5, "--out", tmp_path / "out.png", "--layers", 1)
+    run("visualize", *choice, "--model", "vit_tiny_patch16_224", "--no-pretrained")
+    run("visualize", *choice)
+    (shown, _, _), (garment, _, _) = drawn
+    assert shown.shape == (3, 224, 224) and float(shown.std()) > 0.1
+    assert torch.equal(shown[0], shown[2]) is not installed, "garments are grey"
+    assert garment.shape == (1, 28, 28)
+    assert torch.equal(garment, load_image(None, fashion_vit.build())[0]), "the model of garments gets one in any case"
 
 
 def test_visualize_goes_on_where_a_method_cannot(

@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 import tokenreduce
 from tokenreduce.lab.cells import DARK, LINE, hatch, label_cells, outline, paint_tokens, size_cells
-from tokenreduce.lab.pictures import Reduced, draw_methods, draw_tokens, draw_tradeoff, tradeoff
+from tokenreduce.lab.pictures import (
+    Reduced,
+    draw_errors,
+    draw_methods,
+    draw_tokens,
+    draw_tradeoff,
+    error_curves,
+    tradeoff,
+)
 from tokenreduce.maps.token_map import TokenMap, identity, keep_tokens
 
 PNG = b"\x89PNG"
@@ -78,6 +87,10 @@ def test_maps_of_a_model_are_drawn_layer_by_layer(tmp_path) -> None:
         assert len(np.unique(labels)) == report.tokens[layer]
     draw_tokens(images, maps, (8, 8), tmp_path / "tokens.png", "a title")
     assert (tmp_path / "tokens.png").read_bytes()[:4] == PNG
+    says = {"before": torch.rand(2, 5, 5), "after": torch.rand(2, 5, 5)}
+    draw_tokens(images, maps, (8, 8), tmp_path / "more.png", answers=says)
+    with Image.open(tmp_path / "tokens.png") as narrow, Image.open(tmp_path / "more.png") as wide:
+        assert wide.width * 3 == narrow.width * 5, "a column for each answer"
 
 
 def test_every_cell_shows_the_size_of_its_token_and_dropped_cells_none() -> None:
@@ -140,6 +153,24 @@ def test_tradeoff_of_another_figure_leaves_out_rows_without_it(tmp_path) -> None
     np.testing.assert_allclose(axis.get_lines()[1].get_xydata(), [[60, 40], [80, 50]])
     draw_tradeoff(ROWS, tmp_path / "tradeoff.png", key="miou", name="mIoU")
     assert (tmp_path / "tradeoff.png").read_bytes()[:4] == PNG
+
+
+def test_errors_are_drawn_over_compute_without_rows_that_have_none(tmp_path) -> None:
+    rows = [
+        {"method": "unpatched", "flops_share": 1.0, "class_error": 0.0, "token_error": 0.0},
+        {"method": "tome", "flops_share": 0.8, "class_error": 0.01, "token_error": 0.02},
+        {"method": "tome", "flops_share": 0.6, "class_error": 0.1, "token_error": 0.2},
+        {"method": "evit", "flops_share": 0.7, "class_error": 0.5},
+    ]
+    names = {"class_error": "class error", "token_error": "token error"}
+    left, right = error_curves(rows, names, "a title").axes
+    assert (left.get_title(), right.get_title()) == ("class error", "token error")
+    assert [line.get_label() for line in left.get_lines()] == ["tome", "evit"] and left.get_yscale() == "log"
+    np.testing.assert_allclose(left.get_lines()[0].get_xydata(), [[60, 0.1], [80, 0.01]], err_msg="sorted by compute")
+    [only] = right.get_lines()
+    np.testing.assert_allclose(only.get_xydata(), [[60, 0.2], [80, 0.02]])
+    draw_errors(rows, tmp_path / "errors.png", names)
+    assert (tmp_path / "errors.png").read_bytes()[:4] == PNG
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 4, 4)])

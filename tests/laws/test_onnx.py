@@ -16,6 +16,7 @@ from backbones import BY_NAME, Backbone, call, fresh_model
 from choosing import MAIN, exportable, one_of_each_family_kind, one_of_each_kind
 from timms import small_vit
 from torch import Tensor, nn
+from transforming import FEW_ROUNDS
 
 import tokenreduce
 from tokenreduce import Schedule, patch
@@ -29,8 +30,6 @@ pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 VIDEO = BY_NAME["hf_videomae"]
-# Every round makes the graph longer and none is different.
-FEW_ROUNDS = {"iterations": 2, "rounds": 2, "neighbours": 2}
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ import tokenreduce
 from tokenreduce.maps.restoring import restore_tokens
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.native import dispatch
-from tokenreduce.reducers.methods.ward import merge_in_rounds, round_counts
 from tokenreduce.reducers.parts.bipartite import match_bipartite
+from tokenreduce.reducers.parts.ward_rounds import merge_in_rounds, round_counts
 from tokenreduce.reducers.registry import lookup
 from tokenreduce.reducers.tokens import Tokens
 

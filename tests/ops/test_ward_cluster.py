@@ -11,8 +11,9 @@ from kernel_calls import DTYPES, FIELDS, STRIDES, kernel, strided
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.linkage import agglomerate
 from tokenreduce.ops.native import dispatch
-from tokenreduce.reducers.methods.ward import costs, signs
+from tokenreduce.reducers.methods.ward import costs
 from tokenreduce.reducers.parts.labels import map_of_clusters
+from tokenreduce.reducers.parts.sketch import signs
 
 pytestmark = pytest.mark.skipif(bool(dispatch.load()), reason=f"kernels cannot be compiled here: {dispatch.load()}")
 

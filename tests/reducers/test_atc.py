@@ -106,7 +106,7 @@ def test_keys_that_are_no_numbers_still_leave_the_count() -> None:
     assert sorted(set(token_map.dest[0].tolist())) == list(range(6))
 
 
-def test_in_every_block_and_in_stages() -> None:
+def test_in_every_block() -> None:
     model, x = fresh_model(BY_NAME["timm_vit_qk_norm"]), BY_NAME["timm_vit_qk_norm"].images()
     tokenreduce.patch(model, "atc", r=9)
     model(x)
@@ -115,5 +115,6 @@ def test_in_every_block_and_in_stages() -> None:
     assert counted.uncounted == {} and counted.reducer > 0
     tokenreduce.patch(tokenreduce.unpatch(model), "atc", flops=0.7)
     assert model(x).isfinite().all()
-    tokens = tokenreduce.report(model).tokens
-    assert 64 == tokens[0] > tokens[1] > tokens[2] > tokens[3]
+    left = tokenreduce.report(model).tokens
+    removed = [a - b for a, b in zip((64, *left), left, strict=False)]
+    assert min(removed) >= 1 and max(removed) - min(removed) <= 1, "the same count, up to rounding"

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 import tokenreduce
 
 
-def reference(case: Case, keep: int, pruned: int) -> tuple[list[torch.Tensor], list[float], dict[int, int]]:
+def reference(
+    case: Case, keep: int, pruned: int, inherit: bool
+) -> tuple[list[torch.Tensor], list[float], dict[int, int]]:
     """New features, their sizes, and the output of every token."""
     order = sorted(range(case.n), key=lambda i: (-float(case.class_attention[0, i]), i))
     unit = [v / max(float(v.norm()), 1e-6) for v in case.x[0]]
@@ -27,17 +29,20 @@ def reference(case: Case, keep: int, pruned: int) -> tuple[list[torch.Tensor], l
         if place < case.n - pruned:
             members[best].append(i)
             sizes[best] += case.mass[i] * cosine[best]
+        elif inherit:
+            sizes[best] += case.mass[i]
     features = [sum(case.x[0, i] for i in group) / len(group) for group in members]
     return features, [max(s, 1.0) for s in sizes], outputs
 
 
-@given(cases(least=2), st.data(), st.sampled_from([0, 0.25, 0.5, 0.9, 1]))
-@settings(max_examples=100, deadline=None)
-def test_matches_the_specification(case, data, prune) -> None:
+@given(cases(least=2), st.data(), st.sampled_from([0, 0.25, 0.5, 0.9, 1]), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_matches_the_specification(case, data, prune, inherit) -> None:
     keep = data.draw(st.integers(1, case.n - 1))
-    token_map = tokenreduce.plan(case.x, "diffrate", keep=keep, prune=prune, **case.arguments("class_attention"))
+    given = case.arguments("class_attention") | {"prune": prune, "inherit": inherit}
+    token_map = tokenreduce.plan(case.x, "diffrate", keep=keep, **given)
     y, sizes = tokenreduce.apply(token_map, case.x, case.sizes)
-    features, expected, outputs = reference(case, keep, math.floor(prune * (case.n - keep) + 1e-9))
+    features, expected, outputs = reference(case, keep, math.floor(prune * (case.n - keep) + 1e-9), inherit)
     assert token_map.dest[0].tolist() == [outputs[i] for i in range(case.n)]
     assert torch.allclose(y[0], torch.stack(features), atol=1e-5)
     assert torch.allclose(sizes[0], torch.tensor(expected), atol=1e-5)
@@ -46,10 +51,16 @@ def test_matches_the_specification(case, data, prune) -> None:
 
 def test_prunes_the_least_attended_and_merges_the_next() -> None:
     x = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [4.0, 0.0], [0.0, 9.0]]])
-    token_map = tokenreduce.plan(x, "diffrate", keep=2, class_attention=torch.tensor([[0.4, 0.3, 0.2, 0.1]]))
-    y, sizes = tokenreduce.apply(token_map, x)
-    assert torch.equal(y[0], torch.tensor([[3.0, 0.0], [0.0, 2.0]])) and sizes[0].tolist() == [2, 1]
-    assert token_map.dest[0].tolist() == [0, 1, 0, 1]
+    attention = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+    for options, means, grown in (
+        ({"prune": 0.5}, [[3.0, 0.0], [0.0, 2.0]], [2, 2]),
+        ({"prune": 0.5, "inherit": False}, [[3.0, 0.0], [0.0, 2.0]], [2, 1]),
+        ({}, [[3.0, 0.0], [0.0, 5.5]], [2, 2]),
+    ):
+        token_map = tokenreduce.plan(x, "diffrate", keep=2, class_attention=attention, **options)
+        y, sizes = tokenreduce.apply(token_map, x)
+        assert y[0].tolist() == means and sizes[0].tolist() == grown
+        assert token_map.dest[0].tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("size", [1.0, 2.0, 5.0])
@@ -78,6 +89,15 @@ def test_identical_tokens_stay_exactly_and_come_back() -> None:
     token_map = tokenreduce.plan(x, "diffrate", keep=90, class_attention=torch.full((2, 300), 0.1))
     assert token_map.rep.tolist() == [list(range(90))] * 2, "ties go to the lower index"
     assert torch.equal(tokenreduce.restore(token_map, tokenreduce.apply(token_map, x)[0]), x)
+
+
+def test_the_first_quarter_of_the_blocks_is_left_alone_and_nothing_is_dropped() -> None:
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64).eval()
+    counts = tokenreduce.report(tokenreduce.patch(model, "diffrate", flops=0.7)).tokens
+    assert counts[:3] == (16,) * 3 and counts[3] < 16
+    assert tokenreduce.describe("diffrate")["options"] == {"prune": 0.0, "inherit": True}
 
 
 def test_options_are_checked() -> None:

@@ -96,6 +96,13 @@ def test_the_first_third_of_the_blocks_is_left_alone() -> None:
     model(torch.randn(2, 3, 64, 64))
 
 
+@pytest.mark.parametrize(("flops", "first"), [(0.8, 4), (0.6, 0)])
+def test_the_delay_shrinks_with_the_budget(flops, first) -> None:
+    model = timm.create_model("deit_tiny_patch16_224").eval()
+    counts = tokenreduce.report(tokenreduce.patch(model, "dsm", flops=flops)).tokens
+    assert counts[:first] == (196,) * first and 196 / 6 <= counts[-1] < counts[first] < 196
+
+
 def test_options_are_checked_and_a_grid_is_needed() -> None:
     with pytest.raises(ValueError, match="windows is 0; it must be finite and at least 1"):
         create("dsm", {"windows": 0})

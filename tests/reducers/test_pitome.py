@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import tokenreduce
 
+PROSE = {"mode": "protect", "form": "paper", "margin": 0.9}  # what the paper says; the defaults are the released code's
+
 
 def cosines(metric: torch.Tensor) -> list[list[float]]:
     unit = [v / max(float(v.norm()), 1e-6) for v in metric]
@@ -102,12 +104,12 @@ def test_features_as_metric(case, data) -> None:
     k = data.draw(st.integers(1, case.n // 2))
     token_map = tokenreduce.plan(case.x, "pitome", keep=case.n - k, metric="features", **case.arguments("keys"))
     c = cosines(case.x[0])
-    check(case, token_map, groups_of(c, by_energy(c, "paper", 0.9, 1.0), k, True))
+    check(case, token_map, groups_of(c, by_energy(c, "code", 0.75, 1.0), k, False))
 
 
 def test_duplicates_merge_and_what_is_unique_is_protected() -> None:
     x = torch.eye(8)[[0, 1, 0, 2, 0, 3, 0, 4]][None]
-    token_map = tokenreduce.plan(x, "pitome", keep=6)
+    token_map = tokenreduce.plan(x, "pitome", keep=6, mode="protect")
     y, sizes = tokenreduce.apply(token_map, x)
     assert torch.equal(tokenreduce.restore(token_map, y), x)
     assert sorted(sizes[0].tolist()) == [1, 1, 1, 1, 1, 3]
@@ -117,7 +119,7 @@ def test_duplicates_merge_and_what_is_unique_is_protected() -> None:
 def test_equal_energies_go_to_the_lower_index_whatever_the_order_of_summation() -> None:
     """Tokens of seven kinds, 28 each: all energies are the same sum, of numbers that are not exact, in other orders."""
     kinds = torch.randperm(196, generator=torch.Generator().manual_seed(0)) % 7
-    token_map = tokenreduce.plan(torch.eye(7)[kinds][None], "pitome", keep=150)
+    token_map = tokenreduce.plan(torch.eye(7)[kinds][None], "pitome", keep=150, mode="protect")
     assert token_map.rep[0, :104].tolist() == list(range(92, 196))
 
 
@@ -126,12 +128,24 @@ def test_the_margin_shrinks_with_the_layer() -> None:
     near = torch.tensor([0.8, 0.6, 0, 0, 0, 0])
     x = torch.eye(6)[[0, 0, 0, 2, 2, 3]]
     x[1:3], x[3:] = near, torch.eye(6)[[4, 4, 5]]
-    first, last = (tokenreduce.plan(x[None], "pitome", keep=5, layer=layer, depth=4) for layer in (0, 3))
+    first, last = (tokenreduce.plan(x[None], "pitome", keep=5, layer=layer, depth=4, **PROSE) for layer in (0, 3))
     c = cosines(x)
     for token_map, margin in ((first, 0.9), (last, 0.225)):
         order = by_energy(c, "paper", margin, 1.0)
         assert set(order[:2]) == set(range(6)) - set(token_map.rep[0, :4].tolist())
     assert first.rep[0].tolist() != last.rep[0].tolist()
+
+
+def test_the_defaults_are_the_released_setting_for_deit() -> None:
+    x = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0))
+    released = {"mode": "deit", "form": "code", "margin": 0.75, "alpha": 1.0, "metric": "keys"}
+    assert tokenreduce.describe("pitome")["options"] == released
+    for layer, same in ((5, False), (6, True)):
+        ours, protecting = (
+            tokenreduce.plan(x, "pitome", keep=30, layer=layer, depth=12, **options).rep
+            for options in ({}, {"mode": "protect"})
+        )
+        assert torch.equal(ours, protecting) == same, "blocks 0 to 5 of 12 match all tokens, 6 to 11 protect"
 
 
 def test_options_are_checked() -> None:

@@ -38,9 +38,9 @@ def fused(vectors: list[torch.Tensor], shares: list[float], merge: str) -> torch
     return vectors[0] if length <= 1e-6 * longest else mean / length * longest
 
 
-@given(cases(least=2), st.data(), st.sampled_from(["mlerp", "mean"]), st.booleans())
-@settings(max_examples=80, deadline=None)
-def test_matches_the_specification(case, data, merge, weighted) -> None:
+@given(cases(least=2), st.data(), st.sampled_from(["mlerp", "mean"]), st.booleans(), st.booleans())
+@settings(max_examples=120, deadline=None)
+def test_matches_the_specification(case, data, merge, weighted, inherit) -> None:
     removed, depth = data.draw(st.integers(1, case.n // 2)), data.draw(st.integers(1, 13))
     layer, switch = data.draw(st.integers(0, depth - 1)), data.draw(st.sampled_from([0, 0.25, 0.5, 1.0]))
     token_map = tokenreduce.plan(
@@ -52,18 +52,21 @@ def test_matches_the_specification(case, data, merge, weighted) -> None:
         switch=switch,
         merge=merge,
         weighted=weighted,
+        inherit=inherit,
         **case.arguments("keys"),
     )
     y, sizes = tokenreduce.apply(token_map, case.x, case.sizes)
     groups = groups_of(case, removed)
     for output, members in enumerate(groups):
         assert all(int(token_map.dest[0, i]) == output for i in members)
+        size = sum(case.mass[i] for i in members)
         if layer < math.floor(depth * switch):
             members = members[:1]
+            size = size if inherit else case.mass[members[0]]
         mass = [case.mass[i] for i in members]
         expected = fused([case.x[0, i] for i in members], mass if weighted else [1.0] * len(members), merge)
         assert torch.allclose(y[0, output], expected, atol=1e-4)
-        assert float(sizes[0, output]) == pytest.approx(sum(mass))
+        assert float(sizes[0, output]) == pytest.approx(size)
     assert len(groups) == token_map.count
 
 
@@ -98,7 +101,9 @@ def test_identical_tokens_stay_exactly_and_come_back(layer) -> None:
     token_map = tokenreduce.plan(x, "tofu", keep=5, layer=layer, depth=4)
     y, sizes = tokenreduce.apply(token_map, x)
     assert torch.equal(tokenreduce.restore(token_map, y), x)
-    assert sizes.sum(1).tolist() == [5, 5] if layer == 0 else [10, 10]
+    assert sizes.sum(1).tolist() == [10, 10]
+    lost = tokenreduce.plan(x, "tofu", keep=5, layer=layer, depth=4, inherit=False).sizes()
+    assert lost.sum(1).tolist() == ([5, 5] if layer == 0 else [10, 10])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1.2e-2)])

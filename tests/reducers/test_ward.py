@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import tokenreduce
 from tokenreduce.ops.native.dispatch import using
-from tokenreduce.reducers.methods.ward import Ward, signs
+from tokenreduce.reducers.methods.ward import Ward
+from tokenreduce.reducers.parts.sketch import signs
 from tokenreduce.reducers.parts.ward_rounds import round_counts
 from tokenreduce.reducers.tokens import Tokens
 

@@ -90,17 +90,28 @@ def spread_flops(
     """
     if flops == 1:
         return (walk.n,) * walk.depth
-    lowest = math.inf
-    for chosen in layer_choices(walk, shape, layers):
+    lowest, choices = math.inf, layer_choices(walk, shape, layers)
+    for chosen in choices:
         lowest = min(lowest, cost(spread(walk, shape, chosen, 1.0)))
-        if lowest <= flops:
+        if lowest <= flops and (chosen is choices[-1] or _leaves_enough(walk, shape, chosen, flops, cost)):
             enough, too_little = bisect(lambda amount, at=chosen: cost(spread(walk, shape, at, amount)) <= flops)  # type: ignore[misc]
             below, above = (spread(walk, shape, chosen, amount) for amount in (enough, too_little))
-            return below if flops - cost(below) <= cost(above) - flops else above
+            nearest = below if flops - cost(below) <= cost(above) - flops else above
+            if 12 * min(nearest) >= SHAPES[shape].left * walk.n or chosen is choices[-1]:
+                return nearest
     raise InvalidValueError(
         f"flops={flops} cannot be reached with {walk.n} image tokens; the reachable minimum is "
         f"flops={lowest + 0.0005:.3f}; ask for more, or give layers= or schedule="
     )
+
+
+def _leaves_enough(walk: Walk, shape: str, layers: Layers, flops: float, cost: Callable[[Counts], float]) -> bool:
+    """Whether `flops` can be met with as many tokens left as the shape asks for."""
+    least = math.ceil(walk.n * SHAPES[shape].left / 12)
+    if least == 0:
+        return True
+    amount = (walk.n - least) / (walk.n * max(walk.order(layers).values()))
+    return cost(spread(walk, shape, layers, amount, least)) <= flops
 
 
 def layer_choices(walk: Walk, shape: str, layers: Layers | None) -> list[Layers]:
@@ -108,13 +119,13 @@ def layer_choices(walk: Walk, shape: str, layers: Layers | None) -> list[Layers]
     other layer, or of those in a row the first if the shape has one layer only."""
     if layers is not None:
         return [layers]
-    parts = SHAPES[shape].parts
-    start, end = (walk.depth * twelfths // 12 for twelfths in (SHAPES[shape].start, SHAPES[shape].end))
+    parts, spared = SHAPES[shape].parts, SHAPES[shape].spared
+    start = max(min(spared, walk.depth - 1), walk.depth * SHAPES[shape].start // 12)
     if walk.whole:
         free = [layer for layer in range(walk.depth) if layer not in walk.whole]
         return [tuple(layer for layer in free if len(parts) != 1 or layer - 1 not in free)]
     if not parts:
-        return [tuple(range(start - back, max(end, 1))) for back in range(start + 1)]
+        return [tuple(range(start - back, walk.depth)) for back in range(start + 1)]
     own = [walk.depth * part // 12 for part in parts]
     return [tuple(sorted({max(0, layer - back) for layer in own})) for back in range(own[-1] + 1)]
 
@@ -129,6 +140,8 @@ def spread(walk: Walk, shape: str, layers: Layers, amount: float, target: int = 
             return now
         if SHAPES[shape].by == "count":
             return max(target, n - math.floor(order[layer] * amount * n + EXACT))
+        if SHAPES[shape].by == "root":
+            return max(target, math.floor(n * max(0.0, 1 - order[layer] * amount) ** 2 + 0.5))
         # Of the exact ratio, rounded: rounding down in every layer would take a token from each at once.
         return max(target, math.floor(n * (1 - amount) ** order[layer] + 0.5))
 

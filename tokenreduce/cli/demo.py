@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,29 +11,47 @@ import typer
 from tokenreduce.cli.arguments import JsonFile, progress_bar
 from tokenreduce.cli.output import console, print_refused, print_table
 from tokenreduce.cli.writing import check_folder, saying, write_json
-from tokenreduce.errors import unknown
+from tokenreduce.errors import InvalidTypeError, unknown
 from tokenreduce.lab.quality.demo import METHODS, ClassificationDemo, Demo
 from tokenreduce.lab.quality.demo_dense import HEADLINES, DenseDemo
+from tokenreduce.lab.quality.demo_photographs import PhotographDemo
 
 TASKS = ("classification", *HEADLINES)
+MODELS: dict[str, Callable[[bool, int | None], Demo]] = {
+    "fashion_vit": ClassificationDemo,
+    "dinov2_small": PhotographDemo,
+}
 
 
 def demo(
     task: Annotated[str, typer.Option(help="classification, segmentation or detection")] = "classification",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="classification: fashion_vit (default), or dinov2_small, a real model on photographs (extra 'real')"
+        ),
+    ] = None,
     all_methods: Annotated[
         bool, typer.Option("--all", help=f"every method, not only {', '.join(METHODS)}: takes a while")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="use only so many images (default: 2,000, or 200 scenes)")
+        int | None,
+        typer.Option(min=1, help="use only so many images (default: 2,000, 200 scenes, or 45 squares of photographs)"),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for the pictures", callback=check_folder)] = Path("out"),
     json_file: JsonFile = None,
 ) -> None:
-    """Run a shipped model on real images, unpatched and with each method, and show what is lost and saved."""
+    """Run a trained model on real images, unpatched and with each method, and show what is lost and saved."""
     if task not in TASKS:
         raise unknown("task", task, TASKS)
-    classify = task == "classification"
-    shown: Demo = ClassificationDemo(all_methods, limit) if classify else DenseDemo(task, all_methods, limit)
+    if task == "classification":
+        if model not in (None, *MODELS):
+            raise unknown("model", str(model), MODELS)
+        shown = MODELS[model or "fashion_vit"](all_methods, limit)
+    elif model is not None:
+        raise InvalidTypeError(f"--task {task} has a model of its own and does not use --model {model}; leave that out")
+    else:
+        shown = DenseDemo(task, all_methods, limit)
     with progress_bar() as progress:
         rows = shown.measure(progress)
     measured = [row for row in rows if "refused" not in row]

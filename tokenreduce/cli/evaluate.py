@@ -39,8 +39,9 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="classification: fashion-mnist (default), imagenet, or a folder of class folders; "
-            "segmentation: scenes (default), ade20k, cityscapes; detection: scenes (default), coco; depth: nyuv2"
+            help="classification: fashion-mnist (default), photographs (default of dinov2_small), imagenet, or a "
+            "folder of class folders or of images; segmentation: scenes (default), ade20k, cityscapes; "
+            "detection: scenes (default), coco; depth: nyuv2"
         ),
     ] = None,
     data_dir: Annotated[
@@ -55,8 +56,17 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="default: 100 in classification, 8 in other tasks")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="use only so many images, evenly spread")] = None,
-    head: Annotated[str, typer.Option(help="trained, knn (DINO protocol) or zero-shot (CLIP)")] = "trained",
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="use only so many images, evenly spread; of photographs: cut so many squares (64)"),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="trained (default), knn (DINO protocol), zero-shot (CLIP), or none: errors of features alone, without "
+            "labels (default where there are none)"
+        ),
+    ] = None,
     gallery: Annotated[Path | None, typer.Option(help="knn: class folders instead of the training split")] = None,
     gallery_size: Annotated[
         int,
@@ -83,8 +93,8 @@ def evaluate(
     ] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure patched models on labelled images. Classification: accuracy, and how far features are from those of the
-    unpatched model. Segmentation, detection and depth: the usual figures of each task."""
+    """Measure patched models on images. Classification: how far features are from those of the unpatched model and,
+    where images have labels, accuracy. Segmentation, detection and depth: the usual figures of each task."""
     if task not in ("classification", *TASKS):
         raise unknown("task", task, ("classification", *TASKS))
     arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
@@ -97,7 +107,7 @@ def evaluate(
         ready = classification(arms, setup, chosen, all_images=all_images, workers=workers)
     else:
         foreign = {"--all-images": all_images, "--gallery": gallery, "--text-model": text_model, "--no-exif": not exif}
-        foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head != "trained"}
+        foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head}
         refuse_options(task, foreign | {f"--align {align}": align != "none" and task != "depth"})
         ready = dense(task, arms, setup, align=align, rounds=rounds)
     with progress_bar() as progress:

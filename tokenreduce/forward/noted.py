@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.shown import Video
+from tokenreduce.forward.strays import refuse_free
 from tokenreduce.ops.constants import watched
 
 Grid = tuple[int, ...]
@@ -38,6 +39,7 @@ _notes = _Notes()
 def note_grid(reduction: Reduction, grid: Grid, only: bool = False) -> None:
     """Remember the grid that the patch embedding just made, for the run that follows in this thread. `only`: it is
     certainly that of the run that follows."""
+    refuse_free(*grid)
     grid = tuple(int(side) for side in grid)  # plain numbers also where a trace is made
     if _is_traced():  # the run follows in the same graph, and reading what stood here would guard it
         _notes.grids = [(reduction, grid)]

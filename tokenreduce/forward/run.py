@@ -15,7 +15,7 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.layer_tokens import LayerTokens
 from tokenreduce.forward.records import Record
 from tokenreduce.forward.reduction import Reduction
-from tokenreduce.forward.shown import Attend, Shown, Video
+from tokenreduce.forward.shown import Attend, Shown, Video, without_history
 from tokenreduce.forward.state import TokenState
 from tokenreduce.forward.taps import Taps
 from tokenreduce.maps.restoring import looks_back, restore_tokens
@@ -159,7 +159,7 @@ class Run(TokenState):
         return Record(self.entered, tuple(self.counts), tuple(self.history), self.first_sizes)
 
     def _tokens(self, layer: int, x: Tensor) -> LayerTokens:
-        return LayerTokens(self, self.shown, layer, x)
+        return LayerTokens(self, self.shown, layer, without_history(x))
 
     def _merge_at_once(self, layer: int, x: Tensor) -> tuple[TokenMap, Tensor]:
         """By the method's own kernel; everything that is not needed for that is left out, see `LayerTokens`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
@@ -17,6 +18,12 @@ Video = tuple[Tensor, tuple[int, ...]]
 def averaged(keys: Tensor) -> Tensor:
     """`mean_keys (B, N, d)` of keys `(B, H, N, d)`; those that are a mean already stay."""
     return keys.float().mean(1) if keys.ndim == 4 else keys
+
+
+def without_history(value: Tensor) -> Tensor:
+    """`value` for a plan, which has no gradient; detached in a trace, too, which does not know in which mode it was
+    made and would be another one if it were made without gradients."""
+    return value.detach() if value.requires_grad or torch.jit.is_tracing() else value
 
 
 class Shown:
@@ -35,7 +42,7 @@ class Shown:
 
     def add(self, name: str, value: Tensor) -> None:
         """Keep the entry `name`, `(B, H, N, d)` of all tokens."""
-        self.entries[name] = value
+        self.entries[name] = without_history(value)
 
     def add_mean_keys(self, keys: Tensor) -> None:
         """Keep `mean_keys` of keys `(B, H, N, d)`, or the keys for a kernel that averages them.
@@ -43,7 +50,7 @@ class Shown:
         On a GPU the mean waits until it is read (`averaged`), as some methods seldom do; on a CPU the keys are still at
         hand.
         """
-        keys = keys.detach() if keys.requires_grad else keys
+        keys = without_history(keys)
         self.entries["mean_keys"] = keys if self.by_head or keys.is_cuda else averaged(keys)
         if self.when_keys is not None:
             self.when_keys(self.entries["mean_keys"])

@@ -17,7 +17,7 @@ from tokenreduce.forward.records import Record, keep_record
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.slicing import Slicing
-from tokenreduce.forward.strays import is_same, refuse_proxy, two_at_once, why_no_run
+from tokenreduce.forward.strays import is_same, refuse_free, refuse_old_exporter, refuse_proxy, two_at_once, why_no_run
 
 
 class _Key:
@@ -50,6 +50,7 @@ def open_run(
     Raises: ValueError if the model is no longer what was patched.
     """
     refuse_proxy(x)
+    refuse_free(x.shape[1])
     forget(reduction)  # what an exception or a forward that stopped early left behind
     shape, entered = reduction.geometry, reduction.image_tokens(x)
     video = taken_video(reduction, x.shape[0], entered)
@@ -61,6 +62,7 @@ def open_run(
         if reduction.passes(entered):
             keep_record(reduction, Record(entered, (entered,) * depth, ()))
         return None
+    refuse_old_exporter()
     tapped = frozenset() if taps is None else taps(reduction)
     if tapped and not reduction.restoring.taps:
         raise InvalidValueError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
+from tokenreduce.ops.tracing import is_left_free, to_old_onnx
 
 UNDO = "or call tokenreduce.unpatch(model)"
 
@@ -64,6 +65,25 @@ def refuse_proxy(x: object) -> None:
             "torch.fx cannot trace a reduced model (symbolic_trace, create_feature_extractor): its counts follow from "
             "the shape of the input, which fx does not know; use torch.export.export, or call "
             "tokenreduce.unpatch(model) first"
+        )
+
+
+def refuse_old_exporter() -> None:
+    """Raise where the exporter to ONNX that traces would fail at the first operator that it does not know."""
+    if to_old_onnx():
+        raise InvalidValueError(
+            "torch.onnx.export(dynamo=False) cannot export a reduced model, whose sorting and merging it does not "
+            f"know; export with dynamo=True, {UNDO}"
+        )
+
+
+def refuse_free(*sizes: int) -> None:
+    """Raise where an export leaves sizes free that decide the number of tokens."""
+    if any(is_left_free(size) for size in sizes):
+        raise InvalidValueError(
+            "a reduced model cannot be exported with free height, width or number of tokens: its counts are plain "
+            "numbers that follow from them; leave only the batch free (dynamic_shapes={0: Dim('batch')}), export once "
+            f"for each size, {UNDO}"
         )
 
 

@@ -54,31 +54,42 @@ def reduced_row(arm: Arm, done: Report, layers: Sequence[int]) -> Reduced:
 
 
 def draw_tokens(
-    images: Tensor, maps: Mapping[str, TokenMap], grid: tuple[int, int], path: str | Path, title: str = ""
+    images: Tensor,
+    maps: Mapping[str, TokenMap],
+    grid: tuple[int, int],
+    path: str | Path,
+    title: str = "",
+    answers: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a picture with one row for each image: the image, then its tokens in each map, under the map's name.
 
     Args:
         images: `(B, 1 or 3, H, W)`, uint8 or floats in [0, 1], the batch that the maps are of.
         maps: heading -> map, such as `{"after layer 3": report(model).map_after(3)}`.
+        answers: heading -> what a dense head says, `(B, h, w)` in [0, 1], drawn in further columns.
     """
     from matplotlib.figure import Figure
 
-    columns = 1 + len(maps)
+    answers = answers or {}
+    columns = 1 + len(maps) + len(answers)
     figure = Figure(figsize=(1.5 * columns, 1.5 * len(images) + 0.6), layout="constrained")
     axes = figure.subplots(len(images), columns, squeeze=False)
-    scale = max(1, 224 // images.shape[-1])
+    scale = max(1, 448 // images.shape[-1])
     for row, image in enumerate(images):
         axes[row, 0].imshow(as_pixels(image), interpolation="nearest")
-        for axis, token_map in zip(axes[row, 1:], maps.values(), strict=True):
+        for axis, token_map in zip(axes[row, 1 : 1 + len(maps)], maps.values(), strict=True):
             labels, _ = label_cells(token_map, grid, row)
-            axis.imshow(outline(paint_tokens(image, token_map, grid, row), labels, scale), interpolation="nearest")
-    for axis, heading in zip(axes[0], ["input", *maps], strict=True):
+            painted = outline(paint_tokens(image, token_map, grid, row), labels, scale)
+            # Picking nearest pixels would lose one line and double another.
+            axis.imshow(painted, interpolation="antialiased")
+        for axis, answer in zip(axes[row, 1 + len(maps) :], answers.values(), strict=True):
+            axis.imshow(answer[row].cpu().numpy(), cmap="magma", vmin=0, vmax=1)
+    for axis, heading in zip(axes[0], ["input", *maps, *answers], strict=True):
         axis.set_title(heading, fontsize=9)
     for axis in axes.flat:
         axis.set_axis_off()
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)  # photographs make large files
 
 
 def draw_methods(image: Tensor, rows: Sequence[Reduced], grid: tuple[int, int], path: str | Path) -> None:
@@ -108,8 +119,7 @@ def draw_methods(image: Tensor, rows: Sequence[Reduced], grid: tuple[int, int], 
         for axis, token_map in zip(line[1:-1], row.maps.values(), strict=True):
             labels, dropped = label_cells(token_map, grid, 0)
             painted = hatch(outline(paint_tokens(image, token_map, grid), labels, scale), dropped[labels])
-            # Picking nearest pixels would lose one line and double another.
-            axis.imshow(painted, interpolation="antialiased")
+            axis.imshow(painted, interpolation="antialiased")  # as above
         cells = size_cells(list(row.maps.values())[-1], row.sizes, grid)
         line[-1].set_facecolor(str(GREY))
         drawn = line[-1].imshow(cells, norm=LogNorm(least, most), interpolation="nearest", aspect="auto")
@@ -155,6 +165,33 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], title: str = "", key: str = "top
     axis.set(xlabel="multiply-adds, % of the unpatched model", ylabel=f"{name}, %", title=title)
     axis.grid(alpha=0.3)
     axis.legend()
+    return figure
+
+
+def draw_errors(rows: Sequence[Mapping[str, Any]], path: str | Path, keys: Mapping[str, str], title: str = "") -> None:
+    """Write the picture that `error_curves` makes."""
+    error_curves(rows, keys, title).savefig(path, dpi=120)
+
+
+def error_curves(rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str], title: str = "") -> Any:
+    """A matplotlib figure of errors (y, powers of ten) against the share of the unpatched MACs (x): an axis for each
+    of `keys` (key -> what people call it), one line for each method.
+
+    Rows without the key are left out, and so is the unpatched model, which has no error.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(keys), 3.8), layout="constrained")
+    for axis, (key, name) in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True):
+        drawn = [row for row in rows if row.get(key)]
+        for method in dict.fromkeys(row["method"] for row in drawn):
+            points = sorted((100 * row["flops_share"], row[key]) for row in drawn if row["method"] == method)
+            axis.plot(*zip(*points, strict=True), marker="o", label=method)
+        axis.set(yscale="log", xlabel="multiply-adds, %", title=name)
+        axis.grid(alpha=0.3)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

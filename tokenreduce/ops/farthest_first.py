@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenreduce.ops.modes import function_transform, is_tracing
+from tokenreduce.ops.modes import dispatch_modes, function_transform, is_tracing
 from tokenreduce.ops.tracing import repeat, to_onnx
 
 
@@ -27,10 +27,10 @@ def farthest_first(distance: Tensor, first: Tensor, count: int) -> Tensor:
         return farthest_first_loop(distance, first, count)
     # A subclass is a fake tensor or another one without memory to show to numba, as are tensors of transforms.
     plain = type(distance) is Tensor and distance.device.type == "cpu" and function_transform() is None
-    if plain and not torch.compiler.is_compiling() and not is_tracing():
+    if plain and not torch.compiler.is_compiling() and not is_tracing() and not dispatch_modes():
         kernel = numba_kernel()
         if kernel is not None:
-            chosen = torch.empty(distance.shape[0], count, dtype=torch.long)
+            chosen = torch.empty(distance.shape[0], count, dtype=torch.long, device="cpu")
             images = zip(distance.detach().contiguous().numpy(), first.tolist(), chosen.numpy(), strict=True)
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 list(pool.map(lambda image: kernel(*image), images))

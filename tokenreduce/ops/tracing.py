@@ -17,6 +17,16 @@ def to_onnx() -> bool:
     return exporting() and torch.onnx.is_in_onnx_export()
 
 
+def to_old_onnx() -> bool:
+    """Whether the old exporter to ONNX is at work, `torch.onnx.export(dynamo=False)`, which knows too few operators."""
+    return torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
+
+
+def is_left_free(size: int) -> bool:
+    """Whether `torch.export` leaves a length of the input free; `torch.compile` makes one graph for each instead."""
+    return isinstance(size, torch.SymInt) and exporting() and size.node.maybe_as_int() is None
+
+
 def repeat(step: Callable[..., tuple[Tensor, ...]], times: int, *state: Tensor) -> tuple[Tensor, ...]:
     """The state after `state = step(round, *state)` for the rounds 0 ... times - 1, as one loop of the graph.
 

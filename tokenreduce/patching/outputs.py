@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from torch import nn
 
-from tokenreduce.errors import InvalidValueError
+from tokenreduce.errors import InvalidValueError, NothingSavedWarning
 from tokenreduce.maps.restoring import MODES, Restoring
 from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.reducers.contract import Reducer
@@ -48,3 +49,16 @@ def decide_restoring(
     at_end = between if named or outer or reads == "all" else reducer.pooling
     restores = asked if isinstance(asked, bool) else reads != "protected"
     return Restoring(at_end, between, ends=restores, taps=asked is not False, charged=restores or within)
+
+
+def warn_of_language(adapter: Adapter, backbone: nn.Module, outer: Sequence[nn.Module], restoring: Restoring) -> None:
+    """Warn if tokens come back before a projector into a language model, where they cost most."""
+    holder = adapter.language_model(outer)
+    if holder is not None and (restoring.ends or restoring.taps):
+        tower = type(backbone).__name__
+        warnings.warn(
+            f"all tokens of the {tower} are restored before the projector into the language model of this "
+            f"{type(holder).__name__}: the {tower} computes less, but nothing is saved in the language model behind it",
+            NothingSavedWarning,
+            stacklevel=3,
+        )

@@ -22,7 +22,7 @@ from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.patches.shared.weights import wrapped_costs
 from tokenreduce.patching.finding import around, candidates, find_backbone, need_module, reduction_of
 from tokenreduce.patching.fitting import auxiliary_heads, check_layers, misfit, reads_heads
-from tokenreduce.patching.outputs import check_restore, decide_restoring
+from tokenreduce.patching.outputs import check_restore, decide_restoring, warn_of_language
 from tokenreduce.patching.recorded import read_patch
 from tokenreduce.patching.reporting import Report
 from tokenreduce.reducers.contract import Reducer
@@ -86,6 +86,7 @@ def patch(
         layers = heads.auxiliary_layers
     made = _make_schedule(reducer, ratio, r, flops, schedule, layers).restore_after(*reducer.rebuilt_after())
     reduction = _prepare(backbone, adapter, outer, reducer, made, restore, prop_attn, heads)
+    warn_of_language(adapter, backbone, outer, reduction.restoring)
     _install(backbone, adapter, reduction)
     return model
 

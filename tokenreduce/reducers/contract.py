@@ -18,23 +18,31 @@ UNKNOWN = "unknown"  # what `describe` says of a fact that a method does not sta
 
 
 class Shape(NamedTuple):
-    """How a budget spreads over the layers: by `count` or by keep `ratio`, in which layers."""
+    """How a budget spreads over the layers: by `count`, by keep `ratio` or by the square `root` of the count, in which
+    layers."""
 
     by: str
     parts: tuple[int, ...]  # twelfths of the depth; empty: every layer from `start` on
     summary: str
     start: int = 0  # twelfths of the depth
-    end: int = 12  # the same: no layer from here on
+    spared: int = 0  # layers at the front in which nothing is spent, whatever the depth
+    left: int = 0  # twelfths of the tokens: the start comes earlier before a budget in MACs leaves fewer
 
 
 SHAPES = {
     "constant": Shape("count", (), "the same count from every block"),
-    "delayed": Shape("count", (), "the same count from every block after the first third", 4),
-    "inner": Shape("ratio", (), "the same keep ratio in every block from 1/12 to 10/12 of the depth", 1, 10),
+    "after_first": Shape("count", (), "the same count from every block but the first", spared=1),
+    "delayed": Shape(
+        "count", (), "the same count from every block after the first third, or earlier if few are left", 4, left=2
+    ),
     "ratio": Shape("ratio", (), "the same keep ratio in every block"),
+    "after_twelfth": Shape("ratio", (), "the same keep ratio in every block after the first twelfth", 1),
+    "after_quarter": Shape("ratio", (), "the same keep ratio in every block after the first quarter", 3),
+    "root": Shape("root", (), "the square root of the count falls by the same in every block"),
     "stages": Shape("ratio", (3, 6, 9), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),
     "alternate": Shape("ratio", (1, 3, 5, 7, 9), "the same keep ratio at 1/12, 3/12, 5/12, 7/12 and 9/12 of the depth"),
     "once": Shape("ratio", (3,), "everything at 1/4 of the depth"),
+    "late": Shape("ratio", (6,), "everything at 1/2 of the depth, or earlier if few are left", left=4),
     "middle": Shape("ratio", (6,), "everything at 1/2 of the depth"),
     "first": Shape("ratio", (0,), "everything in the first block"),
     "first_and_third": Shape("ratio", (0, 4), "the same keep ratio in the first block and at 1/3 of the depth"),
@@ -71,8 +79,8 @@ class Reducer:
     needs (frozenset of names, empty): the entries (`reducers.entries`) without which its defaults cannot run.
     uses (frozenset of names, empty): entries that it reads where the model has them.
     placement (str, "mid"): reduces "pre" a block, "mid" between attention and MLP, or "post", after the block.
-    shape (str, "constant"): how a budget spreads over layers: constant, delayed, inner, ratio, stages, alternate, once,
-        middle, first or first_and_third, see `SHAPES`.
+    shape (str, "constant"): how a budget spreads over layers: constant, after_first, delayed, ratio, after_twelfth,
+        after_quarter, root, stages, alternate, once, late, middle, first or first_and_third, see `SHAPES`.
     once (bool, False): it can reduce in one layer only.
     adaptive (bool, False): it can decide counts itself; then it has `decide` and says in `budgeted` (str), in one line,
         what it does with a budget.

@@ -16,7 +16,9 @@ from tokenreduce.ops.triton import ward as operators
 from tokenreduce.ops.triton.match import SMALL
 from tokenreduce.ops.triton.points import sketched_points
 from tokenreduce.ops.triton.ward import MOST_ROUNDS, WIDEST, ward_match
-from tokenreduce.reducers.methods.ward import Ward, merge_in_rounds, round_counts, signs
+from tokenreduce.reducers.methods.ward import Ward
+from tokenreduce.reducers.parts.sketch import signs
+from tokenreduce.reducers.parts.ward_rounds import merge_in_rounds, round_counts
 from tokenreduce.reducers.tokens import Tokens
 
 

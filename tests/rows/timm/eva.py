@@ -1,6 +1,7 @@
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from backbones import Backbone
 from hugging import equal_rows
@@ -10,6 +11,12 @@ from timms import SMALL, timm_row
 from torch import nn
 
 SILENCE = ("attn.proj", "mlp.fc2")
+
+
+def new_eva(**arguments: Any) -> nn.Module:
+    """An `Eva`; that of an older timm is refused."""
+    pytest.importorskip("timm", "1.0.28")
+    return Eva(**arguments)
 
 
 def equal_places(prefix: int, model: nn.Module) -> None:
@@ -32,7 +39,7 @@ def eva(name: str, prefix: int = 1, **arguments: Any) -> Backbone:
     places = prefix if not arguments.get("no_embed_class") else 0
     return timm_row(
         name,
-        Eva,
+        new_eva,
         arguments,
         prefix=prefix,
         equal_positions=partial(equal_places, places),
@@ -42,7 +49,7 @@ def eva(name: str, prefix: int = 1, **arguments: Any) -> Backbone:
 
 
 def feature_maps() -> nn.Module:
-    return FeatureGetterNet(Eva(**SMALL, **EVA02), out_indices=(1, 3), prune=False)
+    return FeatureGetterNet(new_eva(**SMALL, **EVA02), out_indices=(1, 3), prune=False)
 
 
 ROPE = {"use_rot_pos_emb": True}

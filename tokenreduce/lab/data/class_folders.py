@@ -109,18 +109,18 @@ def list_folder(root: Path) -> Listing:
     if stray and names:
         raise InvalidValueError(
             f"{stray[0]}{more(stray)} lies beside the class folders and has no class; move it, expected "
-            f"{root}/<class>/<image>"
+            f"{root}/<class>/<image>, or leave the labels out with --head none"
         )
     inside = [(path, number) for number, name in enumerate(names) for path in visible(root / name)]
     nested = [path for path, _ in inside if path.is_dir()]
     if nested:
         raise InvalidValueError(
             f"{nested[0]}{more(nested)} is a folder in a class folder, and which of both is the class is unknown; "
-            f"expected {root}/<class>/<image>"
+            f"expected {root}/<class>/<image>, or leave the labels out with --head none"
         )
     images = tuple((path, number) for path, number in inside if is_image(path))
     if not images:
-        raise InvalidValueError(f"{root} holds no images; expected {root}/<class>/<image>")
+        raise InvalidValueError(f"{root} holds no images; expected {root}/<class>/<image>, or images alone")
     others = [path for path in entries if not path.is_dir()] + [path for path, _ in inside if not is_image(path)]
     return Listing(tuple(names), images, tuple(others))
 

@@ -1,4 +1,5 @@
-"""Images and labels for `eval`: Fashion-MNIST, ImageNet or any folder of class folders, in the form a model expects."""
+"""Images for `eval` in the form a model expects: Fashion-MNIST, ImageNet, any folder of class folders or of images, and
+photographs that pip installs."""
 
 from __future__ import annotations
 
@@ -11,20 +12,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.data import fashion_mnist
-from tokenreduce.lab.data.class_folders import Batches, FolderImages, Tolerant, list_folder, more, sort_out
+from tokenreduce.lab.data import fashion_mnist, photographs
+from tokenreduce.lab.data.class_folders import Batches, FolderImages, Listing, Tolerant, list_folder, more, sort_out
 from tokenreduce.lab.data.class_names import number_folders
+from tokenreduce.lab.data.inputs import image_transform, input_side, takes_fashion
+from tokenreduce.lab.data.plain_folders import NO_LABEL, is_plain, list_plain
 from tokenreduce.lab.data.samples import thin
-from tokenreduce.lab.pretrained import Pretrained
 
 SPLITS = {"test": ("val", "validation", "valid", "test"), "train": ("train", "training")}
 
 
 @dataclass(frozen=True)
 class Data:
-    """Labelled images: map-style `images` of (tensor `(C, H, W)`, label), and the classes' names in label order.
+    """Map-style `images` of (tensor `(C, H, W)`, label).
 
     Args:
+        class_names: in label order; none where images have no labels, and then each label is `NO_LABEL`.
         remarks: how folders became classes, and which files are no images, in sentences.
         left_out: why images could not be read, a sentence each; filled while batches are read.
     """
@@ -37,6 +40,11 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing is to be read and decoded any more."""
+        return self.name in ("fashion-mnist", photographs.NAME)
 
     def batches(self, batch_size: int, workers: int = 0) -> Batches:
         """Batches of images `(B, C, H, W)` and labels `(B,)`, in order, without the images that cannot be read."""
@@ -54,8 +62,11 @@ def load_data(
     limit: int | None = None,
     by_name: bool = True,
     upright: bool = True,
+    labels: bool = True,
 ) -> Data:
-    """The images called `name`: "fashion-mnist", "imagenet" (in `data_dir`), or a folder that holds one folder a class.
+    """The images called `name`: "fashion-mnist", "imagenet" (in `data_dir`), "photographs", or a folder.
+
+    A folder holds one folder a class, or images alone, which then have no labels.
 
     Args:
         model: a timm model or a `Pretrained` of transformers; its configuration decides size, crop, interpolation and
@@ -64,13 +75,17 @@ def load_data(
         split: "test" or "train"; folders are searched for a subfolder of that meaning, see `SPLITS`.
         all_images: all 10,000 test images of Fashion-MNIST instead of the 2,000 that ship with the library; so does a
             given `data_dir`.
-        limit: use so many images, spread evenly over the data.
+        limit: use so many images, spread evenly over the data; of photographs so many squares are cut.
         by_name: class folders with the names of the model's classes get their numbers.
         upright: pictures in folders are turned as their EXIF orientation says; published figures of ImageNet are of
             pictures as they are stored.
+        labels: False takes the images of a folder at any depth, without labels.
 
     Raises: ValueError if there is no such data.
     """
+    if name == photographs.NAME:
+        squares = photographs.Squares(image_transform(model, whole=True), input_side(model), limit or photographs.COUNT)
+        return Data(name, squares, ())
     if name == "fashion-mnist":
         data = load_fashion(model, data_dir, split, all_images)
     elif name == "imagenet":
@@ -82,8 +97,10 @@ def load_data(
                 f"{data_dir} has {len(data.images.labels)} class folders, ImageNet-1k has 1000; give a folder with "
                 "val/<class>/<image>, or pass the folder itself as --data"
             )
-    else:
+    elif labels:
         data = load_folder(name, Path(name), split, model, by_name, upright)
+    else:
+        data = load_plain(name, folder_of(Path(name), split), model, upright)
     return Data(data.name, thin(data.images, limit), data.class_names, data.remarks)
 
 
@@ -120,23 +137,39 @@ def check_labels(data: Data, model: Any) -> None:
 
 
 def load_folder(name: str, root: Path, split: str, model: Any, by_name: bool, upright: bool) -> Data:
-    """Class folders, with the transform that the model is officially evaluated with."""
-    if not root.is_dir():
-        raise InvalidValueError(f"no data {str(root)!r}; valid: fashion-mnist, imagenet, or a folder of class folders")
-    found = list_folder(split_folder(root, split))
+    """Class folders, or images alone, with the transform that the model is officially evaluated with."""
+    folder = folder_of(root, split)
+    if is_plain(folder):
+        return load_plain(name, folder, model, upright)
+    found = list_folder(folder)
     labels, names, rule = number_folders(found.folders, model, by_name)
-    remarks = [rule]
-    if found.others:
-        remarks.append(f"{len(found.others)} files are no images: {found.others[0]}{more(found.others)}")
-    return Data(name, FolderImages(found, image_transform(model), labels, upright), names, tuple(remarks))
+    images = FolderImages(found, image_transform(model), labels, upright)
+    return Data(name, images, names, (rule, *no_images(found)))
+
+
+def load_plain(name: str, folder: Path, model: Any, upright: bool) -> Data:
+    """All images below a folder, without labels."""
+    found = list_plain(folder)
+    return Data(name, FolderImages(found, image_transform(model), (NO_LABEL,), upright), (), no_images(found))
+
+
+def no_images(found: Listing) -> tuple[str, ...]:
+    """How many files are no images, in a sentence, if there are some."""
+    count = len(found.others)
+    return (f"{count} files are no images: {found.others[0]}{more(found.others)}",) if count else ()
 
 
 def summary(data: Data) -> str:
     return f"{len(data.class_names)} classes ({', '.join(data.class_names[:3])}, ...)"
 
 
-def split_folder(root: Path, split: str) -> Path:
+def folder_of(root: Path, split: str) -> Path:
     """The subfolder of `root` that holds the split, or `root` itself if it has no splits."""
+    if not root.is_dir():
+        raise InvalidValueError(
+            f"no data {str(root)!r}; valid: fashion-mnist, imagenet, {photographs.NAME}, or a folder of class folders "
+            "or of images"
+        )
     for folder in SPLITS[split]:
         if (root / folder).is_dir():
             return root / folder
@@ -171,18 +204,3 @@ class FashionImages(Dataset[tuple[Tensor, int]]):
         if self.transform is None:
             return fashion_mnist.normalise(image), int(self.labels[index])
         return self.transform(Image.fromarray(image[0].numpy()).convert("RGB")), int(self.labels[index])
-
-
-def takes_fashion(model: Any) -> bool:
-    """Whether the model's input is `(B, 1, 28, 28)`."""
-    embed: Any = getattr(model, "patch_embed", None)
-    return getattr(embed, "img_size", None) == (28, 28) and embed.proj.in_channels == 1
-
-
-def image_transform(model: Any) -> Any:
-    """What turns a PIL image into the input that the weights of `model` were trained on."""
-    if isinstance(model, Pretrained):
-        return model.transform()
-    from timm.data import create_transform, resolve_model_data_config
-
-    return create_transform(**resolve_model_data_config(model), is_training=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data.decoding import decode
+from tokenreduce.lab.data.plain_folders import NO_LABEL
 
 NAME = "photographs"
 # The photographs of each package; drawings, charts and textures that it also brings are left out.
@@ -22,20 +24,27 @@ PACKAGES = {
     ),
     ("sklearn", "datasets/images"): ("china.jpg", "flower.jpg"),
 }  # fmt: skip
+COUNT = 64  # squares that commands cut where the user says nothing
 LEAST_AREA = 0.3  # of a square crop, as a share of the largest one
 
 
-def sources() -> list[Path]:
-    """The files that are installed, in a fixed order.
-
-    Raises: ValueError if there are none.
-    """
+def installed() -> list[Path]:
+    """The files that are installed, in a fixed order."""
     found = []
     for (package, folder), names in PACKAGES.items():
         spec = find_spec(package)
         if spec is not None and spec.submodule_search_locations:
             root = Path(spec.submodule_search_locations[0]) / folder
             found += [root / name for name in names if (root / name).is_file()]
+    return found
+
+
+def sources() -> list[Path]:
+    """The files that are installed.
+
+    Raises: ValueError if there are none.
+    """
+    found = installed()
     if not found:
         raise InvalidValueError(
             f"{NAME} are those of scikit-image and scikit-learn, of which neither is installed: "
@@ -44,8 +53,28 @@ def sources() -> list[Path]:
     return found
 
 
+class Squares(Dataset[tuple[Tensor, int]]):
+    """Squares of photographs as a model takes them, without labels.
+
+    Args:
+        transform: from a picture to the model's input.
+        side: of the squares before that, in pixels.
+        count: how many squares.
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor], side: int, count: int) -> None:
+        self.squares, self.names = photographs(count, side)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.squares)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.squares[index].permute(1, 2, 0).numpy())), NO_LABEL
+
+
 def photographs(
-    count: int = 64, size: int = 224, seed: int = 0, files: Iterable[Path] | None = None
+    count: int = COUNT, size: int = 224, seed: int = 0, files: Iterable[Path] | None = None
 ) -> tuple[Tensor, list[str]]:
     """Squares cut out of photographs, each scaled to `size`: images `(count, 3, size, size)` uint8 and the name of the
     photograph that each comes from.

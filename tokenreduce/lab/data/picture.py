@@ -6,24 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.data import fashion_mnist
+from tokenreduce.lab.data import fashion_mnist, photographs
 from tokenreduce.lab.data.decoding import NotAnImageError, decode
-from tokenreduce.lab.data.folders import image_transform, takes_fashion
-from tokenreduce.lab.pretrained import Pretrained
+from tokenreduce.lab.data.inputs import grey_pixels, image_transform, normalisation, takes_fashion
 
-SHIPPED = 13  # which of the shipped images is drawn where none is given: an ankle boot
+SHIPPED = 13  # which of the shipped images is drawn where none is given and no photographs are installed: an ankle boot
 
 
 def load_image(path: Path | None, model: Any, upright: bool = True) -> tuple[Tensor, Tensor]:
-    """What to draw, `(1 or 3, H, W)` in [0, 1], and what `model` takes, of an image file or of a shipped image.
+    """What to draw, `(1 or 3, H, W)` in [0, 1], and what `model` takes, of an image file or of an image that is there:
+    a photograph if `model` takes these and some are installed, else a shipped garment.
 
     Both show what is left after the resizing and cropping that the model is evaluated with. `upright` turns the picture
     as its EXIF orientation says.
     """
+    if path is None and not takes_fashion(model):
+        path = next(iter(photographs.installed()), None)
     picture = shipped_image() if path is None else open_image(path, upright)
     if takes_fashion(model):
         pixels = grey_pixels(picture)
@@ -31,22 +33,6 @@ def load_image(path: Path | None, model: Any, upright: bool = True) -> tuple[Ten
     inputs = image_transform(model)(picture.convert("RGB"))
     mean, std = (torch.tensor(value)[:, None, None] for value in normalisation(model))
     return (inputs * std + mean).clamp(0, 1), inputs
-
-
-def grey_pixels(picture: Image.Image) -> Tensor:
-    """The middle of a picture as Fashion-MNIST has it, `(1, 28, 28)` uint8."""
-    grey = ImageOps.fit(picture.convert("L"), (28, 28))
-    return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(1, 28, 28)
-
-
-def normalisation(model: Any) -> tuple[Any, Any]:
-    """Mean and standard deviation that images were normalised with."""
-    if isinstance(model, Pretrained) and model.processor is not None:
-        return model.processor.image_mean, model.processor.image_std
-    from timm.data import resolve_model_data_config
-
-    config = resolve_model_data_config({} if isinstance(model, Pretrained) else model)
-    return config["mean"], config["std"]
 
 
 def shipped_image() -> Image.Image:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data import fashion_mnist, photographs
-from tokenreduce.lab.data.decoding import UnreadableError, decode, hidden, is_image
-from tokenreduce.lab.data.folders import FashionImages, image_transform, takes_fashion
-from tokenreduce.lab.data.picture import grey_pixels
+from tokenreduce.lab.data.decoding import UnreadableError, decode
+from tokenreduce.lab.data.folders import FashionImages
+from tokenreduce.lab.data.inputs import image_transform, input_side
+from tokenreduce.lab.data.plain_folders import list_plain
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,8 @@ def load_unlabelled(
     Raises: ValueError if there are none.
     """
     if name == photographs.NAME:
-        squares, sources = photographs.photographs(limit)
-        transform = transform_of(model)
-        pictures = [Image.fromarray(square.permute(1, 2, 0).numpy()) for square in squares]
-        return Unlabelled(torch.stack([transform(picture) for picture in pictures]), sources)
+        data: Any = photographs.Squares(image_transform(model, whole=True), input_side(model), limit)
+        return Unlabelled(torch.stack([data[i][0] for i in range(len(data))]), data.names)
     if name == "fashion-mnist":
         images, labels = fashion_mnist.load("train", fashion_mnist.find(data_dir))
         chosen = spread(len(images), limit)
@@ -66,9 +63,8 @@ def load_files(root: Path, model: Any, limit: int, by_folder: bool, upright: boo
     """Images of a folder, spread evenly over its files in the order of their paths."""
     if not root.is_dir():
         raise InvalidValueError(f"no images {str(root)!r}; valid: {photographs.NAME}, fashion-mnist, or a folder")
-    files = [path for path in sorted(root.rglob("*")) if is_image(path) and not hidden(path.parent)]
-    transform = transform_of(model)
-    found, sources, left_out = [], [], []
+    files = [path for path, _ in list_plain(root).images]
+    transform, found, sources, left_out = image_transform(model), [], [], []
     for index in spread(len(files), limit):
         try:
             found.append(transform(decode(files[index], upright=upright).convert("RGB")))
@@ -78,16 +74,8 @@ def load_files(root: Path, model: Any, limit: int, by_folder: bool, upright: boo
         path = files[index].relative_to(root)
         sources.append(str(path.parent if by_folder else path))
     if not found:
-        raise InvalidValueError(f"{root} holds no images that can be read; {'; '.join(left_out[:1])}")
+        raise InvalidValueError(f"no image in {root} can be read; the first: {left_out[0]}")
     return Unlabelled(torch.stack(found), sources, tuple(left_out))
-
-
-def transform_of(model: Any) -> Callable[[Image.Image], Tensor]:
-    """What turns a picture into the input of `model`."""
-    if takes_fashion(model):
-        return lambda picture: fashion_mnist.normalise(grey_pixels(picture))
-    transform: Callable[[Image.Image], Tensor] = image_transform(model)
-    return transform
 
 
 def spread(count: int, limit: int) -> list[int]:

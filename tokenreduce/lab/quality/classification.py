@@ -10,22 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.budget.counting import count_flops
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.lanes import patched_lane, restored_lane, try_arms
 from tokenreduce.lab.quality.distance import distance
-from tokenreduce.lab.quality.engine import Lane, measure_lanes
-from tokenreduce.lab.quality.heads import Classify, MakeHead, trained, whole_forward
+from tokenreduce.lab.quality.engine import measure_lanes
+from tokenreduce.lab.quality.features import Batch, FeatureLane
+from tokenreduce.lab.quality.heads import Classify, MakeHead, trained
 from tokenreduce.lab.quality.metric import Metric
 from tokenreduce.lab.rows import Row
-from tokenreduce.patching.finding import find_backbone
-from tokenreduce.patching.verbs import report
-
-DEFINITIONS = (
-    "class error and token error: mean of 1 - cosine between the patched and the unpatched model, of the features "
-    "before the head and of the final image tokens (all restored)"
-)
-Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B,)
 
 
 @dataclass(frozen=True)
@@ -71,14 +63,10 @@ class ClassificationMetric(Metric):
         return times @ self.figures["top1"] / times.sum(1)
 
 
-class ClassificationLane(Lane):
-    """One model, as two patched copies.
-
-    `model` is patched as users patch: it costs what the row says. `restored` keeps as many tokens and then gets all
-    back, so that its final tokens can be compared one by one with the unpatched model's; it answers the same.
+class ClassificationLane(FeatureLane):
+    """A lane that also answers.
 
     Args:
-        unpatched: the lane of the unpatched model; None in that lane itself.
         make_head: how features become logits; called with `restored` before the first batch.
     """
 
@@ -93,10 +81,8 @@ class ClassificationLane(Lane):
         classes: int,
         make_head: MakeHead = trained,
     ) -> None:
-        super().__init__(arm, model, ClassificationMetric(classes))
-        self.restored, self.unpatched, self.make_head = restored, unpatched or self, make_head
-        _, backbone, adapter = find_backbone(restored)
-        self.prefix = adapter.geometry(backbone).prefix
+        super().__init__(arm, model, restored, unpatched, ClassificationMetric(classes))
+        self.make_head = make_head
 
     @cached_property
     def head(self) -> Classify:
@@ -105,22 +91,10 @@ class ClassificationLane(Lane):
 
     def take(self, batch: Batch, reference: Seen | None) -> Seen:
         images, labels = self.placed(batch)
-        out, features, tokens = whole_forward(self.restored, images)
-        seen = Seen(self.head(out, features), features, tokens[:, self.prefix :])
+        out, features, tokens = self.look(images)
+        seen = Seen(self.head(out, features), features, tokens)
         self.metric.update(seen, reference or seen, labels)
-        if self.adaptive:  # all images of a batch keep as many tokens
-            done = report(self.restored)
-            self.note(len(images), done.flops_share * self.unpatched.cost["macs"], done.tokens_left)
         return seen
-
-    def count(self, batch: Batch) -> Row:
-        count = count_flops(self.model, self.placed(batch)[0][:1])
-        return {"macs": count.total, "uncounted": count.uncounted}
-
-    def placed(self, batch: Batch) -> Batch:
-        """The batch on the model's device."""
-        device = next(self.model.parameters()).device
-        return batch[0].to(device), batch[1].to(device)
 
 
 def classification_lanes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +14,9 @@ from tokenreduce.lab.data import fashion_mnist
 from tokenreduce.lab.data.folders import load_data
 from tokenreduce.lab.lanes import patched_lane
 from tokenreduce.lab.pictures import draw_tokens, draw_tradeoff, last_of_quarters, maps_after
-from tokenreduce.lab.quality.classification import DEFINITIONS, classification_lanes, measure_classification
-from tokenreduce.lab.quality.engine import teller
+from tokenreduce.lab.quality.classification import classification_lanes, measure_classification
+from tokenreduce.lab.quality.engine import Lane, teller
+from tokenreduce.lab.quality.features import DEFINITIONS
 from tokenreduce.lab.rows import Progress, Row
 from tokenreduce.lab.shipped.fashion_vit import fashion_vit
 from tokenreduce.lab.speed.throughput import throughput
@@ -76,9 +77,7 @@ class ClassificationDemo(Demo):
         batches = self.images.batches(BATCH)
         tell = teller(lambda part, what: progress(part * 0.8, what), len(self.images))
         rows = measure_classification(self.lanes, batches, tell)
-        models = {"unpatched" if lane.arm is None else str(lane.arm): lane.model for lane in self.lanes}
-        batch = next(iter(batches))[0]
-        speeds = throughput(models, batch, ROUNDS, lambda part, what: progress(0.8 + part * 0.2, what))
+        speeds = speeds_of(self.lanes, batches, ROUNDS, lambda part, what: progress(0.8 + part * 0.2, what))
         return [row | speed for row, speed in zip(rows, speeds, strict=True)] + self.refused
 
     def summary(self, rows: Sequence[Row]) -> list[str]:
@@ -97,6 +96,12 @@ class ClassificationDemo(Demo):
         title = f"tome at {BUDGETS[1]:.0%} of the compute"
         draw_tokens(pictures, maps, self.model.patch_embed.grid_size, tokens, title)
         return [tradeoff, tokens]
+
+
+def speeds_of(lanes: Sequence[Lane], batches: Iterable[Any], rounds: int, progress: Progress) -> list[Row]:
+    """How fast the models of the lanes are on the first batch, a row for each."""
+    models = {"unpatched" if lane.arm is None else str(lane.arm): lane.model for lane in lanes}
+    return throughput(models, next(iter(batches))[0], rounds, progress)
 
 
 def summarise(rows: Sequence[Row]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Compiling `csrc/` once, where it is used, into a library that any torch from 2.11 on loads (stable ABI)."""
+"""Compiling `csrc/` once, where it is used, into a library that any torch from 2.10 on loads (stable ABI)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 PACKAGE = Path(__file__).parents[2]
-TARGET = "0x020b000000000000"  # torch 2.11, the oldest supported
+TARGET = "0x020a000000000000"  # torch 2.10, the oldest supported
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp-simd", f"-DTORCH_TARGET_VERSION={TARGET}")
 
 

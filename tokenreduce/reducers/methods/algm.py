@@ -58,7 +58,7 @@ class ALGM(Reducer):
     paper: ClassVar[str] = "arXiv 2406.09936"
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "tue-mps/algm-segmenter@674eaa2: counts, selections and outputs equal"
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     shape: ClassVar[str] = "first_and_third"
     adaptive: ClassVar[bool] = True

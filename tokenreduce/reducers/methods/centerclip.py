@@ -60,7 +60,7 @@ class CenterCLIP(Reducer):
     paper: ClassVar[str] = "arXiv 2205.00823"
     year: ClassVar[int] = 2022
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "mzhaoshuai/CenterCLIP@886fe73: seeds and clusters equal, and medoids but for ties of two"
     needs: ClassVar[frozenset[str]] = frozenset({"frames"})
     placement: ClassVar[str] = "pre"
     shape: ClassVar[str] = "middle"

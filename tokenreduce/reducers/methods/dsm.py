@@ -21,13 +21,15 @@ from tokenreduce.reducers.tokens import Tokens
 @register
 @dataclass(frozen=True)
 class DSM(Reducer):
-    """ToMe that leaves the first third of the blocks alone, then merges inside windows of the grid, and globally in the
-    last third.
+    """ToMe that starts late, at a third of the depth if the budget allows, merges inside windows of the grid first and
+    globally in the last third.
 
     Heo et al., "Training-Free Acceleration of ViTs with Delayed Spatial Merging", ICML 2024 workshop ES-FoMo, arXiv
     2303.02331. Metric, bipartition and size-weighted means as in ToMe. The delay is the schedule's: a budget of shape
-    "delayed" touches only the blocks from depth // 3 on (`layers` or `schedule` may say otherwise). In the first half
-    of those blocks tokens merge only if their mean places `(B, N, 2)` lie in the same window.
+    "delayed" touches only the blocks from depth // 3 on (`layers` or `schedule` may say otherwise), and starts earlier
+    where a budget in multiply-adds would leave less than a sixth of the tokens; the published delays shrink with the
+    budget too. Until the middle of the blocks after depth // 3 tokens merge only if their mean places `(B, N, 2)` lie
+    in the same window.
 
     Our definitions, since the paper is not confirmed: windows are equal parts of each side of the grid (7 x 7 cells of
     a 14 x 14 grid), the length of both phases, and what happens where too few sources have a partner in their window:

@@ -23,6 +23,7 @@ from tokenreduce.reducers.tokens import Tokens
 
 # What a token gives to each of its candidates at least: a cluster that no token is near to becomes their mean.
 LEAST_SHARE = 1e-12
+SHARPNESS = 8  # of the automatic T: from 5 to 20 errors hardly change, at 1 a token spreads over all its candidates
 
 
 @register
@@ -42,6 +43,10 @@ class Expedit(Reducer):
     farthest from their nearest centre, which leave their clusters, are kept as they are and restored exactly. Only
     without such tokens the output is a grid (`TokenMap.grid`).
 
+    A budget cuts at half of the depth where it can, as the authors do where tokens have mixed, and earlier where that
+    would leave less than a third of the tokens. One cut costs more than many small ones: on self-supervised DINOv2
+    ViT-S/14 the class feature's error is 4 times ToMe's at 60 % of the compute, 8 times at 80 %.
+
     Departures: sizes are kept, a token's shares summing to 1, so that attention counts clusters by what they hold (the
     paper does not; patch with `prop_attn=False` to follow it). Rows of the restore weights sum to 1: the released code
     divides by their L2 norm instead, which lets restored tokens grow up to `neighbours ** 0.5` times. T follows the
@@ -49,7 +54,7 @@ class Expedit(Reducer):
     weights underflow.
 
     Args:
-        inverse_temperature: T, at least 0; None: for each image 1 / (median over its tokens of the squared distance to
+        inverse_temperature: T, at least 0; None: for each image 8 / (median over its tokens of the squared distance to
             the nearest pooled centre). Released values are 0.005 to 1.
         window: side of the neighbourhood of cells, odd.
         iterations: at least 1.
@@ -75,7 +80,7 @@ class Expedit(Reducer):
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     once: ClassVar[bool] = True
     placement: ClassVar[str] = "post"
-    shape: ClassVar[str] = "once"
+    shape: ClassVar[str] = "late"
 
     def __post_init__(self) -> None:
         given = self.inverse_temperature
@@ -150,7 +155,7 @@ class Expedit(Reducer):
         median = nearest[:, (nearest.shape[1] - 1) // 2]
         # Where most tokens equal their centre the median is zero, and rounding must not decide anything.
         rounding = 1e-3 * z.square().sum(-1).mean(1)
-        return (1 / torch.maximum(median, rounding).clamp_min(1e-12))[:, None, None]
+        return (SHARPNESS / torch.maximum(median, rounding).clamp_min(1e-12))[:, None, None]
 
 
 @constant_result

@@ -33,13 +33,13 @@ class KMedoids(Clustering):
         metric: "keys", or "features" for the residual stream.
         weights: what a token counts for in clustering and merging: its "size", or the "attention" it receives.
         seeding: "density", "weight" or "kkz", see `kmeans`.
-        iterations: rounds.
+        iterations: rounds, see `kmeans`.
         aggregate: the output is the weighted mean of its cluster; False: its medoid as it is, standing for the sizes
             of all members.
     """
 
     seeding: str = "density"
-    iterations: int = 5
+    iterations: int = 1
     aggregate: bool = True
 
     name: ClassVar[str] = "kmedoids"

@@ -36,6 +36,8 @@ class MCTF(Reducer):
     those left, by the same w; what had merged into such a b moves on with it. Merged tokens are means weighted by
     `a_j s_j`, sizes add; output order is kept a, then kept b.
 
+    A budget leaves the first block alone, as the authors do.
+
     Departures: tokens are merged between attention and MLP and judged by the attention that the block just used, as
     in the paper's variant without look-ahead. The original computes the attention of the block about to run, merges,
     and runs the block with the aggregated map, which no fused kernel can. Its guard against fewer than 10 tokens is
@@ -57,8 +59,9 @@ class MCTF(Reducer):
     paper: ClassVar[str] = "arXiv 2403.10030"
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "mlvlab/MCTF@2004da0: pairs and outputs equal where it judges by the same attention"
     needs: ClassVar[frozenset[str]] = frozenset({"received_attention"})
+    shape: ClassVar[str] = "after_first"
 
     def __post_init__(self) -> None:
         for option in ("similarity", "information", "size"):

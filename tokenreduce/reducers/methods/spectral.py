@@ -57,6 +57,7 @@ class Spectral(Clustering):
     paper: ClassVar[str] = "arXiv 2205.00823"
     year: ClassVar[int] = 2022
     exportable: ClassVar[bool] = True
+    shape: ClassVar[str] = "stages"  # every block would take four times as many eigendecompositions, and gains nothing
     checked: ClassVar[str] = "its specification"
 
     def __post_init__(self) -> None:

@@ -27,28 +27,30 @@ class ToFu(Reducer):
     sources are dropped and their destinations stay as they are. Later blocks merge by MLERP: K vectors x_k with mean m
     become `m / |m| * max_k |x_k|`.
 
-    Our definitions, where no source settles the point: sizes do not grow in the blocks that drop and add up in those
-    that merge; the switch at half the depth for other depths than 12; a group whose mean vanishes (at most 1e-6 of its
-    largest norm) leaves its destination alone; for restoring, a dropped token is stood for by its match. A third-party
-    implementation that many tables call ToFu divides by the destination's old norm instead of the mean's and never
-    counts sizes.
+    Our definitions, where no source settles the point: sizes add up in the blocks that drop too; the switch at half the
+    depth for other depths than 12; a group whose mean vanishes (at most 1e-6 of its largest norm) leaves its
+    destination alone; for restoring, a dropped token is stood for by its match. A third-party implementation that many
+    tables call ToFu divides by the destination's old norm instead of the mean's and never counts sizes.
 
     Args:
         switch: the part of the depth, in [0, 1], whose blocks drop; 0 merges everywhere, 1 drops everywhere.
         merge: "mlerp", or "mean" for a mean whose norm shrinks (the paper's variant AVG).
         weighted: weight the mean by sizes; by default each token counts once, as in the paper's formula.
+        inherit: the match of a dropped token takes over its size, so that attention counts it as before; False: sizes
+            grow only in the blocks that merge.
     """
 
     switch: float = 0.5
     merge: str = "mlerp"
     weighted: bool = False
+    inherit: bool = True
 
     name: ClassVar[str] = "tofu"
     kind: ClassVar[str] = "merging"
     paper: ClassVar[str] = "arXiv 2312.01026"
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "hchautran/PiToMe@550b5de, which is not by the authors: matching and means equal"
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     fast_path: ClassVar[FastPath] = FastPath(averages_keys=True)
 
@@ -56,6 +58,7 @@ class ToFu(Reducer):
         check_number("switch", self.switch, 0, 1)
         check_option("merge", self.merge, ("mlerp", "mean"))
         check_option("weighted", self.weighted, bool)
+        check_option("inherit", self.inherit, bool)
 
     def least(self, n: int) -> int:
         return n - n // 2
@@ -64,7 +67,7 @@ class ToFu(Reducer):
         matched = match_bipartite(tokens.keys_to_average, keep, first=tokens.prefix % 2)
         assert matched.dest is not None and matched.rep is not None
         if tokens.layer < math.floor(self.switch * tokens.depth + 1e-9):
-            return keep_tokens(matched.rep, matched.dest)
+            return keep_tokens(matched.rep, matched.dest, self.inherit)
         if not self.weighted and tokens.sizes is not None:
             # Shares are multiplied by sizes when they are applied: 1 / s lets each token count once.
             matched.weight, matched.size_weight = 1 / tokens.sizes, torch.ones_like(tokens.sizes)

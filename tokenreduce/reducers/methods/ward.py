@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +13,12 @@ from tokenreduce.ops.constants import constant
 from tokenreduce.ops.linkage import agglomerate
 from tokenreduce.ops.native.dispatch import choose
 from tokenreduce.ops.products import suits
-from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.checks import check_count, check_number
 from tokenreduce.reducers.contract import FastPath, Reducer
 from tokenreduce.reducers.parts import bipartition
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.parts.labels import map_of_clusters
+from tokenreduce.reducers.parts.sketch import signs, sketch
 from tokenreduce.reducers.parts.ward_rounds import merge_in_rounds, round_counts
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
@@ -37,9 +36,8 @@ class Ward(Reducer):
     `s t / (s + t) |u - v|^2`, what the squared error of all input tokens grows by (Ward 1963): big clusters are not
     merged with others that merely resemble them. In the first quarter of the layers the points are keys, mean over
     heads; later they are the directions of features, because the norm in front of every layer that reads a token
-    removes its length. Features merge by size-weighted means. Every block reduces by the same ratio, but for the first
-    twelfth and the last sixth of them. Restored tokens are what they were plus the change since of the token that
-    stood for them.
+    removes its length. Features merge by size-weighted means. Every block after the first twelfth reduces by the same
+    ratio. Restored tokens are what they were plus the change since of the token that stood for them.
 
     Distances of directions are those of a sketch: channels are added up in `width` groups with fixed random signs,
     which keeps distances on average (count sketch, Charikar et al. 2002) and costs no multiplication.
@@ -47,7 +45,7 @@ class Ward(Reducer):
     Args:
         rounds: None clusters exactly. A number takes so many rounds of a bipartition instead, on directions alone: in
             each, every second token may merge into the cheapest of the other half, and the best of them do.
-        width: channels of the sketch; None: half of the features' channels, at most 64. All of them: no sketch.
+        width: channels of the sketch; None: a quarter of the features' channels, at most 64. All of them: no sketch.
         early: the share of the layers, from the first on, that compares keys, where the model shows them.
     """
 
@@ -61,7 +59,7 @@ class Ward(Reducer):
     year: ClassVar[int] = 2026
     exportable: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
-    shape: ClassVar[str] = "inner"
+    shape: ClassVar[str] = "after_twelfth"
     pooling: ClassVar[str] = "delta"
     checked: ClassVar[str] = "its definition"
     fast_path: ClassVar[FastPath] = FastPath(averages_keys=True)
@@ -120,21 +118,11 @@ class Ward(Reducer):
 
     def sketch_width(self, channels: int) -> int:
         """Channels of the sketch of so many."""
-        return min(64, max(1, channels // 2)) if self.width is None else min(self.width, channels)
+        return min(64, max(1, channels // 4)) if self.width is None else min(self.width, channels)
 
     def sketch(self, x: Tensor) -> Tensor:
         """`(B, N, width)` of `x (B, N, C)`: sums of C / width channels, each with its sign."""
-        channels = x.shape[-1]
-        width = self.sketch_width(channels)
-        if width == channels:
-            return x
-        signed = x * constant(signs(channels), x.device)
-        whole = channels // width * width
-        out = signed[..., :whole].unflatten(-1, (-1, width)).sum(-2)
-        if whole == channels:
-            return out
-        rest = signed[..., whole:]
-        return torch.cat([out[..., : channels - whole] + rest, out[..., channels - whole :]], -1)
+        return sketch(x, self.sketch_width(x.shape[-1]))
 
 
 def costs(points: Tensor, sizes: Tensor | None) -> Tensor:
@@ -144,10 +132,3 @@ def costs(points: Tensor, sizes: Tensor | None) -> Tensor:
     inverse = torch.ones_like(squares) if sizes is None else sizes.reciprocal()
     cost = cost.clamp_min(0) / (inverse[:, :, None] + inverse[:, None])
     return cost.nan_to_num(nan=LARGEST, posinf=LARGEST)
-
-
-@constant_result
-def signs(count: int) -> tuple[float, ...]:
-    """`count` signs, always the same."""
-    generator = Random(0)
-    return tuple(1.0 - 2.0 * generator.getrandbits(1) for _ in range(count))

@@ -26,7 +26,6 @@ class Clustering(Reducer):
 
     kind: ClassVar[str] = "clustering"
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
-    shape: ClassVar[str] = "stages"
 
     def __post_init__(self) -> None:
         check_option("metric", self.metric, ("keys", "features"))

@@ -1,0 +1,107 @@
+"""What becomes of patched models under the transforms and modes of PyTorch: every method, one small model of timm and
+one of transformers with random weights.
+
+    python benchmarks/transforms.py                 # resumes where it stopped; half an hour on two cores
+    python benchmarks/transforms.py --part 0/2      # and 1/2 in another process
+    python benchmarks/transforms.py --only vmap,fx  # these again
+
+The transforms are those of the test suite (tests/transforming.py). Results go to runs/transforms/ and, of all that is
+there, to benchmarks/results/transforms.json, from which `make_table.py --write` makes docs/transforms.md. Where a
+method does not fit the small model, the first family that it fits stands for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import timm  # noqa: F401  adapters load only when their library is there
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from choosing import main_row  # noqa: E402
+from transforming import TRANSFORMS, models, outcome  # noqa: E402
+
+import tokenreduce  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "transforms.json"
+FOLDER = ROOT / "runs" / "transforms"
+LIBRARIES = ("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="run these transforms again")
+    parser.add_argument("--part", default="0/1", help="I/K: only every K-th column, to share the work among processes")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def silently() -> Iterator[None]:
+    """Exporters write whole graphs to the standard output, from C++ too."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    index, parts = map(int, args.part.split("/"))
+    names = args.only.split(",") if args.only else [*TRANSFORMS]
+    columns = [(library, transform) for transform in names for library in models()]
+    for library, transform in columns[index::parts]:
+        cells = {} if args.only else known(library, transform)
+        for method in (None, *tokenreduce.methods()):
+            small = models()[library]
+            if method is not None and library != "timm" and not small.fits(method):
+                continue  # videos and auxiliary heads have one model that stands for them
+            name, row = method or "unpatched", small if method is None else main_row(method, small)
+            if name not in cells:
+                with silently():
+                    cells[name] = outcome(transform, row, method)
+                file(library, transform).write_text(json.dumps(cells, indent=1) + "\n")
+        bad = {name: found for name, found in cells.items() if found.startswith(("wrong", "crash"))}
+        print(transform, library, bad or "", flush=True)
+    collect()
+
+
+def file(library: str, transform: str) -> Path:
+    return FOLDER / f"{library} {transform}.json"
+
+
+def known(library: str, transform: str) -> dict[str, str]:
+    """What there is of a column, method by method."""
+    there = file(library, transform)
+    return json.loads(there.read_text()) if there.exists() else {}
+
+
+def collect() -> None:
+    """One file of all columns that are there."""
+    columns = {library: {name: known(library, name) for name in TRANSFORMS} for library in models()}
+    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    RESULTS.write_text(json.dumps({"versions": versions, "columns": columns}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

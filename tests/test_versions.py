@@ -1,0 +1,76 @@
+"""`benchmarks/versions.py`: what it reads of a test report, which interpreters it takes, and how its rows are shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from scripts import script
+
+ROOT = Path(__file__).parents[1]
+versions = script("versions")
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.a" name="passes"/>
+<testcase classname="tests.a" name="is_skipped"><skipped/></testcase>
+<testcase classname="tests.b" name="fails"><failure/></testcase>
+<testcase classname="tests.b" name="cannot_start"><error/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_counts_of_a_report() -> None:
+    assert versions.counts(ElementTree.fromstring(REPORT)) == {
+        "passed": 1,
+        "failed": 2,
+        "skipped": 1,
+        "failures": ["tests.b::cannot_start", "tests.b::fails"],
+    }
+
+
+@pytest.mark.parametrize(("code", "found"), [(0, True), (127, False)])
+def test_an_interpreter_that_does_not_start_is_none(
+    code: int, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shim = tmp_path / "python3.99"
+    shim.write_text(f"#!/bin/sh\nexit {code}\n")
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert versions.interpreter("3.99") == (str(shim) if found else None)
+    assert versions.interpreter("3.98") is None
+
+
+def test_without_an_interpreter_the_row_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["versions.py", "--folder", str(tmp_path)])
+    row = versions.measure("oldest", "tests/forward", versions.parse())
+    assert row["why"] == "no interpreter found: python3.10" and row["torch"] == "2.10.0" and "passed" not in row
+
+
+def test_rows_take_the_place_of_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "RESULTS", tmp_path / "versions.json")
+    for row in (("newest", "a", 1), ("oldest", "b", 2), ("oldest", "a", 3), ("newest", "a", 4)):
+        versions.write(dict(zip(("environment", "tests", "passed"), row, strict=True)))
+    rows = json.loads((tmp_path / "versions.json").read_text())["rows"]
+    assert [tuple(row.values()) for row in rows] == [("oldest", "a", 3), ("oldest", "b", 2), ("newest", "a", 4)]
+
+
+def test_the_oldest_environment_has_the_lower_bounds() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    python, torch, _, timm, transformers = versions.ENVIRONMENTS["oldest"]
+    assert f'requires-python = ">={python}"' in text
+    bounds = {name: re.search(rf'"{name}>=([\d.]+)"', text)[1] for name in ("torch", "timm", "transformers")}  # type: ignore[index]
+    for name, release in (("torch", torch), ("timm", timm), ("transformers", transformers)):
+        assert f"{release}.".startswith(f"{bounds[name]}.")
+
+
+def test_the_table_of_versions() -> None:
+    common: dict[str, Any] = {"python": "3.10.1", "torch": "2.10", "timm": "1", "transformers": "5", "date": "today"}
+    ran = common | {"tests": "tests/a", "keyword": "tome", "passed": 3, "failed": 0, "skipped": 1}
+    absent = common | {"tests": "tests/b", "keyword": "", "why": "no interpreter found: python3.10"}
+    lines = versions.table([ran, absent]).splitlines()
+    assert lines[2] == '| 3.10.1 | 2.10 | 1 | 5 | `tests/a`, `-k "tome"` | 3 | 0 | 1 | today |'
+    assert lines[3] == "| 3.10.1 | 2.10 | 1 | 5 | `tests/b` | no interpreter found: python3.10 |  |  | today |"
