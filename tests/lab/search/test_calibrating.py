@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from tokenreduce import Schedule, calibrate, patch, report, unpatch
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.search import trials
+from tokenreduce.lab.search.calibration import explain
 from tokenreduce.lab.search.curves import Power
+from tokenreduce.lab.search.gate import compare
 from tokenreduce.lab.search.sensitivities import draw_sensitivities, sensitivities
 from tokenreduce.lab.search.trials import Candidate, Trials, Variant
 from tokenreduce.patching.finding import reduction_of
@@ -84,7 +86,15 @@ def test_noise_keeps_the_default(planted: Any) -> None:
     assert not found.improved and "the default is as good, keep it" in str(found)
     own = Schedule.budget(lookup("ward").shape, flops=0.8)
     assert found.arguments == {"method": "ward", "schedule": own}
-    assert found.evidence is not None and "such sources" in str(found)
+    assert found.evidence is not None and not found.evidence.better
+
+
+def test_a_gain_that_is_not_shown_says_how_many_sources_would_show_it() -> None:
+    g = torch.Generator().manual_seed(0)
+    default = torch.rand(8, 2, generator=g, dtype=torch.float64) + 0.1
+    evidence = compare(default * torch.tensor([0.5, 1.05, 0.9] * 3)[:8, None], default, range(8), ("a", "b"))
+    assert not evidence.better and evidence.needed is not None and evidence.needed > 8
+    assert f"would show on about {evidence.needed} such sources" in explain(evidence)[-1]
 
 
 def test_a_gain_on_sources_that_chose_is_not_enough(planted: Any) -> None:

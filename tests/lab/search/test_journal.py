@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.search.journal import Journal, digest, digest_of_model
+from tokenreduce.lab.search.journal import Journal, digest, digest_of_method, digest_of_model
 
 
 def test_values_come_back(tmp_path: Path) -> None:
@@ -50,3 +50,14 @@ def test_digests_tell_tensors_models_and_values_apart() -> None:
     with torch.no_grad():
         other.bias[0] += 1e-3
     assert digest_of_model(model) != digest_of_model(other)
+
+
+def test_the_code_of_a_method_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside that of the library's methods, whose parts they share."""
+    own = tmp_path / "own.py"
+    own.write_text("one")
+    monkeypatch.setattr("inspect.getsourcefile", lambda cls: str(own))
+    before = digest_of_method("tome")
+    assert digest_of_method("tome") == before
+    own.write_text("another")
+    assert digest_of_method("tome") != before

@@ -57,9 +57,9 @@ class Evidence:
 
     @property
     def better(self) -> bool:
-        """Whether the overall ratio is below 1 with 95 % confidence, on enough sources, and no kind of error is
-        clearly larger."""
-        worse = any(ratio.interval[0] > 1 for pair in self.kinds.values() for ratio in pair)
+        """Whether the overall ratio is below 1 with 95 % confidence, on enough sources, and no kind of error seems
+        larger: in its geometric mean, or clearly so in its mean, which a few images decide."""
+        worse = any(geometric.mean > 1 or means.interval[0] > 1 for means, geometric in self.kinds.values())
         return self.sources >= LEAST and self.overall.interval[1] < 1 and not worse
 
     def to_json(self) -> dict[str, Any]:

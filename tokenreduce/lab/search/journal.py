@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import inspect
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.reducers import contract
+from tokenreduce.reducers.registry import lookup
 
 
 class Journal:
@@ -80,6 +83,16 @@ def digest(*parts: Any) -> str:
         else:
             found.update(json.dumps(part, sort_keys=True).encode())
     return found.hexdigest()[:24]
+
+
+def digest_of_method(name: str) -> str:
+    """A hash of the code that a method may run: its file, and those of the library's methods."""
+    files = sorted(Path(contract.__file__).parent.rglob("*.py"))
+    own = inspect.getsourcefile(lookup(name))
+    found = hashlib.sha256()
+    for file in [*files, *([] if own is None or not Path(own).is_file() else [Path(own)])]:
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def digest_of_model(model: nn.Module) -> str:
