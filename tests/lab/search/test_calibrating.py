@@ -92,7 +92,7 @@ def test_noise_keeps_the_default(planted: Any) -> None:
 def test_a_gain_that_is_not_shown_says_how_many_sources_would_show_it() -> None:
     g = torch.Generator().manual_seed(0)
     default = torch.rand(8, 2, generator=g, dtype=torch.float64) + 0.1
-    evidence = compare(default * torch.tensor([0.5, 1.05, 0.9] * 3)[:8, None], default, range(8), ("a", "b"))
+    evidence = compare(default * torch.tensor([0.5, 1.3, 0.9] * 3)[:8, None], default, range(8), ("a", "b"))
     assert not evidence.better and evidence.needed is not None and evidence.needed > 8
     assert f"would show on about {evidence.needed} such sources" in explain(evidence)[-1]
 
