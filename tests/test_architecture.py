@@ -45,6 +45,7 @@ ROOMS = (
     ("lab", "shipped"),
     ("lab", "speed"),
     ("lab", "quality"),
+    ("lab", "search"),
     (),  # the public names
     ("cli",),
 )
@@ -183,7 +184,8 @@ def is_package(path: Path) -> bool:
 def test_importing_is_lean() -> None:
     code = (
         "import torch, sys; before = set(sys.modules); import tokenreduce; new = set(sys.modules) - before; "
-        "print([m for m in ('timm', 'transformers', 'torchvision', 'matplotlib', 'typer', 'rich', 'numba', 'triton') "
+        "print([m for m in ('timm', 'transformers', 'torchvision', 'matplotlib', 'typer', 'rich', 'numba', 'triton', "
+        "'PIL', 'optuna') "
         "if m in new], "
         "torch.cuda.is_initialized())"
     )

@@ -3,6 +3,8 @@
 from tokenreduce.budget.counting import FlopCount, count_flops
 from tokenreduce.budget.schedule import Schedule
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, TokenReduceError
+from tokenreduce.lab.search.calibrating import calibrate
+from tokenreduce.lab.search.calibration import Calibration
 from tokenreduce.lab.speed.advising import Advice, advise
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.order import stable_order
@@ -18,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Advice",
+    "Calibration",
     "FlopCount",
     "InvalidTypeError",
     "InvalidValueError",
@@ -28,6 +31,7 @@ __all__ = [
     "Tokens",
     "advise",
     "apply",
+    "calibrate",
     "compatible",
     "count_flops",
     "describe",

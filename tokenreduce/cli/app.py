@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from tokenreduce.cli.bench import bench
+from tokenreduce.cli.calibrate import calibrate
 from tokenreduce.cli.demo import demo
 from tokenreduce.cli.evaluate import evaluate
 from tokenreduce.cli.kernels import kernels
@@ -28,6 +29,7 @@ app.command("demo")(demo)
 app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("visualize")(visualize)
+app.command("calibrate")(calibrate)
 app.command("kernels")(kernels)
 
 

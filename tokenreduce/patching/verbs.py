@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
@@ -22,6 +23,7 @@ from tokenreduce.patches.shared.weights import wrapped_costs
 from tokenreduce.patching.finding import around, candidates, find_backbone, need_module, reduction_of
 from tokenreduce.patching.fitting import auxiliary_heads, check_layers, misfit, reads_heads
 from tokenreduce.patching.outputs import check_restore, decide_restoring, warn_of_language
+from tokenreduce.patching.recorded import read_patch
 from tokenreduce.patching.reporting import Report
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import create, lookup, methods
@@ -31,12 +33,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def patch(
     model: Model,
-    method: str,
+    method: str | None = None,
     *,
     ratio: float | None = None,
     r: int | Sequence[int] | None = None,
     flops: float | None = None,
-    schedule: Schedule | None = None,
+    schedule: Schedule | str | Path | None = None,
     layers: Sequence[int] | None = None,
     restore: bool | str = "auto",
     prop_attn: bool | str = "auto",
@@ -47,13 +49,13 @@ def patch(
 
     Args:
         model: a vision transformer of a known family, or a module that holds exactly one.
-        method: a name from `methods()`.
+        method: a name from `methods()`; not needed where `schedule` is a file.
         ratio: fraction of the image tokens that is gone after the last reducing layer, in [0, 1).
         r: image tokens removed in every block, an int or a list with one int a block.
         flops: the share of the unpatched multiply-adds to keep, the reducer's own work included, in (0, 1].
-        schedule: a `Schedule`, which overrides the method's own shape. Give exactly one of ratio, r, flops and
-            schedule. Only adaptive methods may go without: their threshold then decides how many tokens each forward
-            keeps.
+        schedule: a `Schedule`, which overrides the method's own shape, or a file that `calibrate` or `save_patch`
+            wrote, which names the method and its options too. Give exactly one of ratio, r, flops and schedule. Only
+            adaptive methods may go without: their threshold then decides how many tokens each forward keeps.
         layers: the 0-based layers that reduce, instead of the method's own.
         restore: "auto" gives all tokens back where an output is a map (`forward_intermediates`, pooling heads) and
             leaves token outputs reduced; True always gives them back, False never does (a pooling head then weighs
@@ -67,6 +69,14 @@ def patch(
         ValueError, TypeError: a value, option, method, budget or model that does not fit; the model is left as it was.
     """
     name, backbone, adapter = find_backbone(model)
+    if isinstance(schedule, (str, Path)):
+        recorded = read_patch(schedule)
+        recorded.agree(method, options)
+        method, options, schedule = recorded.method, recorded.options, recorded.schedule
+        restore = recorded.restore if restore == "auto" else restore
+        prop_attn = recorded.prop_attn if prop_attn == "auto" else prop_attn
+    if method is None:
+        raise InvalidTypeError(f"no method was given; valid: {', '.join(methods())}, or schedule= with a file")
     reducer = create(method, options)
     check_restore(reducer, restore)
     check_mode("prop_attn", prop_attn)
@@ -125,7 +135,7 @@ def unpatch(model: Model) -> Model:
 
 
 @contextmanager
-def reduced(model: Model, method: str, **arguments: Any) -> Iterator[Model]:
+def reduced(model: Model, method: str | None = None, **arguments: Any) -> Iterator[Model]:
     """`patch` for the length of a `with` block; an earlier patch comes back afterwards. Takes the arguments of
     `patch`."""
     _, backbone, adapter = find_backbone(model)

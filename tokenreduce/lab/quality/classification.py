@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.lanes import patched_lane, restored_lane, try_arms
+from tokenreduce.lab.quality.distance import distance
 from tokenreduce.lab.quality.engine import measure_lanes
-from tokenreduce.lab.quality.features import Batch, FeatureLane, distance
+from tokenreduce.lab.quality.features import Batch, FeatureLane
 from tokenreduce.lab.quality.heads import Classify, MakeHead, trained
 from tokenreduce.lab.quality.metric import Metric
 from tokenreduce.lab.rows import Row

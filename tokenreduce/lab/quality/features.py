@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tokenreduce.budget.counting import count_flops
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.lanes import patched_lane, restored_lane, try_arms
+from tokenreduce.lab.quality.distance import distance
 from tokenreduce.lab.quality.engine import Lane, measure_lanes
 from tokenreduce.lab.quality.heads import whole_forward
 from tokenreduce.lab.quality.metric import Metric
@@ -30,12 +30,6 @@ LEAST = 1e-9  # an image without any error would make a geometric mean 0
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B,)
 # From final image tokens (B, N, C) to what a dense head makes of them, (B, ...) in [0, 1].
 Read = Callable[[Tensor], Tensor]
-
-
-def distance(a: Tensor, b: Tensor) -> Tensor:
-    """1 - cosine along the last dimension, in fp32, without the cancellation that would hide small distances."""
-    difference = F.normalize(a.float(), dim=-1) - F.normalize(b.float(), dim=-1)
-    return difference.square().sum(-1) / 2
 
 
 class FeatureLane(Lane):

@@ -1,0 +1,93 @@
+"""The statistical gate: gains pass, noise does not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tokenreduce.lab.quality.bootstrap import draw
+from tokenreduce.lab.search.gate import FLOOR, ROUNDS, compare, score, sources_needed, upper_bound
+
+KINDS = ("class_error", "token_error")
+
+
+def drawn(images: int, seed: int, gain: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Errors as models have them: images differ a lot, two methods on one image less."""
+    g = torch.Generator().manual_seed(seed)
+    common = torch.randn(images, 2, generator=g, dtype=torch.float64)
+    errors, default = (torch.randn(images, 2, generator=g, dtype=torch.float64) * 0.4 + common for _ in range(2))
+    return errors.exp() * 0.01 * gain, default.exp() * 0.01
+
+
+def test_a_planted_gain_is_accepted() -> None:
+    accepted = [compare(*drawn(32, seed, 0.7), range(32), KINDS).better for seed in range(40)]
+    assert sum(accepted) >= 36
+
+
+def test_noise_is_not_accepted() -> None:
+    accepted = [compare(*drawn(32, seed), range(32), KINDS).better for seed in range(200)]
+    assert sum(accepted) <= 20  # 5 % of 200 are 10, with a standard deviation of 3
+
+
+def test_a_gain_of_one_kind_that_costs_the_other_is_not_accepted() -> None:
+    errors, default = drawn(64, 0)
+    errors[:, 0], errors[:, 1] = default[:, 0] * 1.2, default[:, 1] * 0.3
+    evidence = compare(errors, default, range(64), KINDS)
+    assert evidence.overall.interval[1] < 1 and not evidence.better
+
+
+@pytest.mark.parametrize(("sources", "enough"), [(4, False), (5, True)])
+def test_few_sources_are_never_enough(sources: int, enough: bool) -> None:
+    errors, default = drawn(40, 1)
+    errors = default * 0.5
+    assert compare(errors, default, [i % sources for i in range(40)], KINDS).better == enough
+
+
+def test_figures_equal_a_slow_reference() -> None:
+    errors, default = drawn(9, 3, 0.8)
+    sources = [0, 0, 0, 1, 1, 2, 3, 3, 3]
+    evidence = compare(errors, default, sources, KINDS)
+    logs = ((errors + FLOOR) / (default + FLOOR)).log()
+    assert evidence.geometric.mean == pytest.approx(math.exp(logs.mean()))
+    means = [float(errors[:, k].mean() / default[:, k].mean()) for k in range(2)]
+    assert evidence.of_means.mean == pytest.approx(math.sqrt(means[0] * means[1]), rel=1e-4)
+    assert math.log(evidence.overall.mean) == pytest.approx(score(errors, default))
+    rounds = []
+    for times in draw(4, ROUNDS):
+        images = [i for i in range(9) for _ in range(int(times[sources[i]]))]
+        rounds.append(float(errors[images, 1].mean() / default[images, 1].mean()))
+    ends = torch.tensor(rounds).quantile(torch.tensor([0.05, 0.95])).tolist()
+    assert evidence.kinds["token_error"][0].interval == pytest.approx(ends, rel=1e-3)
+
+
+def test_images_of_one_source_count_once() -> None:
+    errors, default = drawn(8, 5, 0.8)
+    once = compare(errors, default, range(8), KINDS)
+    thrice = compare(errors.repeat(3, 1), default.repeat(3, 1), [*range(8)] * 3, KINDS)
+    assert once.overall.mean == pytest.approx(thrice.overall.mean) and once.needed == thrice.needed
+    assert once.overall.interval == pytest.approx(thrice.overall.interval)
+
+
+def test_so_many_sources_would_show_it() -> None:
+    logs = torch.tensor([-0.3, -0.1, -0.2, 0.1, -0.4], dtype=torch.float64)
+    needed = sources_needed(logs)
+    assert needed == math.ceil((2.487 * 0.19235 / 0.18) ** 2)
+    assert sources_needed(-logs) is None
+    g, shown = torch.Generator().manual_seed(0), 0
+    for _ in range(400):  # samples of that size show it four times of five
+        some = torch.randn(needed, generator=g) * 0.19235 - 0.18
+        shown += bool(some.mean() + 1.645 * 0.19235 / math.sqrt(needed) < 0)
+    assert 0.72 < shown / 400 < 0.88
+
+
+def test_upper_bounds_cover_the_true_mean() -> None:
+    g, covered = torch.Generator().manual_seed(0), 0
+    for _ in range(200):
+        errors = torch.rand(32, 2, generator=g, dtype=torch.float64)
+        bound = upper_bound(errors, range(32))
+        assert bound.shape == (2,) and bool((bound > errors.mean(0)).all())
+        covered += int((bound > 0.5).sum())
+    assert 0.91 < covered / 400 < 0.98

@@ -1,0 +1,63 @@
+"""Finished measurements survive, and are only those of the same thing."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.search.journal import Journal, digest, digest_of_method, digest_of_model
+
+
+def test_values_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "trials.jsonl"
+    Journal(path).add("a", [[0.1, 1 / 3]], {"method": "tome"})
+    again = Journal(path)
+    assert again.get("a") == [[0.1, 1 / 3]] and again.get("b") is None and len(again) == 1
+
+
+def test_a_line_that_was_cut_is_measured_again_and_harms_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    first = Journal(path)
+    first.add("a", 1, {})
+    first.add("b", 2, {})
+    path.write_text(path.read_text()[:-9])
+    second = Journal(path)
+    assert second.get("a") == 1 and second.get("b") is None
+    second.add("b", 3, {})
+    assert (Journal(path).get("a"), Journal(path).get("b")) == (1, 3)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidValueError, match="cannot be resumed"):
+        Journal(tmp_path / "x")
+    with pytest.raises(InvalidValueError, match="cannot be written"):
+        Journal(tmp_path / "x" / "y").add("a", 1, {})
+
+
+def test_digests_tell_tensors_models_and_values_apart() -> None:
+    x = torch.arange(6.0)
+    assert digest(x) == digest(x.clone()) == digest(torch.stack([x, x], 1)[:, 0])
+    assert len({digest(x), digest(x.view(2, 3)), digest(x.int()), digest(x + 1), digest(x, 1), digest(x, "1")}) == 6
+    model = nn.Linear(3, 2)
+    other = copy.deepcopy(model)
+    assert digest_of_model(model) == digest_of_model(other)
+    with torch.no_grad():
+        other.bias[0] += 1e-3
+    assert digest_of_model(model) != digest_of_model(other)
+
+
+def test_the_code_of_a_method_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside that of the library's methods, whose parts they share."""
+    own = tmp_path / "own.py"
+    own.write_text("one")
+    monkeypatch.setattr("inspect.getsourcefile", lambda cls: str(own))
+    before = digest_of_method("tome")
+    assert digest_of_method("tome") == before
+    own.write_text("another")
+    assert digest_of_method("tome") != before

@@ -1,0 +1,107 @@
+"""`calibrate`: choose method and schedule on unlabelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.lab.search.calibration import Calibration
+from tokenreduce.lab.search.journal import Journal
+from tokenreduce.lab.search.parting import collect, part
+from tokenreduce.lab.search.proposing import need_optuna
+from tokenreduce.lab.search.searching import Search
+from tokenreduce.lab.search.trials import Trials, Variant
+from tokenreduce.patching.verbs import compatible
+
+DEFAULT = "ward"
+VARIANTS = (DEFAULT, (DEFAULT, {"early": 0}), "tome", "dpc_knn")
+Named = str | tuple[str, dict[str, Any]]
+
+
+def calibrate(
+    model: nn.Module,
+    images: Any,
+    *,
+    flops: float | None = None,
+    error: float | None = None,
+    methods: Sequence[Named] | None = None,
+    sources: Sequence[Hashable] | None = None,
+    trials: int = 0,
+    greedy: bool = True,
+    held_out: float = 0.5,
+    seed: int = 0,
+    resume: str | Path | None = None,
+    progress: Callable[[float, str], object] | None = None,
+) -> Calibration:
+    """Choose a method and a schedule for `model` on unlabelled images; `patch(model, **result.arguments)` takes it.
+
+    A part of the images chooses, by how far the features of the patched model are from those of the unpatched one
+    (1 - cosine, of the features before the head and of the final tokens). The choice stands only if it beats the
+    default on the others, with 95 % confidence; else the default is the result. The model stays as it is.
+
+    Args:
+        images: as the model takes them, `(n, C, H, W)` floats, or an iterable of batches; 32 or more, and varied.
+        flops: the share of the unpatched multiply-adds to keep, in (0, 1]; all candidates meet it.
+        error: instead of `flops`: the greatest mean error. The result is the least share whose error on images that
+            chose nothing has its one-sided 95 % bound below it.
+        methods: names, or pairs of a name and options; the first is the default that others must beat. Without it:
+            `ward`, also without its early keys, `tome` and `dpc_knn`, as far as they fit the model.
+        sources: where each image comes from, such as the file that it was cut out of: images of one source are never
+            on both sides. Without it each image is its own.
+        trials: so many more candidates are proposed by Optuna (extra `calibrate`).
+        greedy: whether a search for counts layer by layer is among the candidates.
+        held_out: the share of the sources that checks the choice.
+        seed: of the parting and of Optuna.
+        resume: a file that finished measurements are kept in: a search that was stopped goes on where it was.
+        progress: called with the fraction that is done and what is running.
+
+    Raises:
+        ValueError, TypeError: a value, method or model that does not fit, or an `error` that cannot be kept.
+    """
+    check_numbers(flops, error, trials, held_out)
+    variants = choose_variants(model, methods)
+    if trials:
+        need_optuna()
+    tensor = collect(images)
+    like = next(model.parameters())
+    parts = part(len(tensor), sources, held_out, seed)
+    tensor = tensor.to(like.device, like.dtype)
+    search = Search(variants, parts, trials, greedy, seed, progress or (lambda fraction, what: None))
+    measured = Trials(model, variants[0], tensor, parts.batches, Journal(resume), search.tell)
+    return search.at(measured, flops) if flops is not None else search.below(measured, float(error or 0))
+
+
+def check_numbers(flops: float | None, error: float | None, trials: int, held_out: float) -> None:
+    if (flops is None) == (error is None):
+        raise InvalidTypeError("give exactly one of flops and error, for example flops=0.6")
+    for name, value in (("flops", flops), ("error", error), ("held_out", held_out)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InvalidTypeError(f"{name} is {value!r}; it must be a number")
+        if not 0 < value < 1:
+            raise InvalidValueError(f"{name} is {value}; it lies between 0 and 1")
+    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 0:
+        raise InvalidValueError(f"trials is {trials!r}; give a number of candidates for Optuna to propose, or 0")
+
+
+def choose_variants(model: nn.Module, methods: Sequence[Named] | None) -> list[Variant]:
+    """The methods with their options, the default first; those named must fit the model, of our own those that do."""
+    fitting = compatible(model)
+    if isinstance(methods, str):
+        raise InvalidTypeError(f"methods is {methods!r}; give a list, such as [{methods!r}]")
+    if methods is not None and not methods:
+        raise InvalidValueError("methods is empty; give names, or leave it out")
+    named = [Variant(one) if isinstance(one, str) else Variant(one[0], dict(one[1])) for one in methods or VARIANTS]
+    refused = [one for one in named if one.method in fitting.refused]
+    if methods is not None and refused:
+        why = fitting.refused[refused[0].method]
+        raise InvalidValueError(f"{refused[0]} cannot run on this model: {why}; methods that fit: {', '.join(fitting)}")
+    found = [one for one in named if one not in refused]
+    if not found:
+        raise InvalidValueError(f"none of the methods tried by default fits this model; give methods= of {fitting}")
+    return found

@@ -1,0 +1,129 @@
+"""Whether errors are smaller than others, how sure that is, and how many images it would need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.lab.quality.bootstrap import draw
+
+ROUNDS = 4000
+LEAST = 5  # sources: of fewer, even if all agree, chance explains it more than once in twenty times
+FLOOR = 1e-7  # of an error: below it single precision rounds
+SURE, POWER = 1.645, 0.842  # quantiles of the normal distribution: 95 % sure, found four times of five
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How errors compare with those of the default: 1 is the same, smaller is better.
+
+    `interval` is the middle 90 % of a bootstrap over sources: its upper end is a one-sided 95 % bound.
+    """
+
+    mean: float
+    interval: tuple[float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ratio": round(self.mean, 4), "interval90": [round(end, 4) for end in self.interval]}
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f})"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A comparison on images that chose nothing.
+
+    Args:
+        overall: geometric mean of the next two, what candidates are ranked by.
+        of_means: ratio of the mean errors, the geometric mean of those of each kind of error.
+        geometric: geometric mean over images and kinds of the ratio of the errors.
+        kinds: these two for each kind of error.
+        sources: number of independent sources, which the bootstrap draws from.
+        needed: sources that would show such a geometric mean four times of five; None where it is no gain.
+    """
+
+    overall: Ratio
+    of_means: Ratio
+    geometric: Ratio
+    kinds: dict[str, tuple[Ratio, Ratio]]
+    sources: int
+    needed: int | None
+
+    @property
+    def better(self) -> bool:
+        """Whether the overall ratio is below 1 with 95 % confidence, on enough sources, and no kind of error seems
+        larger: in its geometric mean, or clearly so in its mean, which a few images decide."""
+        worse = any(geometric.mean > 1 or means.interval[0] > 1 for means, geometric in self.kinds.values())
+        return self.sources >= LEAST and self.overall.interval[1] < 1 and not worse
+
+    def to_json(self) -> dict[str, Any]:
+        kinds = {
+            name: {"of_means": means.to_json(), "geometric": geometric.to_json()}
+            for name, (means, geometric) in self.kinds.items()
+        }
+        return {
+            "sources": self.sources,
+            "overall": self.overall.to_json(),
+            "of_means": self.of_means.to_json(),
+            "geometric": self.geometric.to_json(),
+            "kinds": kinds,
+            "sources_needed": self.needed,
+        }
+
+
+def score(errors: Tensor, default: Tensor) -> float:
+    """What candidates are ranked by, the smaller the better, 0 for the default: mean of the logarithms of both ratios.
+
+    One alone would follow a few hard images, or overlook them. Errors are `(images, kinds)`.
+    """
+    logs = (errors + FLOOR).log() - (default + FLOOR).log()
+    means = (errors.mean(0) + FLOOR).log() - (default.mean(0) + FLOOR).log()
+    return float((logs.mean() + means.mean()) / 2)
+
+
+def compare(errors: Tensor, default: Tensor, sources: Sequence[int], kinds: Sequence[str]) -> Evidence:
+    """Compare errors `(images, kinds)` of the same images; `sources` numbers where each image comes from."""
+    groups = torch.tensor(sources)
+    many = int(groups.max()) + 1
+
+    def summed(values: Tensor) -> Tensor:
+        return values.new_zeros(many, values.shape[1]).index_add_(0, groups, values)
+
+    picks = torch.cat([torch.ones(1, many, dtype=torch.float64), draw(many, ROUNDS)])  # the first is of all, once
+    logs = (errors + FLOOR).log() - (default + FLOOR).log()
+    sizes = picks @ summed(torch.ones_like(logs[:, :1]))
+    geometric = picks @ summed(logs) / sizes
+    means = (picks @ summed(errors + FLOOR)).log() - (picks @ summed(default + FLOOR)).log()
+    each = {name: (ratio(means[:, i]), ratio(geometric[:, i])) for i, name in enumerate(kinds)}
+    of_sources = (summed(logs) / summed(torch.ones_like(logs))).mean(1)
+    of_means, average = means.mean(1), geometric.mean(1)
+    overall = ratio((of_means + average) / 2)
+    return Evidence(overall, ratio(of_means), ratio(average), each, many, sources_needed(of_sources))
+
+
+def ratio(logs: Tensor) -> Ratio:
+    """Of logarithms `(1 + rounds,)`, the first of which is of all sources."""
+    low, high = logs[1:].quantile(torch.tensor([0.05, 0.95], dtype=logs.dtype)).exp().tolist()
+    return Ratio(math.exp(logs[0]), (low, high))
+
+
+def sources_needed(logs: Tensor) -> int | None:
+    """How many sources would show the mean of these logarithms `(sources,)` to be below 0, if it is what it seems."""
+    if len(logs) < 2 or logs.mean() >= 0:
+        return None
+    return max(LEAST, math.ceil(((SURE + POWER) * float(logs.std() / logs.mean())) ** 2))
+
+
+def upper_bound(errors: Tensor, sources: Sequence[int]) -> Tensor:
+    """A one-sided 95 % bound of the mean error of each kind, `(kinds,)`, by a bootstrap over sources."""
+    groups = torch.tensor(sources)
+    many = int(groups.max()) + 1
+    weighed = torch.cat([errors, torch.ones_like(errors[:, :1])], 1)
+    picked = draw(many, ROUNDS) @ weighed.new_zeros(many, weighed.shape[1]).index_add_(0, groups, weighed)
+    return (picked[:, :-1] / picked[:, -1:]).quantile(0.95, dim=0)
