@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import facts as stated  # noqa: E402
 import quality_tables  # noqa: E402
+import target_tables  # noqa: E402
 import transform_tables  # noqa: E402
 
 HIDDEN = {"budget", "top5", "token_error", "p90_ms", "attention", "plan_us", "apply_us", "peak_memory_mib"}
@@ -227,6 +228,8 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/speed.md", "speed"): speed(read["speed"]),
         ("docs/speed.md", "speed in words"): sentences.limits(read["speed"]),
         ("docs/kernels.md", "size errors"): size_errors(read["size_errors"]),
+        ("docs/targets.md", "targets"): target_tables.outcomes(read["targets"]["rows"]),
+        ("docs/targets.md", "refusals"): target_tables.refusals(read["targets"]["rows"]),
         ("docs/transforms.md", "sentences"): transform_tables.sentences(read["transforms"]["columns"]),
         ("docs/versions.md", "versions"): versions.table(read["versions"]["rows"]),
     }
