@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from backbones import BY_NAME, Backbone, fresh_model
-from choosing import SHORT, exportable, main_row, one_of_each_family_kind, pairs
+from choosing import SHORT, exportable, main_row, one_of_each_family_fact, pairs
 from transforming import CHEAP, TRANSFORMS, Outputs, models, outcome
 
 import tokenreduce
@@ -99,7 +99,7 @@ def test_gradients_of_a_trace(method: str) -> None:
 
 traced = pairs(
     chosen=[
-        *((row.name, "tome") for row in one_of_each_family_kind()),
+        *((row.name, "tome") for row in one_of_each_family_fact()),
         *((VIDEO.name, method) for method in ("rlt", "centerclip")),
         ("timm_vit_segmenter", "dtop"),
     ],
