@@ -23,6 +23,7 @@ LONGER, SHORTER = torch.randn(2, 12, 8), torch.randn(2, 8, 8)
 CALLS: dict[str, tuple[Any, ...]] = {
     "bipartite_match": (HEADS.half(), 5, 1),
     "ward_match": (X, SIZES, None, 8, [7, 5], 0),
+    "ward_cluster": (HEADS, SIZES, None, 4, False, 5),
     "merge_apply": (LONGER.bfloat16(), DEST, REP, SOURCES, SIZES, 1, 2),
     "bipartite_merge": (LONGER, torch.randn(2, 2, 12, 4), None, 6, 0, 1, 2),
     "size_bias": (SIZES, 1, 2),
@@ -60,7 +61,7 @@ def small_model() -> nn.Module:
     ("method", "expected"),
     [
         ("tome", {"bipartite_merge"}),
-        ("ward", {"ward_match", "merge_apply"}),
+        ("ward", {"ward_cluster", "merge_apply"}),
         ("pitome", {"pitome_energy", "bipartite_match", "merge_apply"}),
         ("gtp", {"attention_statistics", "size_bias"}),
     ],
