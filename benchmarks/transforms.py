@@ -91,9 +91,10 @@ def file(library: str, transform: str) -> Path:
 
 
 def known(library: str, transform: str) -> dict[str, str]:
-    """What there is of a column, method by method."""
+    """What there is of a column, method by method, in their order."""
     there = file(library, transform)
-    return json.loads(there.read_text()) if there.exists() else {}
+    found = json.loads(there.read_text()) if there.exists() else {}
+    return {name: found[name] for name in ("unpatched", *tokenreduce.methods()) if name in found}
 
 
 def collect() -> None:
