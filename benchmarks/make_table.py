@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import facts as stated  # noqa: E402
+import quality_tables  # noqa: E402
 import transform_tables  # noqa: E402
 
 HIDDEN = {"budget", "top5", "token_error", "p90_ms", "attention", "plan_us", "apply_us", "peak_memory_mib"}
@@ -54,28 +55,6 @@ def methods() -> str:
         if facts["adaptive"]:
             spread += f"; {facts['budgeted']}. Without a budget its threshold decides"
         cells = [f"`{facts['name']}`", facts["kind"], paper, facts["summary"], needs, spread]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def quality(data: dict, share: float) -> str:
-    """Methods at one share of the compute, best class error first, with bootstrap intervals."""
-    lines = [
-        "| method | tokens left | top-1 | change, points | 95 % interval | class error | of tome's | token error "
-        "| of tome's |",
-        "|---|" + "---:|" * 8,
-    ]
-    rows = [row for row in data["rows"] if row.get("budget") == f"flops={share}"]
-    for row in sorted(rows, key=lambda row: row.get("class_error", 9)):
-        if "refused" in row:
-            lines.append(f"| `{row['method']}` | refused: {row['refused']} |" + " |" * 7)
-            continue
-        low, high = row["top1_change_interval"]
-        cells = [f"`{row['method']}`", f"{row['tokens_left']:.0f}", f"{row['top1']:.2%}"]
-        cells += [f"{100 * row['top1_change']:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"]
-        for name in ("class_error", "token_error"):
-            low, high = row[f"{name}_of_tome_interval"]
-            cells += [f"{row[name]:.5f}", f"{row[f'{name}_of_tome']:.2f} ({low:.2f}-{high:.2f})"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -225,22 +204,6 @@ def gpu(data: dict | None) -> str:
     return "\n".join(lines)
 
 
-def ward_against_tome(models: dict[str, dict]) -> str:
-    """Errors of `ward` over those of `tome` at the same compute, and which methods have a smaller class error."""
-    lines = [
-        "| model | compute | class error of `tome`'s | token error of `tome`'s | methods with a smaller class error |",
-        "|---|---:|---:|---:|---|",
-    ]
-    for model, data in models.items():
-        for share in (0.8, 0.6, 0.45):
-            rows = [row for row in data["rows"] if row.get("budget") == f"flops={share}" and "refused" not in row]
-            own = next(row for row in rows if row["method"] == "ward")
-            better = sorted(f"`{row['method']}`" for row in rows if row["class_error"] < own["class_error"])
-            ratios = [f"{own[f'{name}_of_tome']:.2f}" for name in ("class_error", "token_error")]
-            lines.append(f"| {model} | {share:.0%} | {' | '.join(ratios)} | {', '.join(better) or 'none'} |")
-    return "\n".join(lines)
-
-
 def size_errors(data: dict) -> str:
     """Root mean square errors of both ways of giving sizes to attention."""
     lines = ["| type | channels of a head | error, sizes in channels | error, mask |", "|---|---:|---:|---:|"]
@@ -266,21 +229,16 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/kernels.md", "size errors"): size_errors(read["size_errors"]),
         ("docs/transforms.md", "sentences"): transform_tables.sentences(read["transforms"]["columns"]),
         ("docs/versions.md", "versions"): versions.table(read["versions"]["rows"]),
-        ("docs/ward.md", "ward"): ward_against_tome({"first": read["quality"], "second": read["quality_second"]}),
     }
     for library, columns in read["transforms"]["columns"].items():
         made["docs/transforms.md", library] = transform_tables.outcomes(columns)
-    for name in ("quality", "quality_second"):
-        for share in (0.8, 0.6, 0.45):
-            made["docs/quality.md", f"{name} {share}"] = quality(read[name], share)
     for task in HEADLINES:
         made["docs/dense.md", task] = dense(read[task], task)
         made["docs/dense.md", f"restoring {task}"] = restoring(read[f"restoring_{task}"])
     found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
-    made["README.md", "quality"] = made["docs/quality.md", "quality 0.6"]
-    return made | stated.tables()
+    return made | quality_tables.tables(read) | stated.tables()
 
 
 def write() -> None:

@@ -1,23 +1,29 @@
-"""Every method at equal compute: top-1, class error and token error on all Fashion-MNIST test images.
+"""Every method at equal compute: errors of a real model on photographs, accuracy and errors of small ones on
+Fashion-MNIST. Every run goes on where it stopped.
 
-    python benchmarks/quality.py --data-dir DIR                    # the shipped model; resumes where it stopped
+    python benchmarks/quality.py --model dinov2_small              # about 6 minutes on 2 threads, nothing to download
+    python benchmarks/quality.py --model dinov2_small --size 518   # few methods
+    python benchmarks/quality.py --data-dir DIR                    # the shipped model on all test images
     python benchmarks/quality.py --data-dir DIR --checkpoint runs/second/checkpoint.pt --name quality_second
 
-Figures of single images go to runs/NAME/, one file an arm; when all arms are there, benchmarks/results/NAME.json is
-written with paired bootstrap intervals: images are drawn again with replacement, the same ones for every method.
+Figures of single images go to runs/NAME/, one file an arm; when all arms are there (of the real model: after each arm),
+benchmarks/results/NAME.json is written with paired bootstrap intervals: images, or photographs with all squares cut out
+of them, are drawn again with replacement, the same ones for every method.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quality_real
 import torch
+from arm_files import Found, read, save
+from quotients import of_tome
 from torch import Tensor, nn
 
 import tokenreduce
@@ -32,16 +38,21 @@ BUDGETS = (0.80, 0.60, 0.45)
 BATCH, DRAWS = 200, 2000
 FIGURES = ("top1", "class_error", "token_error")
 RUNS, RESULTS = Path("runs"), Path(__file__).parent / "results"
-Found = dict[str, Any]  # the `row` of an arm, and each of its figures of every image, `(images,)`
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--checkpoint", type=Path, help="of examples/train_fashion_vit.py; default: the shipped model")
-    parser.add_argument("--name", default="quality")
+    parser.add_argument("--model", choices=("fashion_vit", "dinov2_small"), default="fashion_vit")
+    parser.add_argument("--name", help="of the results file")
     parser.add_argument("--method", help="only these methods, separated by commas")
-    parser.add_argument("--part", default="0/1", help="I/K: only every K-th arm, to share the work among processes")
+    small = parser.add_argument_group("fashion_vit")
+    small.add_argument("--data-dir", type=Path)
+    small.add_argument("--checkpoint", type=Path, help="of examples/train_fashion_vit.py; default: the shipped model")
+    small.add_argument("--part", default="0/1", help="I/K: only every K-th arm, to share the work among processes")
+    real = parser.add_argument_group("dinov2_small")
+    real.add_argument("--size", type=int, default=quality_real.SIZE, help="of the images in pixels, a multiple of 14")
+    real.add_argument("--count", type=int, help="squares cut out of photographs; 64, at other sizes 18")
+    real.add_argument("--photographs", type=Path, help="a folder of further photographs, beside those of the packages")
     return parser.parse_args()
 
 
@@ -66,20 +77,6 @@ def measure_arm(model: nn.Module, arm: Arm, batches: Sequence[Batch], reference:
     return {"row": lane.row(), **{name: lane.metric.figures[name] for name in FIGURES}}
 
 
-def save(found: Found, file: Path) -> None:
-    """Write what was found at once: a killed run leaves no half file that would count as done."""
-    partial = file.with_suffix(f".{os.getpid()}.npz")
-    figures = {name: values.float().numpy() for name, values in found.items() if name != "row"}
-    np.savez_compressed(partial, **figures, row=json.dumps(found["row"]))
-    partial.replace(file)
-
-
-def read(file: Path) -> Found:
-    saved = dict(np.load(file))
-    row = json.loads(str(saved.pop("row")))
-    return {"row": row, **{name: torch.from_numpy(values).double() for name, values in saved.items()}}
-
-
 def draws(images: int) -> Tensor:
     """How often each draw has each image, `(DRAWS, images)`; always the same draws, for the same intervals."""
     times = np.random.default_rng(0).multinomial(images, [1 / images] * images, DRAWS)
@@ -99,15 +96,18 @@ def summarise(arms: Sequence[Found], full: Found) -> list[dict[str, Any]]:
         for name in ("class_error", "token_error"):
             own, other = arm[name], tome[row["budget"]][name]
             row |= {name: float(own.mean()), f"{name}_interval": interval(weights @ own)}
-            row[f"{name}_of_tome"] = float(own.mean() / other.mean())
-            row[f"{name}_of_tome_interval"] = interval((weights @ own) / (weights @ other))
+            row |= of_tome(name, own, other, weights)
         rows.append(row)
     return rows
 
 
 def main() -> None:
     args = parse()
-    folder = RUNS / args.name
+    if args.model == "dinov2_small":
+        quality_real.measure(args, BUDGETS, RUNS, RESULTS)
+        return
+    name = args.name or "quality"
+    folder = RUNS / name
     folder.mkdir(parents=True, exist_ok=True)
     model = load(args.checkpoint)
     images, labels = fashion_mnist.load("test", fashion_mnist.find(args.data_dir))
@@ -130,7 +130,7 @@ def main() -> None:
         refused = [arm["row"] for arm in arms if "refused" in arm["row"]]
         whole = {"row": full.row(), "top1": full.metric.figures["top1"]}
         rows = summarise([arm for arm in arms if "refused" not in arm["row"]], whole) + refused
-        out = RESULTS / f"{args.name}.json"
+        out = RESULTS / f"{name}.json"
         out.write_text(json.dumps({"images": len(images), "draws": DRAWS, "rows": rows}, indent=1) + "\n")
         print(f"wrote {out}")
 

@@ -93,47 +93,7 @@ def test_break_even() -> None:
     """)
 
 
-# quality
-
-
-def of_quality(method: str, errors: tuple[float, float], ratios: tuple[float, float], share: float = 0.6) -> Any:
-    row = {"method": method, "budget": f"flops={share}", "tokens_left": 79, "top1": 0.9085, "top1_change": -0.0012}
-    row["top1_change_interval"] = [-0.0034, 0.0056]
-    for name, error, ratio in zip(("class_error", "token_error"), errors, ratios, strict=True):
-        row |= {name: error, f"{name}_of_tome": ratio, f"{name}_of_tome_interval": [ratio - 0.1, ratio + 0.2]}
-    return row
-
-
-def test_quality() -> None:
-    rows = [
-        of_quality("tome", (0.0007, 0.043), (1.0, 1.0)),
-        of_quality("ward", (0.0003, 0.012), (0.42, 0.28)),
-        of_quality("pool", (0.0001, 0.001), (0.1, 0.2), share=0.8),
-        {"method": "gtp", "budget": "flops=0.6", "refused": "not reached"},
-    ]
-    assert make_table.quality({"rows": rows}, 0.6) == lines("""
-        | method | tokens left | top-1 | change, points | 95 % interval | class error | of tome's | token error | of tome's |
-        |---|---:|---:|---:|---:|---:|---:|---:|---:|
-        | `ward` | 79 | 90.85% | -0.12 | -0.34 to +0.56 | 0.00030 | 0.42 (0.32-0.62) | 0.01200 | 0.28 (0.18-0.48) |
-        | `tome` | 79 | 90.85% | -0.12 | -0.34 to +0.56 | 0.00070 | 1.00 (0.90-1.20) | 0.04300 | 1.00 (0.90-1.20) |
-        | `gtp` | refused: not reached | | | | | | | |
-    """)  # noqa: E501
-
-
-def test_ward_against_tome() -> None:
-    def rows(share: float, ward: float) -> list[Any]:
-        others = [of_quality("pool", (0.2, 0.1), (2, 1), share), of_quality("atc", (0.3, 0.1), (3, 1), share)]
-        refused = {"method": "gtp", "budget": f"flops={share}", "refused": "not reached"}
-        return [of_quality("ward", (ward, 0.1), (share / 2, share / 4), share), *others, refused]
-
-    data = {"rows": [*rows(0.8, 0.25), *rows(0.6, 0.1), *rows(0.45, 0.4)]}
-    assert make_table.ward_against_tome({"first": data}) == lines("""
-        | model | compute | class error of `tome`'s | token error of `tome`'s | methods with a smaller class error |
-        |---|---:|---:|---:|---|
-        | first | 80% | 0.40 | 0.20 | `pool` |
-        | first | 60% | 0.30 | 0.15 | none |
-        | first | 45% | 0.23 | 0.11 | `atc`, `pool` |
-    """)
+# tokenreduce --json
 
 
 def test_the_commands_own_columns() -> None:

@@ -31,7 +31,7 @@ KERNELS = {
     "class rows": "class_rows",
     "statistics": "attention_statistics",
     "evit": "fuse_rest",
-    "ward": "ward_match",
+    "ward": "ward_cluster",
     "pitome": "pitome_energy",
 }
 

@@ -142,7 +142,7 @@ def test_unreachable_budgets_name_the_minimum() -> None:
         (
             lambda: Schedule.budget("spiral", ratio=0.5),
             InvalidValueError,
-            "unknown shape 'spiral'; valid: after_first, after_quarter, alternate, constant",
+            "unknown shape 'spiral'; valid: after_first, after_quarter, after_twelfth, alternate",
         ),
         (lambda: Schedule.remove(-3), InvalidValueError, "must not be negative"),
         (lambda: Schedule.remove([4, -1]), InvalidValueError, "must not be negative"),

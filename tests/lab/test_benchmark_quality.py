@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scripts import script
 
 from tokenreduce.lab.data import fashion_mnist
 from tokenreduce.lab.quality.classification import ClassificationLane
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "quality.py"
 KEYS = {"method", "budget", "macs", "uncounted", "tokens_left", "flops_share", "top1"}
 KEYS |= {"top1_change", "top1_change_interval"}
-KEYS |= {f"{n}_error{end}" for n in ("class", "token") for end in ("", "_interval", "_of_tome", "_of_tome_interval")}
+OF_TOME = [f"_of_tome{end}" for end in ("", "_interval", "_geometric", "_geometric_interval")]
+KEYS |= {f"{name}_error{end}" for name in ("class", "token") for end in ("", "_interval", *OF_TOME)}
 
 
 @pytest.fixture
-def quality() -> ModuleType:
-    found = importlib.util.spec_from_file_location("benchmark_quality", SCRIPT)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+def quality() -> Any:
+    return script("quality")
 
 
 def arm(method: str, budget: str, macs: int, seed: int, count: int = 40) -> dict[str, Any]:
@@ -38,7 +34,7 @@ def arm(method: str, budget: str, macs: int, seed: int, count: int = 40) -> dict
     return {"row": row, "top1": (torch.rand(count, generator=generator) < 0.6).double(), **errors}
 
 
-def test_summary_against_one_draw_at_a_time(quality: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summary_against_one_draw_at_a_time(quality: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "DRAWS", 60)
     arms = [arm("evit", "flops=0.6", 55, 1), arm("tome", "flops=0.8", 80, 2), arm("tome", "flops=0.6", 60, 3)]
     full = {"row": {"macs": 100}, "top1": arm("", "", 0, 4)["top1"]}
@@ -65,12 +61,16 @@ def test_summary_against_one_draw_at_a_time(quality: ModuleType, monkeypatch: py
         assert list(evit[f"{name}_interval"]) == middle(mine)
         assert evit[f"{name}_of_tome"] == pytest.approx(sum(own[name].tolist()) / sum(reference[name].tolist()))
         assert list(evit[f"{name}_of_tome_interval"]) == middle([a / b for a, b in zip(mine, theirs, strict=True)])
+        logs = torch.tensor([math.log(a / b) for a, b in zip(own[name], reference[name], strict=True)])
+        assert evit[f"{name}_of_tome_geometric"] == pytest.approx(math.exp(logs.mean()))
+        found = [math.exp(mean) for mean in resampled(logs)]
+        assert list(evit[f"{name}_of_tome_geometric_interval"]) == pytest.approx(middle(found).expected, abs=1e-6)
     for row in tomes:
         assert row["class_error_of_tome"] == 1 and list(row["token_error_of_tome_interval"]) == [1, 1]
 
 
 def test_a_few_images_end_to_end(
-    quality: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, labels = fashion_mnist.load("test", fashion_mnist.SUBSET)
     fashion_mnist.write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", images[:5, 0])

@@ -12,12 +12,14 @@ from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenreduce import patch, report
 from tokenreduce.budget.phase import current_phase
+from tokenreduce.ops.linkage import agglomerate_reference, members_of, mirrored
 
 KERNELS = {
     "sort": 4,  # the indices, two copies and the sort
@@ -41,6 +43,12 @@ def kernels(func: Any) -> int:
     return KERNELS.get(name, 1)
 
 
+def agglomerated(distance: Tensor, keep: int, linkage: str, sizes: Tensor | None = None) -> Tensor:
+    """What the operator `agglomerate` runs on a GPU, with a round for every merge."""
+    between = mirrored(distance)
+    return agglomerate_reference(between, members_of(between, sizes), keep, linkage)
+
+
 class Launches(TorchDispatchMode):
     """Counts the kernels of the reducer's work by operator."""
 
@@ -49,6 +57,9 @@ class Launches(TorchDispatchMode):
         self.counted: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.tokenreduce.agglomerate.default:
+            with self:
+                return agglomerated(*args, **kwargs or {})
         if current_phase() == "reducer":
             self.counted[str(func)] += kernels(func)
         return func(*args, **kwargs or {})

@@ -56,7 +56,7 @@ def test_clusters_as_ward_does(case, width, keys, data) -> None:
     shown = torch.randn(1, 2, case.n, 5, generator=torch.Generator().manual_seed(case.n))
     layer = data.draw(st.integers(0, 2)) if keys else data.draw(st.integers(3, 11))
     tokens = Tokens(case.x, case.sizes, {"mean_keys": lambda: shown.mean(1)}, layer=layer, depth=12)
-    points = list(shown.mean(1)[0]) if keys else sketched(case, width or 2)
+    points = list(shown.mean(1)[0]) if keys else sketched(case, width or 1)
     expected = clusters(points, case.mass, keep)
     for choice in ("reference", "auto"):
         with using(choice):
@@ -138,7 +138,7 @@ def test_rounds_match_their_definition(case, rounds, width, data) -> None:
         rounds = 1
     keep = data.draw(st.integers(Ward(rounds=rounds).least(case.n), case.n - 1))
     token_map = tokenreduce.plan(case.x, "ward", keep=keep, rounds=rounds, width=width, **case.arguments())
-    groups = reference(case, keep, rounds, width or 2)
+    groups = reference(case, keep, rounds, width or 1)
     for output, members in enumerate(groups):
         assert all(int(token_map.dest[0, i]) == output for i in members), (token_map.dest, groups)
         assert int(token_map.rep[0, output]) in members

@@ -11,6 +11,7 @@ from tokenreduce.budget.schedule import Schedule
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.patching.finding import reduction_of
 from tokenreduce.patching.verbs import Model, patch
+from tokenreduce.reducers.registry import lookup
 
 FORMAT = 1
 
@@ -31,8 +32,8 @@ def load_patch(model: Model, path: str | Path) -> Model:
         if data["tokenreduce"] != FORMAT:
             raise InvalidValueError(f"{path} has patch format {data['tokenreduce']!r}; this version reads {FORMAT}")
         schedule = Schedule.from_json(data["schedule"])
-        arguments = {"restore": data["restore"], "prop_attn": data["prop_attn"], **data["options"]}
-        method = data["method"]
+        method, options = data["method"], dict(data["options"])
+        modes = {"restore": data["restore"], "prop_attn": data["prop_attn"]}
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InvalidValueError(f"{path} is not a patch written by save_patch ({error!r})") from None
-    return patch(model, method, schedule=schedule, **arguments)
+    return patch(model, method, schedule=schedule, **modes, **{**lookup(method).former, **options})

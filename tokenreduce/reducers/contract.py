@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -90,6 +90,7 @@ class Reducer:
     restoring (str, "delta"): how tokens come back in maps, unless the user says otherwise: copy, soft, freeze or delta.
     pooling (str, "copy"): how they come back for a head that pools them.
     modes (tuple of str): the ways of coming back that its maps allow.
+    former (mapping, empty): options that came later, with what patches that were saved before mean.
     fast_path (FastPath): what compiled kernels spare `plan`. It belongs to the `plan` beside it: a subclass with
         a plan of its own does not inherit it.
     """
@@ -111,6 +112,7 @@ class Reducer:
     restoring: ClassVar[str] = "delta"
     pooling: ClassVar[str] = "copy"
     modes: ClassVar[tuple[str, ...]] = ("copy", "freeze", "delta")
+    former: ClassVar[Mapping[str, Any]] = {}
     fast_path: ClassVar[FastPath] = FastPath()
 
     @property

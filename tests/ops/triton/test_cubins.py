@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from recorded import MODULES, Launch, recorded
 
 from tokenreduce.ops.triton.attend import attend
+from tokenreduce.ops.triton.cluster import ward_cluster
 from tokenreduce.ops.triton.fuse import merge_fused
 from tokenreduce.ops.triton.match import bipartite_match
 from tokenreduce.ops.triton.merge import merge_apply
@@ -22,7 +23,7 @@ from tokenreduce.ops.triton.ward import ward_match
 
 # Images, image tokens of each, heads of 64 channels.
 SHAPES = {"DeiT-S": (64, 196, 6), "DINOv2-L": (8, 1369, 16)}
-PRODUCTS = {"_attend", "_match_image", "_match_tile", "_ward_image"}
+PRODUCTS = {"_attend", "_costs", "_match_image", "_match_tile", "_ward_image"}
 PUT_AWAY = {"_merge": 2}  # loads and stores around its loops, once a program: the assembler likes few registers better
 
 
@@ -37,6 +38,8 @@ def launch_all(batch: int, n: int, heads: int) -> None:
     merge_apply(x, places, rep, sources, None, 1, 0)
     merge_apply(x, places, rep, sources, sizes, 1, 0)
     ward_match(x[:, 1:], sizes, torch.ones(width), 64, [n - n // 5, n - n // 3, n // 2], 1)
+    ward_cluster(k[:, :, 1:], sizes, None, 64, False, keep)
+    ward_cluster(x[:, 1:], None, torch.ones(width), 64, True, keep)
     fuse_rest(sizes, sizes, keep)
     merge_fused(x, rep, sources, sizes, sizes, 1, 0)
     logs = size_bias(sizes, 1, 0)

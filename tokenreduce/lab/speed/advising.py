@@ -19,7 +19,7 @@ from tokenreduce.ops.size_channels import attended_type
 from tokenreduce.patching.finding import find_backbone, reduction_of
 from tokenreduce.patching.verbs import compatible, patch, report
 
-METHODS = ("ward", "tome")  # those measured; where both pay, the first is advised, because it loses less
+METHODS = ("ward", "tome")  # those measured; where both pay, the first is advised, which loses less on a real model
 FLOPS = 0.6  # the budget that was measured
 NEEDS_ALL = "only models whose layers all take reduced tokens were measured, and some layers of this one need all"
 HEADLINES = {True: "reduction pays", False: "reduction does not pay", None: "whether reduction pays is not known"}

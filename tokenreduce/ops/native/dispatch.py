@@ -39,7 +39,7 @@ KERNELS = {
     "merge_fused": "merge_apply where all sources join one output (evit)",
 }
 # What each kind of kernel has.
-TRITON = frozenset(KERNELS) - {"attention_statistics", "pitome_energy", "ward_cluster"}
+TRITON = frozenset(KERNELS) - {"attention_statistics", "pitome_energy"}
 COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"}
 CHOICES = {
     "auto": "compiled for the CPU and Triton on a GPU, where they can run",

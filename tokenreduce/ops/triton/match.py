@@ -7,7 +7,7 @@ from triton import jit, next_power_of_2
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import operator, start
-from tokenreduce.ops.triton.pieces import best_of_row, halves, mean_unit_rows, product, write_round
+from tokenreduce.ops.triton.pieces import best_of_row, halves, mean_rows, product, unit_rows, write_round
 from tokenreduce.ops.triton.points import unit_points
 from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 from tokenreduce.ops.triton.tiled import match_points
@@ -48,8 +48,8 @@ def _match_image(
     keys += image * stride_image
     sources_at = (first + 2 * index)[:, None] * stride_token + column[None, :]
     targets_at = (1 - first + 2 * index)[:, None] * stride_token + column[None, :]
-    a = mean_unit_rows(keys, stride_head, sources_at, is_source[:, None] & is_channel[None, :], HEADS)
-    b = mean_unit_rows(keys, stride_head, targets_at, is_target[:, None] & is_channel[None, :], HEADS)
+    a = unit_rows(mean_rows(keys, stride_head, sources_at, is_source[:, None] & is_channel[None, :], HEADS))
+    b = unit_rows(mean_rows(keys, stride_head, targets_at, is_target[:, None] & is_channel[None, :], HEADS))
     a_high, a_low = halves(a)
     b_high, b_low = halves(b)
     score = product(a_high, a_low, b_high, b_low, tl.zeros([BLOCK, BLOCK], tl.float32))

@@ -9,14 +9,19 @@ NONE = tl.constexpr(2147483647)
 
 
 @jit
-def mean_unit_rows(heads, stride_head, offsets, inside, HEADS: tl.constexpr):
-    """Unit rows in fp32 of the mean over heads of `heads[offsets]`; zero rows stay zero, NaN and infinity make NaN."""
+def mean_rows(heads, stride_head, offsets, inside, HEADS: tl.constexpr):
+    """The mean over heads of `heads[offsets]` in fp32."""
     total = tl.load(heads + offsets, mask=inside, other=0.0).to(tl.float32)
     for head in tl.static_range(1, HEADS):
         total += tl.load(heads + head * stride_head + offsets, mask=inside, other=0.0).to(tl.float32)
-    mean = total / HEADS
-    length = tl.sqrt(tl.sum(mean * mean, 1))
-    return mean / tl.maximum(length, 1e-6)[:, None]
+    return total / HEADS
+
+
+@jit
+def unit_rows(rows):
+    """Rows of length 1; zero rows stay zero, NaN and infinity make NaN."""
+    length = tl.sqrt(tl.sum(rows * rows, 1))
+    return rows / tl.maximum(length, 1e-6)[:, None]
 
 
 @jit

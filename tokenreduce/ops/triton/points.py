@@ -1,4 +1,4 @@
-"""What tokens are compared by: unit rows, and sketches of them."""
+"""What tokens are compared by: means over heads, unit rows, and sketches of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from triton import jit, next_power_of_2
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import start
-from tokenreduce.ops.triton.pieces import mean_unit_rows
+from tokenreduce.ops.triton.pieces import mean_rows, unit_rows
 
 CELLS = 4096  # numbers of a tile
 FEW = 16384  # tokens that leave processors free
@@ -17,28 +17,39 @@ FEW = 16384  # tokens that leave processors free
 def unit_points(metric: Tensor) -> tuple[Tensor, Tensor]:
     """`(B, N, d)` in fp32: unit rows of the mean over heads of `metric (B, H, N, d)`, of last stride 1; and zeros
     `(B, 1)` for `match_points`."""
+    return _points_of(metric, True)
+
+
+def mean_points(metric: Tensor) -> Tensor:
+    """`(B, N, d)` in fp32: the mean over heads of `metric (B, H, N, d)`, of last stride 1."""
+    return _points_of(metric, False)[0]
+
+
+def _points_of(metric: Tensor, unit: bool) -> tuple[Tensor, Tensor]:
     batch, heads, n, width = metric.shape
     out = torch.empty(batch, n, width, dtype=torch.float32, device=metric.device)
     tickets = torch.empty(batch, 1, dtype=torch.int32, device=metric.device)
     block_d = next_power_of_2(width)
     rows = max(1, min(64 if batch * n > FEW else 16, CELLS // block_d))
-    start(_unit, metric)[(-(-n // rows), batch)](
-        metric, out, tickets, *metric.stride()[:3], n, WIDTH=width, HEADS=heads, ROWS=rows, BLOCK_D=block_d
+    start(_mean, metric)[(-(-n // rows), batch)](
+        metric, out, tickets, *metric.stride()[:3], n, WIDTH=width, HEADS=heads, UNIT=unit, ROWS=rows, BLOCK_D=block_d
     )
     return out, tickets
 
 
 @jit(do_not_specialize=["n"])
-def _unit(
+def _mean(
     metric, out, tickets, stride_image, stride_head, stride_token, n,
-    WIDTH: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr, HEADS: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     token, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
     inside = (token < n)[:, None] & (column < WIDTH)[None, :]
     at = token[:, None].to(tl.int64) * stride_token + column[None, :]
-    unit = mean_unit_rows(metric + image * stride_image, stride_head, at, inside, HEADS)
-    tl.store(out + (image * n + token[:, None]) * WIDTH + column[None, :], unit, mask=inside)
+    mean = mean_rows(metric + image * stride_image, stride_head, at, inside, HEADS)
+    if UNIT:
+        mean = unit_rows(mean)
+    tl.store(out + (image * n + token[:, None]) * WIDTH + column[None, :], mean, mask=inside)
     if tl.program_id(0) == 0:
         tl.store(tickets + image, 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tokenreduce.ops.triton.cluster import ward_cluster
 from tokenreduce.ops.triton.fuse import merge_fused
 from tokenreduce.ops.triton.match import bipartite_match
 from tokenreduce.ops.triton.merge import bipartite_merge, merge_apply
@@ -23,6 +24,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         merge_fused,
         restore_apply,
         size_bias,
+        ward_cluster,
         ward_match,
     )
 }

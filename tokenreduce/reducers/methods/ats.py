@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -69,6 +70,7 @@ class ATS(Reducer):
     year: ClassVar[int] = 2022
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification; adaptivetokensampling/ATS@9271257, equal but for rounding ties"
+    former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "values", "mean_keys"})
     shape: ClassVar[str] = "stages"
     adaptive: ClassVar[bool] = True

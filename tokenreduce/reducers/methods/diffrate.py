@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,6 +58,7 @@ class DiffRate(Reducer):
     year: ClassVar[int] = 2023
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "OpenGVLab/DiffRate@91ae3e3: selections, outputs and sizes equal"
+    former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention"})
     shape: ClassVar[str] = "after_quarter"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +54,7 @@ class Dtop(Reducer):
     paper: ClassVar[str] = "arXiv 2308.01045"
     year: ClassVar[int] = 2023
     checked: ClassVar[str] = "its specification; zbwxp/Dynamic-Token-Pruning@2baefff, selections equal"
+    former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"auxiliary_logits"})
     placement: ClassVar[str] = "post"
     shape: ClassVar[str] = "stages"

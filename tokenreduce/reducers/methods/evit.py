@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,6 +55,7 @@ class EViT(Reducer):
     year: ClassVar[int] = 2022
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification; youweiliang/evit@5ca95a7, selections and outputs equal"
+    former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "mean_keys"})
     shape: ClassVar[str] = "stages"
 

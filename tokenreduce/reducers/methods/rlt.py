@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +54,7 @@ class RLT(Reducer):
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification; rccchoudhury/rlt@69ec8b4, selections and lengths of runs equal"
+    former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"frames", "pixels"})
     placement: ClassVar[str] = "pre"
     shape: ClassVar[str] = "first"

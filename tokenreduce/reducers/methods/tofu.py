@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -51,6 +52,7 @@ class ToFu(Reducer):
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "hchautran/PiToMe@550b5de, which is not by the authors: matching and means equal"
+    former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     fast_path: ClassVar[FastPath] = FastPath(averages_keys=True)
 

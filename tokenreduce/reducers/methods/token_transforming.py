@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -96,6 +97,7 @@ class TokenTransforming(Reducer):
     year: ClassVar[int] = 2025
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification"
+    former: ClassVar[Mapping[str, Any]] = {"kernel": "cosine"}
     pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -63,6 +64,7 @@ class TopK(Reducer):
     year: ClassVar[int] = 2023
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification; JoakimHaurum/TokenReduction@88fe07e, selections and outputs equal"
+    former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "mean_keys"})
     shape: ClassVar[str] = "stages"
 

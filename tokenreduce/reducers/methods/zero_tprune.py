@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -73,6 +74,7 @@ class ZeroTPrune(Reducer):
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification; its authors published no code"
+    former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"attention", "mean_keys"})
     placement: ClassVar[str] = "post"
     shape: ClassVar[str] = "alternate"

