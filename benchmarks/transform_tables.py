@@ -6,7 +6,7 @@ Column = dict[str, str]  # method -> what became of it
 
 
 def outcomes(columns: dict[str, Column]) -> str:
-    """One row a method, one column a transform."""
+    """One row a method, one column a transform; a dot where it was not run."""
     methods = list(dict.fromkeys(method for column in columns.values() for method in column if method != "unpatched"))
     lines = ["| method | " + " | ".join(columns) + " |", "|---|" + ":---:|" * len(columns)]
     for method in methods:

@@ -3,7 +3,7 @@ one of transformers with random weights.
 
     python benchmarks/transforms.py                 # resumes where it stopped; half an hour on two cores
     python benchmarks/transforms.py --part 0/2      # and 1/2 in another process
-    python benchmarks/transforms.py --only vmap,fx  # these again
+    python benchmarks/transforms.py --only vmap "ONNX, dynamo=False"    # these again
 
 The transforms are those of the test suite (tests/transforming.py). Results go to runs/transforms/ and, of all that is
 there, to benchmarks/results/transforms.json, from which `make_table.py --write` makes docs/transforms.md. Where a
@@ -41,7 +41,7 @@ LIBRARIES = ("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="run these transforms again")
+    parser.add_argument("--only", nargs="+", default=[], choices=TRANSFORMS, help="run these transforms again")
     parser.add_argument("--part", default="0/1", help="I/K: only every K-th column, to share the work among processes")
     return parser.parse_args()
 
@@ -68,7 +68,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     FOLDER.mkdir(parents=True, exist_ok=True)
     index, parts = map(int, args.part.split("/"))
-    names = args.only.split(",") if args.only else [*TRANSFORMS]
+    names = args.only or [*TRANSFORMS]
     columns = [(library, transform) for transform in names for library in models()]
     for library, transform in columns[index::parts]:
         cells = {} if args.only else known(library, transform)
@@ -91,9 +91,10 @@ def file(library: str, transform: str) -> Path:
 
 
 def known(library: str, transform: str) -> dict[str, str]:
-    """What there is of a column, method by method."""
+    """What there is of a column, method by method, in their order."""
     there = file(library, transform)
-    return json.loads(there.read_text()) if there.exists() else {}
+    found = json.loads(there.read_text()) if there.exists() else {}
+    return {name: found[name] for name in ("unpatched", *tokenreduce.methods()) if name in found}
 
 
 def collect() -> None:

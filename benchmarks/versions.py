@@ -61,7 +61,7 @@ def install(python: str, folder: Path, pins: Iterable[str]) -> str:
     done = folder / "installed"
     if done.exists():
         return ""
-    extras = f"{ROOT}[timm,transformers,open_clip,clustering]"
+    extras = f"{ROOT}[timm,transformers,open-clip,clustering]"
     commands = (
         [python, "-m", "venv", str(folder)],
         [str(folder / "bin/python"), "-m", "pip", "install", *pins, *TOOLS, "-e", extras],
@@ -69,9 +69,15 @@ def install(python: str, folder: Path, pins: Iterable[str]) -> str:
     for command in commands:
         ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode:
-            return f"not installed: {(ended.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+            return f"not installed: {reason(ended.stderr)}"
     done.touch()
     return ""
+
+
+def reason(said: str) -> str:
+    """The last line of what a command said, but for pip's notice that a newer pip is there."""
+    lines = [line for line in said.splitlines() if line.strip() and "[notice]" not in line]
+    return lines[-1] if lines else "no reason given"
 
 
 def run_tests(folder: Path, tests: str, keyword: str, workers: str) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def run_tests(folder: Path, tests: str, keyword: str, workers: str) -> dict[str,
     start = time.perf_counter()
     ended = subprocess.run([*command, *(["-k", keyword] if keyword else [])], cwd=ROOT, capture_output=True, text=True)
     if not report.exists():
-        return {"why": f"pytest stopped: {(ended.stderr.strip().splitlines() or ['no reason given'])[-1]}"}
+        return {"why": f"pytest stopped: {reason(ended.stderr)}"}
     return counts(ElementTree.parse(report).getroot()) | {"seconds": round(time.perf_counter() - start)}
 
 

@@ -46,13 +46,28 @@ def finds_duplicates(method: str) -> bool:
     return facts["kind"] in ("merging", "clustering") and not {"class_attention", "frames"} & {*facts["needs"]}
 
 
+def family_facts(row: Backbone) -> tuple[Any, ...]:
+    """The library, and what compilers see of a family."""
+    facts = row.rotary, row.biased, row.unmasked, row.videos, bool(row.map_attention), row.suffix > 0
+    return row.name.split("_")[0], *facts
+
+
 def one_of_each_family_kind() -> list[Backbone]:
     """Of the first rows of all adapters, the first of those whose library and facts are the same."""
     first: dict[tuple[Any, ...], Backbone] = {}
     for row in (rows[0] for rows in ROWS if rows[0].traceable):
-        facts = row.rotary, row.biased, row.unmasked, row.videos, bool(row.map_attention), row.suffix > 0
-        first.setdefault((row.name.split("_")[0], *facts), row)
+        first.setdefault(family_facts(row), row)
     return [*first.values()]
+
+
+def one_of_each_family_fact() -> list[Backbone]:
+    """Of those kinds few, which together have every library and every fact."""
+    few, seen = [], set()
+    for row in reversed(one_of_each_family_kind()):  # the last ones have several facts
+        facts = {(place, fact) for place, fact in enumerate(family_facts(row)) if fact}
+        few += [row] if facts - seen else []
+        seen |= facts
+    return few
 
 
 def first_rows(method: str, where: Callable[[Backbone], bool] = lambda row: True) -> list[Backbone]:

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from scripts import script
 
+from tokenreduce.patching.finding import LIBRARIES
+
 ROOT = Path(__file__).parents[1]
 versions = script("versions")
 
@@ -65,6 +67,25 @@ def test_the_oldest_environment_has_the_lower_bounds() -> None:
     bounds = {name: re.search(rf'"{name}>=([\d.]+)"', text)[1] for name in ("torch", "timm", "transformers")}  # type: ignore[index]
     for name, release in (("torch", torch), ("timm", timm), ("transformers", transformers)):
         assert f"{release}.".startswith(f"{bounds[name]}.")
+
+
+def test_old_pips_find_every_extra() -> None:
+    """pip 23.0, which comes with Python 3.10, looks for the name as it is written; packages hold it with hyphens."""
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text.partition("[project.optional-dependencies]\n")[2].partition("\n\n")[0]
+    extras = re.findall(r"^(\S+) = \[", section, re.MULTILINE)
+    own = {name for names in re.findall(r"tokenreduce\[([^]]+)\]", text) for name in names.split(",")}
+    hints = {name for hint in LIBRARIES.values() for name in re.findall(r"tokenreduce\[(.+)\]", hint)}
+    assert "open-clip" in extras and own | hints <= {*extras}
+    assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name) for name in extras)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [("", "no reason given"), ("no\nERROR: b\n\n[notice] A new release of pip\n[notice] To update\n", "ERROR: b")],
+)
+def test_why_a_command_failed(said: str, why: str) -> None:
+    assert versions.reason(said) == why
 
 
 def test_the_table_of_versions() -> None:

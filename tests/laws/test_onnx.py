@@ -30,6 +30,7 @@ pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 VIDEO = BY_NAME["hf_videomae"]
+SEGMENTER = BY_NAME["timm_vit_segmenter"]
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +102,13 @@ def test_methods_for_videos(method: str) -> None:
     model = patch(fresh_model(VIDEO), method, ratio=0.5, **few_rounds(method))
     wrapped = Only(model, lambda model, x: model(pixel_values=x).logits)
     check_onnx(wrapped, *(VIDEO.inputs(batch, seed)["pixel_values"] for batch, seed in ((2, 0), (3, 1))))
+
+
+@pytest.mark.parametrize("method", methods(lambda method: SEGMENTER.fits(method) and not MAIN.fits(method)))
+def test_methods_for_auxiliary_heads(method: str) -> None:
+    model = patch(fresh_model(SEGMENTER), method, ratio=0.5, **few_rounds(method))
+    wrapped = Only(model, lambda model, x: call(model, SEGMENTER.given(x)))
+    check_onnx(wrapped, SEGMENTER.images(2, seed=0), SEGMENTER.images(3, seed=1))
 
 
 @pytest.mark.parametrize("method", ["pitome", "tofu", "mame", "token_transforming", "expedit", "gtp", "mctf"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from backbones import BY_NAME, Backbone, fresh_model
-from choosing import SHORT, exportable, main_row, one_of_each_family_kind, pairs
+from choosing import SHORT, exportable, main_row, one_of_each_family_fact, pairs
 from transforming import CHEAP, TRANSFORMS, Outputs, models, outcome
 
 import tokenreduce
@@ -18,7 +18,6 @@ from tokenreduce import patch
 pytestmark = pytest.mark.filterwarnings("ignore")
 COLUMNS = json.loads((Path(__file__).parents[2] / "benchmarks/results/transforms.json").read_text())["columns"]
 REFUSED = {"fx": "torch.fx", "jit.script": "torch.jit.script", "ONNX, dynamo=False": "dynamo=True"}
-SLOW = ("export", "compile", "ONNX")  # other laws run these; their columns may have gaps, shown as such
 VIDEO = BY_NAME["hf_videomae"]
 
 
@@ -42,8 +41,7 @@ def test_results_are_of_all_methods_and_transforms(library: str) -> None:
     fitting = [method for method in tokenreduce.methods() if library == "timm" or small.fits(method)]
     assert [*COLUMNS[library]] == [*TRANSFORMS]
     for transform, column in COLUMNS[library].items():
-        if transform not in SLOW:
-            assert [*column] == ["unpatched", *fitting]
+        assert [*column] == ["unpatched", *fitting], transform
         bad = {method: found for method, found in column.items() if found.startswith(("wrong", "crash"))}
         assert not bad.keys() - {"unpatched"}, transform
 
@@ -99,7 +97,7 @@ def test_gradients_of_a_trace(method: str) -> None:
 
 traced = pairs(
     chosen=[
-        *((row.name, "tome") for row in one_of_each_family_kind()),
+        *((row.name, "tome") for row in one_of_each_family_fact()),
         *((VIDEO.name, method) for method in ("rlt", "centerclip")),
         ("timm_vit_segmenter", "dtop"),
     ],

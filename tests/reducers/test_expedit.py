@@ -224,6 +224,7 @@ def test_published_grids() -> None:
 
 @pytest.mark.parametrize(("layer", "side", "published"), [(11, 23, 275.8), (5, 23, 228.5), (7, 16, 179.0)])
 def test_published_counts_of_vit_large_at_512(layer, side, published) -> None:
+    pytest.importorskip("timm", "1.0.28")  # timm 1.0.20 reads numbers while it makes a model, which "meta" has none of
     with torch.device("meta"):
         model = timm.create_model("vit_large_patch16_224", img_size=512).eval()
     tokenreduce.patch(model, "expedit", schedule=tokenreduce.Schedule.keep({layer: side * side}))

@@ -23,7 +23,7 @@ LIBRARIES = {
     "timm": "'tokenreduce[timm]'",
     "transformers": "'tokenreduce[transformers]'",
     "torchvision": "torchvision",
-    "open_clip": "'tokenreduce[open_clip]'",
+    "open_clip": "'tokenreduce[open-clip]'",
 }
 
 

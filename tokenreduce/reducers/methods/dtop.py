@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.order import stable_order
+from tokenreduce.ops.tracing import to_onnx
 from tokenreduce.reducers.checks import check_number, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
@@ -59,7 +60,7 @@ class Dtop(Reducer):
     shape: ClassVar[str] = "stages"
     adaptive: ClassVar[bool] = True
     budgeted: ClassVar[str] = "the most confident tokens leave first, whatever the threshold"
-    exportable: ClassVar[bool] = False
+    exportable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, 0, 1)
@@ -87,8 +88,7 @@ class Dtop(Reducer):
         """`(B, N)`: the `context` tokens of each class, of those in `among`, with the highest confidence."""
         by_confidence = stable_order(confidence, 1, descending=True)
         order = by_confidence.gather(1, stable_order(label.gather(1, by_confidence), 1))
-        ordered = label.gather(1, order)
-        rank = torch.arange(label.shape[1], device=label.device) - torch.searchsorted(ordered, ordered)
+        rank = torch.arange(label.shape[1], device=label.device) - smaller(label.gather(1, order))
         return torch.zeros_like(among).scatter(1, order, rank < self.context) & among
 
 
@@ -96,6 +96,13 @@ def predictions(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """Confidence `(B, N)` and class `(B, N)` of each token."""
     chances = tokens.auxiliary_logits.float().softmax(-1)
     return chances.amax(-1).amin(-1), chances.mean(2).argmax(-1)
+
+
+def smaller(ordered: Tensor) -> Tensor:
+    """`(B, N)`: for each of `ordered (B, N)`, in ascending order, how many are smaller."""
+    if to_onnx():  # which cannot search
+        return (ordered[:, :, None] > ordered[:, None]).sum(-1)
+    return torch.searchsorted(ordered, ordered)
 
 
 def nearest_of_class(features: Tensor, kept: Tensor, label: Tensor) -> Tensor:
