@@ -35,7 +35,7 @@ def test_a_folder_of_images_gives_errors_and_no_accuracy(
     assert all(row.keys() == UNLABELLED for row in rows)
     assert rows[0]["token_error"] == 0 < rows[1]["token_error"] < rows[2]["token_error"]
     assert "top-1" not in output and "geometric mean" in output
-    assert f"3 images of {wallpapers}, head none" in output.replace("\n", " ")
+    assert f"3 images of {wallpapers}, head none" in " ".join(output.split())  # long paths are wrapped
 
 
 def test_labels_may_be_left_out(run: Callable[..., str], tmp_path: Path, wallpapers: Path) -> None:

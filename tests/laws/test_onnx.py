@@ -111,7 +111,9 @@ def test_methods_for_auxiliary_heads(method: str) -> None:
     check_onnx(wrapped, SEGMENTER.images(2, seed=0), SEGMENTER.images(3, seed=1))
 
 
-@pytest.mark.parametrize("method", ["pitome", "tofu", "mame", "token_transforming", "expedit", "gtp", "mctf"])
+@pytest.mark.parametrize(
+    "method", ["pitome", "tofu", "mame", "token_transforming", "expedit", "gtp", "mctf", "ward", "atc"]
+)
 def test_the_batch_stays_free_after_an_example_of_one_image(method: str) -> None:
     model = patch(two_blocks(), method, ratio=0.5, **few_rounds(method))
     check_onnx(model, images(1, seed=0), images(3, seed=1))

@@ -72,11 +72,12 @@ def test_a_failing_compile_is_said_once_and_remembered_for_its_key(
     log = tmp_path / "log"
     monkeypatch.setenv("CXX", str(tool(tmp_path / "bad", f"echo call >> {log}; echo no such flag; exit 1")))
     code = "import logging; logging.basicConfig(); from tokenreduce.ops.native import dispatch; print(dispatch.load())"
-    outputs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)
-    ]
-    calls = len(log.read_text().splitlines())
-    assert calls == len(build.sources()), "the second process does not call the compiler"
+    outputs, calls = [], []
+    for _ in range(2):
+        outputs.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True))
+        calls.append(len(log.read_text().splitlines()))
+    # One failure may stop the others before they start.
+    assert 1 <= calls[0] <= len(build.sources()) and calls[1] == calls[0], "the second process calls no compiler"
     assert all("no such flag" in done.stdout for done in outputs)
     assert "could not be compiled" in outputs[0].stderr and "no such flag" in outputs[0].stderr
     assert not outputs[1].stderr and "`tokenreduce kernels --build` tries again" in outputs[1].stdout
@@ -84,11 +85,12 @@ def test_a_failing_compile_is_said_once_and_remembered_for_its_key(
     monkeypatch.setenv("TOKENREDUCE_CXXFLAGS", "-O1")  # another key
     with pytest.raises(build.CompileError):
         build.build(build.library(), build.compile_library)
-    assert len(log.read_text().splitlines()) == 2 * calls
+    again = len(log.read_text().splitlines())
+    assert again > calls[1], "another key"
     build.forget(build.library())
     with pytest.raises(build.CompileError):
         build.build(build.library(), build.compile_library)
-    assert len(log.read_text().splitlines()) == 3 * calls
+    assert len(log.read_text().splitlines()) > again
 
 
 @pytest.mark.parametrize("line", ["echo No space left on device; exit 1", "kill -9 $$"])

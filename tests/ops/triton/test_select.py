@@ -83,7 +83,10 @@ def test_class_attention_of_nan_and_infinity_and_of_no_key(odd: float) -> None:
 
 def planned(score: Tensor, sizes: Tensor | None, keep: int, normalise: bool = True) -> tuple[TokenMap, TokenMap]:
     """By the operator and by the reference; they are the same but for the order of `sources`."""
-    tokens, evit = Tokens(score[..., None], sizes, {"class_attention": lambda: score}), EViT(normalise=normalise)
+    tokens, evit = (
+        Tokens(score[..., None], sizes, {"class_attention": lambda: score}),
+        EViT(normalise=normalise, inherit=normalise),
+    )
     with dispatch.using("triton"):
         found = evit.plan(tokens, keep)
     expected = by_reference(evit.plan, tokens, keep)

@@ -203,7 +203,7 @@ class TokenTransforming(Reducer):
         columns = metric if others is None else take(metric, others)
         rows = take(metric, kept)
         if self.kernel == "cosine":
-            return rows @ columns.transpose(1, 2)
+            return torch.bmm(rows, columns.transpose(1, 2))
         mass = sizes if sizes is None or others is None else sizes.gather(1, others)
         price = merge_price(rows, columns, None if sizes is None else sizes.gather(1, kept), mass)
         if others is None:  # a kept token's nearest is another one

@@ -128,7 +128,7 @@ class Ward(Reducer):
 def costs(points: Tensor, sizes: Tensor | None) -> Tensor:
     """What merging each pair of `points (B, N, d)` costs, `(B, N, N)`; the greatest number where that is none."""
     squares = points.square().sum(-1)
-    cost = squares[:, :, None] + squares[:, None] - 2 * points @ points.transpose(1, 2)
+    cost = squares[:, :, None] + squares[:, None] - 2 * torch.bmm(points, points.transpose(1, 2))
     inverse = torch.ones_like(squares) if sizes is None else sizes.reciprocal()
     cost = cost.clamp_min(0) / (inverse[:, :, None] + inverse[:, None])
     return cost.nan_to_num(nan=LARGEST, posinf=LARGEST)

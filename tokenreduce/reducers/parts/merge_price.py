@@ -16,7 +16,7 @@ def merge_price(a: Tensor, b: Tensor, sizes_a: Tensor | None, sizes_b: Tensor | 
     """`(B, K, L)`: `s t / (s + t) |a - b|^2` of points `a (B, K, d)`, `b (B, L, d)` and their sizes (None: 1), above
     0."""
     scale = a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None, :]
-    squared = torch.maximum(scale - 2 * (a @ b.transpose(1, 2)), ROUNDING * scale).clamp_min(1e-12)
+    squared = torch.maximum(scale - 2 * torch.bmm(a, b.transpose(1, 2)), ROUNDING * scale).clamp_min(1e-12)
     if sizes_a is None or sizes_b is None:
         return squared / 2
     # Padding has no size, and merges for nothing.
