@@ -88,6 +88,8 @@ def chosen(folder: Path | None) -> dict[str, Path]:
     found = {path.stem: path for path in installed()}
     if folder is None:
         return found
+    if not folder.is_dir():
+        raise SystemExit(f"--photographs {folder} is no folder; give one that holds images")
     largest: dict[str, Path] = {}
     for path, _ in list_plain(folder).images:
         top = Path(path.relative_to(folder).parts[0]).stem
