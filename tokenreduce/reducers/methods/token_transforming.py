@@ -20,7 +20,7 @@ from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.parts.energy import energy
 from tokenreduce.reducers.parts.flow import Flow
 from tokenreduce.reducers.parts.merge_price import cheapest_senior, merge_price
-from tokenreduce.reducers.parts.sketch import sketch
+from tokenreduce.reducers.parts.sketch import sketch, sketch_width
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
@@ -36,7 +36,6 @@ SCORES: dict[str, frozenset[str]] = {
 }
 LEAST = 1e-6  # of a temperature and of a norm
 MARGIN = 0.9  # of the energy in the first block, PiToMe's default
-WIDEST = 64  # channels of the sketch
 
 
 @register
@@ -222,11 +221,6 @@ class TokenTransforming(Reducer):
         if self.theta is not None:
             allowed = allowed & (similarity >= self.theta).scatter(1, order[:, :1], True)
         return allowed.scatter(2, kept[:, None, :].expand(-1, kept.shape[1], -1), True)
-
-
-def sketch_width(channels: int) -> int:
-    """Channels of the sketch of so many."""
-    return min(WIDEST, max(1, channels // 4))
 
 
 def share_matrix(kept: Tensor, logits: Tensor, gamma: float = 1, self_share: float = 1) -> Tensor:

@@ -18,7 +18,7 @@ from tokenreduce.reducers.contract import FastPath, Reducer
 from tokenreduce.reducers.parts import bipartition
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.parts.labels import map_of_clusters
-from tokenreduce.reducers.parts.sketch import signs, sketch
+from tokenreduce.reducers.parts.sketch import signs, sketch, sketch_width
 from tokenreduce.reducers.parts.ward_rounds import merge_in_rounds, round_counts
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
@@ -118,7 +118,7 @@ class Ward(Reducer):
 
     def sketch_width(self, channels: int) -> int:
         """Channels of the sketch of so many."""
-        return min(64, max(1, channels // 4)) if self.width is None else min(self.width, channels)
+        return sketch_width(channels) if self.width is None else min(self.width, channels)
 
     def sketch(self, x: Tensor) -> Tensor:
         """`(B, N, width)` of `x (B, N, C)`: sums of C / width channels, each with its sign."""

@@ -10,6 +10,13 @@ from torch import Tensor
 from tokenreduce.ops.constants import constant
 from tokenreduce.ops.tracing import constant_result
 
+WIDEST = 64
+
+
+def sketch_width(channels: int) -> int:
+    """Channels that do for a sketch of so many."""
+    return min(WIDEST, max(1, channels // 4))
+
 
 def sketch(x: Tensor, width: int) -> Tensor:
     """`(B, N, width)` of `x (B, N, C)`: sums of C / width channels, each with its sign."""
