@@ -11,6 +11,29 @@ namespace tokenreduce {
 
 namespace {
 
+// What some steps need beside the state: worked out together, for each waits long for its exponentials and quotients.
+template <typename Real>
+struct Ahead {
+  using Lane = Values<Real>;
+  static constexpr int64_t kMost = 32;
+
+  int64_t row[kMost];
+  Lane input[kMost], decay[kMost], skipped[kMost], gate[kMost];
+
+  void look(const ScanBlock<Real>& block, int64_t first, int64_t count) {
+    const Scan<Real>& scan = block.scan;
+    for (int64_t i = 0; i < count; ++i) {
+      row[i] = block.row(first + i);
+      const Lane value = block.of(scan.x, row[i]), step = block.step(block.raw_step(row[i]));
+      input[i] = step * value, decay[i] = block.decay(step, row[i]), skipped[i] = block.skip * value;
+      gate[i] = Lane{} + Real(1);
+      if (!scan.z) continue;
+      gate[i] = block.of(scan.z, row[i]);
+      gate[i] *= sigmoid<Real>(gate[i]);
+    }
+  }
+};
+
 // Walks a block through the rows of its image. So many `states` stay in registers; 0 is any number, in memory.
 template <int states, typename Real>
 void walk(const ScanBlock<Real>& block, Values<Real>* memory, Real* out) {
@@ -19,22 +42,21 @@ void walk(const ScanBlock<Real>& block, Values<Real>* memory, Real* out) {
   const int64_t length = scan.inputs.length, width = states ? states : scan.inputs.states;
   Lane registers[states ? states : 1], *state = states ? registers : memory;
   std::fill_n(state, width, Lane{});
-  for (int64_t t = 0; t < length; ++t) {
-    const int64_t row = block.row(t);
-    const Lane value = block.of(scan.x, row), step = block.step(block.raw_step(row)), decay = block.decay(step, row);
-    const Lane input = step * value;
-    const Real *write = scan.B.at(block.image, row), *read = scan.C.at(block.image, row);
-    Lane y = block.skip * value;
+  Ahead<Real> ahead;
+  for (int64_t first = 0; first < length; first += ahead.kMost) {
+    const int64_t count = std::min(ahead.kMost, length - first);
+    ahead.look(block, first, count);
+    for (int64_t i = 0; i < count; ++i) {
+      const Lane input = ahead.input[i], decay = ahead.decay[i];
+      const Real *write = scan.B.at(block.image, ahead.row[i]), *read = scan.C.at(block.image, ahead.row[i]);
+      Lane y = ahead.skipped[i];
 #pragma GCC unroll 16
-    for (int64_t n = 0; n < width; ++n) {
-      state[n] = exp2_of(decay * block.rate[n]) * state[n] + input * write[n];
-      y += state[n] * read[n];
+      for (int64_t n = 0; n < width; ++n) {
+        state[n] = exp2_of(decay * block.rate[n]) * state[n] + input * write[n];
+        y += state[n] * read[n];
+      }
+      store(y * ahead.gate[i], out + ahead.row[i] * scan.inputs.channels + block.first, block.count);
     }
-    if (scan.z) {
-      const Lane gate = block.of(scan.z, row);
-      y *= gate * sigmoid<Real>(gate);
-    }
-    store(y, out + row * scan.inputs.channels + block.first, block.count);
   }
 }
 

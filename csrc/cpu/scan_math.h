@@ -7,6 +7,10 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #include "packed.h"
 
 namespace tokenreduce {
@@ -50,19 +54,48 @@ struct Vectors {
       : memory(lines(count * kLanes)), at(reinterpret_cast<Values<Real>*>(memory.get())) {}
 };
 
+// Of two numbers; the second where it is NaN. In one instruction, which GCC does not find for vectors.
+inline Floats larger(const Floats& a, const Floats& b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+inline Floats smaller(const Floats& a, const Floats& b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // 2 to the power of x to 2 units in the last place, and nearer to 1 the nearer x is to 0: products of many decays stay
 // as good. At least 2^-126; infinity from 2^128 on; a NaN stays.
 inline Floats exp2_of(Floats x) {
+  x = larger(Floats{} - 126.0f, x);
+#if defined(__AVX512F__)
+  const Floats whole = _mm512_roundscale_ps(x, 0);
+#else
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
-  x = x < -126.0f ? Floats{} - 126.0f : x;
-  x = x > 128.0f ? Floats{} + 128.0f : x;
-  const Floats shifted = x + kRound, rest = x - (shifted - kRound);
+  x = smaller(Floats{} + 128.0f, x);
+  const Floats shifted = x + kRound, whole = shifted - kRound;
+#endif
+  const Floats rest = x - whole;
   Floats sum = rest * 0.001326472423f + 0.009671513244f;
   sum = sum * rest + 0.05550733757f;
   sum = sum * rest + 0.2402224207f;
   sum = sum * rest + 0.6931469776f;
   sum = sum * rest + 1.0f;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(sum, whole);
+#else
   return reinterpret_cast<Floats>(reinterpret_cast<Ints>(sum) + (reinterpret_cast<Ints>(shifted) << 23));
+#endif
 }
 
 // log(1 + x) of x in [0, 1], to 3 units in the last place also near 0: twice the series of atanh(x / (2 + x)).
