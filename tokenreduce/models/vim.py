@@ -148,8 +148,8 @@ class VisionMamba(nn.Module):
         return self.norm_f(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of the class token, or what they are computed from."""
-        x = x[:, self.class_place]
+        """Logits of the class token, or what they are computed from; of fewer tokens it stands in their middle, too."""
+        x = x[:, (x.shape[1] - 1) // 2 if self.class_place else 0]
         return x if pre_logits else self.head(x)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class VimMixer(nn.Module):
     def __init__(self, width: int, states: int = 16, taps: int = 4, expand: int = 2, halved: bool = True) -> None:
         super().__init__()
         inner, rank = expand * width, math.ceil(width / 16)
-        self.inner, self.rank, self.states, self.halved = inner, rank, states, halved
+        self.inner, self.rank, self.states, self.taps, self.halved = inner, rank, states, taps, halved
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         for end in ("", "_b"):
             setattr(self, f"conv1d{end}", nn.Conv1d(inner, inner, taps, groups=inner, padding=taps - 1))
