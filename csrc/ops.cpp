@@ -20,4 +20,15 @@ STABLE_TORCH_LIBRARY(tokenreduce_kernels, m) {
   m.def("pitome_energy(Tensor metric, float margin, float alpha, bool above_margin) -> Tensor");
   m.def(
       "restore_apply(Tensor y, Tensor dest, Tensor? before, Tensor? after, int prefix, int suffix) -> Tensor");
+  m.def(
+      "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? decay_dt, "
+      "Tensor? dt_bias, Tensor? order, bool softplus, bool reverse) -> Tensor");
+  m.def(
+      "selective_scan_backward(Tensor grad, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+      "Tensor? decay_dt, Tensor? dt_bias, Tensor? order, bool softplus, bool reverse) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("causal_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? taps, bool reverse) -> Tensor");
+  m.def(
+      "causal_conv_backward(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? taps, bool reverse) -> "
+      "(Tensor, Tensor, Tensor)");
 }
