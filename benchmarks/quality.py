@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--method", help="only these methods, separated by commas")
     small = parser.add_argument_group("fashion_vit")
     small.add_argument("--data-dir", type=Path)
-    small.add_argument("--checkpoint", type=Path, help="of examples/train_fashion_vit.py; default: the shipped model")
+    small.add_argument("--checkpoint", type=Path, help="of examples/train_fashion.py; default: the shipped model")
     small.add_argument("--part", default="0/1", help="I/K: only every K-th arm, to share the work among processes")
     real = parser.add_argument_group("dinov2_small")
     real.add_argument("--size", type=int, default=quality_real.SIZE, help="of the images in pixels, a multiple of 14")

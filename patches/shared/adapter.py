@@ -10,7 +10,7 @@ from torch import nn
 
 from tokenreduce.budget.geometry import Geometry
 from tokenreduce.forward.reduction import Reduction
-from tokenreduce.reducers.entries import VIDEO
+from tokenreduce.reducers.entries import SCANS, VIDEO
 
 # What code reads of the last layer's output:
 # "protected": protected tokens only, or nothing; image tokens stay reduced, and outputs of tokens hold those.
@@ -30,6 +30,7 @@ class Adapter:
     name: str
     family: str
     videos: bool = False  # tokens are tubelets, in a grid of time, height and width
+    scans: bool = False  # layers are state-space models, which scan the tokens in order
 
     def matches(self, module: nn.Module) -> bool:
         """Whether `module` is a backbone of this family, patched or not."""
@@ -44,9 +45,10 @@ class Adapter:
         raise NotImplementedError
 
     def missing(self, model: nn.Module) -> dict[str, str]:
-        """`lacks`, and for models of images also what only models of videos show."""
+        """`lacks`, and what only models of videos and state-space models show, for others."""
         of_videos = {} if self.videos else dict.fromkeys(VIDEO, "the model takes images, not videos")
-        return self.lacks(model) | of_videos
+        of_scans = {} if self.scans else dict.fromkeys(SCANS, "the model is no state-space model")
+        return self.lacks(model) | of_videos | of_scans
 
     def geometry(self, model: nn.Module) -> Geometry:
         """Layers, protected tokens, grid, widths and costs."""

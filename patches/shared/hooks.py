@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tokenreduce.forward.marks import ATTRIBUTE, mark, unmark
 from tokenreduce.forward.noted import note_grid, note_video
@@ -95,6 +96,20 @@ def capture_folded_mean_keys(module: nn.Module, args: tuple[Any, ...], output: T
     capture_mean_keys(module, args, _unfolded(module, output))
 
 
+def capture_scan_output(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    """What enters the output projection of a state-space mixer."""
+    run = _run_of(module)
+    if run is not None:
+        run.shown.add("scan_output", args[0])
+
+
+def capture_time_step(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    """The steps of one direction, from what their projection gives."""
+    run = _run_of(module)
+    if run is not None:
+        run.shown.add_time_step(F.softplus(output.float()))
+
+
 def _noted_by(module: Any, x: Tensor) -> Reduction | None:
     """The patch that `module` notes something of `x` for."""
     refuse_proxy(x)
@@ -135,6 +150,8 @@ HOOKS = {
     "folded_queries": capture_folded_queries,
     "folded_keys": capture_folded_keys,
     "folded_mean_keys": capture_folded_mean_keys,
+    "scan_output": capture_scan_output,
+    "time_step": capture_time_step,
     "grid": capture_grid,
     "video": capture_video,
     "dynamic_grid": capture_dynamic_grid,

@@ -46,6 +46,8 @@ class Geometry:
 
     `needs_all`: layers that need all tokens in raster order, such as those with windows; tokens are restored before
     them.
+    `ordered`: layers scan the tokens in raster order, which what is left must keep, with protected tokens "first" or in
+    the "middle" of the image tokens; empty: layers that do not care.
     `follows_origin`: a reduced token must know which input token represents it (rotary embedding, position tables).
     """
 
@@ -60,6 +62,7 @@ class Geometry:
     costs: Costs
     needs_all: frozenset[int] = frozenset()
     follows_origin: bool = False
+    ordered: str = ""
 
     @property
     def count(self) -> int:

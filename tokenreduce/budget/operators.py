@@ -117,6 +117,9 @@ _MACS: dict[str, Callable[[Any, Any], int]] = {
         (_attention, "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable"),
         # Eigenvectors of a symmetric matrix by QR steps take about 9 n^3 operations (Golub and Van Loan, section 8.3).
         (lambda args, out: args[0].numel() * args[0].shape[-1] * 9 // 2, "_linalg_eigh linalg_eigh"),
+        # Of each state: dt A, dt x B, the decay and C h.
+        (lambda args, out: 4 * args[0].numel() * args[2].shape[1], "tokenreduce.selective_scan"),
+        (lambda args, out: args[0].numel() * args[1].shape[1], "tokenreduce.causal_conv"),
         (_multi_head_attention, "_native_multi_head_attention"),
         (_encoder_layer, "_transformer_encoder_layer_fwd"),
     )

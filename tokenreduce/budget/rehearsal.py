@@ -104,6 +104,7 @@ class Rehearsal:
             class_tokens=shape.class_tokens,
             grid=self._grid(),
             undone=self.restoring in ("soft", "delta"),
+            ordered=bool(shape.ordered),
         )
 
     def _tokens(self, layer: int, n: int) -> Tokens:
@@ -116,7 +117,17 @@ class Rehearsal:
         full, features = random(shape.heads, n + shape.protected, shape.head_dim), random(n, shape.width)
         sources = fake_entries(full, shape.class_tokens, image, shape.grid, generator)
         sources["auxiliary_logits"] = lambda: self._auxiliary_logits(layer, features).cpu().float()
-        return Tokens(features, None, sources, self._grid(), shape.prefix, shape.suffix, layer, shape.depth)
+        return Tokens(
+            features,
+            None,
+            sources,
+            self._grid(),
+            shape.prefix,
+            shape.suffix,
+            layer,
+            shape.depth,
+            ordered=bool(shape.ordered),
+        )
 
     def _grid(self) -> tuple[int, ...]:
         """A grid of the tokens that enter: of an image of another size only the count is known here, and any full grid

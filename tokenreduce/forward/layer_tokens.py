@@ -27,6 +27,7 @@ class LayerTokens(Tokens):
         shape = state.reduction.geometry
         self.state, self.shown, self.layer, self.x = state, shown, layer, x
         self.grid, self.prefix, self.suffix, self.depth = state.grid, shape.prefix, shape.suffix, shape.depth
+        self.ordered = bool(shape.ordered)
         self.sizes, self.padding, self._sources = state.sizes, None, None
         if state.valid is not None and state.sizes is not None:
             self.padding = state.sizes == 0
@@ -54,6 +55,8 @@ class LayerTokens(Tokens):
         }
         if "queries" in self.shown.entries and "keys" in self.shown.entries:
             found |= self._attention(self.shown.entries["queries"], self.shown.entries["keys"])
+        if self.ordered and "mean_keys" not in found:
+            found["mean_keys"] = lambda: self.features.float()
         heads = state.reduction.heads
         if heads is not None:
             stream = x[:, self.prefix : x.shape[1] - self.suffix]

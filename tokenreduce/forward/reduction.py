@@ -17,6 +17,7 @@ from tokenreduce.budget.schedule import Schedule
 from tokenreduce.budget.spreading import Counts
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.owner import Owner
+from tokenreduce.forward.scan_state import ScanRules
 from tokenreduce.maps.restoring import Restoring
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.contract import Reducer
@@ -27,7 +28,7 @@ class Reduction:
     """One patch: a reducer, a schedule and how outputs are restored, for a model of a given geometry.
 
     Args:
-        requested: `restore` and `prop_attn` as the user gave them, for `save_patch`.
+        requested: `restore`, `prop_attn` and rules of scans as the user gave them, for `save_patch`.
         owner: the model that the patch is for, where there is one.
     """
 
@@ -39,6 +40,7 @@ class Reduction:
     prop_attn: bool
     requested: dict[str, bool | str]
     owner: Owner | None = None
+    scan: ScanRules = field(default_factory=ScanRules)
     full_layers: frozenset[int] = field(init=False)  # the layers that all tokens enter, restored if need be
     # Read where the compiler takes counts as constants, so that its code is for this patch and its copies only.
     key: str = field(init=False, repr=False, default_factory=lambda: uuid4().hex)

@@ -69,7 +69,14 @@ class Run(TokenState):
     def begin(self, x: Tensor) -> None:
         """Make the method's state of the tokens that enter the first block, and choose its kernel."""
         reducer = self.reduction.reducer
-        if self.fast.kernel and self.planned is not None and self.valid is None and not torch.is_grad_enabled():
+        unordered = not self.reduction.geometry.ordered  # such kernels have an order of outputs of their own
+        if (
+            self.fast.kernel
+            and unordered
+            and self.planned is not None
+            and self.valid is None
+            and not torch.is_grad_enabled()
+        ):
             self.kernel = choose(self.fast.kernel, x)
             if self.kernel is not None and reducer.plans_ahead() and pays(x):
                 self.shown.when_keys = self.plan_ahead
@@ -192,6 +199,7 @@ class Run(TokenState):
                 if keep >= tokens.count:
                     return None, x
                 token_map = reducer.plan(tokens, keep, self.method_state)
+                token_map = self._in_order(token_map)
                 self.places.follow(token_map, self.sizes)
             if self.sizes is None and token_map.drops and token_map.size_weight is None:  # sizes stay 1
                 x = token_map.apply(x, None, shape.prefix, shape.suffix)
@@ -199,3 +207,11 @@ class Run(TokenState):
                 x, self.sizes, bias = token_map.merge(x, self.sizes, shape.prefix, shape.suffix)
                 self.bias = bias if self.valid is None else None
         return token_map, x
+
+    def _in_order(self, token_map: TokenMap) -> TokenMap:
+        """The map with its outputs in the order in which the model scans them, if it does."""
+        if self.scan is None:
+            return token_map
+        token_map = token_map.in_order()
+        self.scan.follow(token_map, self.shown.steps)
+        return token_map

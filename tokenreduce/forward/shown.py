@@ -37,6 +37,7 @@ class Shown:
     def __init__(self, by_head: bool = False, video: Video | None = None) -> None:
         self.by_head, self.video = by_head, video
         self.entries: dict[str, Tensor] = {}  # of all tokens, protected ones included
+        self.steps: list[Tensor] = []  # time steps (B, L, E) of the layer's scans, one for each direction
         self.attend: Attend | None = None
         self.when_keys: Callable[[Tensor], None] | None = None  # told as soon as `mean_keys` are there
 
@@ -55,6 +56,11 @@ class Shown:
         if self.when_keys is not None:
             self.when_keys(self.entries["mean_keys"])
 
+    def add_time_step(self, step: Tensor) -> None:
+        """Keep the time steps `(B, L, E)` of a direction; `time_step` is their mean."""
+        self.steps.append(without_history(step))
+        self.entries["time_step"] = self.steps[0] if len(self.steps) == 1 else sum(self.steps) / len(self.steps)  # type: ignore[assignment]
+
     def get(self, name: str) -> Tensor:
         """The entry `name`.
 
@@ -70,5 +76,5 @@ class Shown:
     def clear(self) -> None:
         """Forget the layer that has ended."""
         if self.entries:
-            self.entries = {}
+            self.entries, self.steps = {}, []
         self.attend = None

@@ -31,6 +31,9 @@ class Slicing:
     def attention_bias(self, x: Tensor, dtype: object = None) -> None:
         """No sizes, no bias."""
 
+    def walks(self, x: Tensor, taps: int) -> None:
+        """Scans walk row by row."""
+
     def show_attention(self, attend: object) -> None:
         """Nobody looks at the attention."""
 

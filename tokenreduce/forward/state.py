@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from tokenreduce.forward.reduction import Reduction
+from tokenreduce.forward.scan_state import ScanState
 from tokenreduce.maps.places import Places
 from tokenreduce.maps.restoring import Around
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.maps.walks import Walk
 from tokenreduce.ops.merging import size_bias
 from tokenreduce.ops.rows import with_protected
 from tokenreduce.ops.sized_attention import size_mask
@@ -43,6 +45,9 @@ class TokenState:
         self.maps: list[TokenMap] = []  # since all tokens were there
         self.around: list[Around] = []
         self.places = Places(self.entered, self.grid, reads | follows)
+        shape = self.reduction.geometry
+        middle = shape.ordered == "middle"
+        self.scan = ScanState(self.reduction.scan, self.entered, shape.prefix, middle) if shape.ordered else None
 
     def attention_bias(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
         """Additive logits `(B, 1, 1, N)`, log size of each key, 0 for protected tokens; None while all sizes are 1.
@@ -91,6 +96,11 @@ class TokenState:
             return table[0][:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1)
         rows = table.gather(2, tokens[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[3]))
         return rows.gather(3, tokens[:, None, None, :].expand(*rows.shape[:3], -1))
+
+    def walks(self, x: Tensor, taps: int) -> tuple[Walk, Walk] | None:
+        """How the scans of a state-space model walk over the rows of `x`, whose convolution has so many taps; None: row
+        by row."""
+        return None if self.scan is None else self.scan.walks(x.shape[0], x.device, taps)
 
     def blank(self, x: Tensor) -> Tensor:
         """`x` with zeros in the place of padding, so that what it held decides nothing."""

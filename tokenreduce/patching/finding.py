@@ -80,6 +80,8 @@ def _installed(library: str) -> bool:
 
 def _can_exist(library: str, family: str) -> bool:
     """Whether a model of the family can exist: transformers imports each of its model types apart."""
+    if library == "scan":  # models of our own
+        return f"tokenreduce.models.{family}" in sys.modules
     if library == "transformers":
         return f"transformers.models.{family}.modeling_{family}" in sys.modules
     return library in sys.modules

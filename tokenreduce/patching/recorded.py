@@ -22,6 +22,8 @@ class Recorded(NamedTuple):
     schedule: Schedule
     restore: bool | str
     prop_attn: bool | str
+    scan_conv: str = "auto"
+    scan_gap: str = "auto"
 
     def agree(self, method: str | None, options: dict[str, Any]) -> None:
         """Raise if a method or options were given beside the file that are not those in it."""
@@ -50,7 +52,8 @@ def read_patch(path: str | Path) -> Recorded:
             raise InvalidValueError(f"{path} has patch format {data['tokenreduce']!r}; this version reads {FORMAT}")
         schedule, method = Schedule.from_json(data["schedule"]), data["method"]
         options = {**lookup(method).former, **data["options"]}
-        return Recorded(str(path), method, options, schedule, data["restore"], data["prop_attn"])
+        scan = {name: data[name] for name in ("scan_conv", "scan_gap") if name in data}
+        return Recorded(str(path), method, options, schedule, data["restore"], data["prop_attn"], **scan)
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InvalidValueError(f"{path} is not a patch written by save_patch ({error!r})") from None
     except OSError as error:

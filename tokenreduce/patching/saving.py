@@ -24,5 +24,5 @@ def load_patch(model: Model, path: str | Path) -> Model:
     Raises: ValueError for a file that is not such a record or does not fit the model.
     """
     read = read_patch(path)
-    arguments = {"restore": read.restore, "prop_attn": read.prop_attn, **read.options}
-    return patch(model, read.method, schedule=read.schedule, **arguments)
+    modes = {name: getattr(read, name) for name in ("restore", "prop_attn", "scan_conv", "scan_gap")}
+    return patch(model, read.method, schedule=read.schedule, **modes, **read.options)

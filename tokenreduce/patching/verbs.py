@@ -17,6 +17,7 @@ from tokenreduce.forward.marks import patch_of
 from tokenreduce.forward.owner import Owner
 from tokenreduce.forward.records import last_record
 from tokenreduce.forward.reduction import Reduction
+from tokenreduce.forward.scan_state import ScanRules, scan_rules
 from tokenreduce.forward.stack import forget_everywhere
 from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.patches.shared.weights import wrapped_costs
@@ -42,6 +43,8 @@ def patch(
     layers: Sequence[int] | None = None,
     restore: bool | str = "auto",
     prop_attn: bool | str = "auto",
+    scan_conv: str = "auto",
+    scan_gap: str = "auto",
     **options: Any,
 ) -> Model:
     """Make `model` process fewer tokens, in place, without training; returns the model. Patching again replaces the
@@ -63,6 +66,11 @@ def patch(
             where "auto" would, in that mode.
         prop_attn: "auto" adds log(size) to each key's logit, so that a token standing for s others counts s times; it
             is off for masked-autoencoder weights, which it hurts.
+        scan_conv: of state-space models, what the convolution reads in the place of a token that is gone: "stand_in",
+            the token that stands for it, which "auto" is; "zeros", nothing; "compact", the next token that is left.
+        scan_gap: of state-space models, how far the state decays where tokens are gone: "hold", not at all, which "auto"
+            is; "self", "prev", "bias" or "frozen", by steps guessed from the token after the gap, the one before it, the
+            bias alone, or by the steps that the gone tokens had.
         options: the method's own, see `describe(method)`.
 
     Raises:
@@ -75,17 +83,23 @@ def patch(
         method, options, schedule = recorded.method, recorded.options, recorded.schedule
         restore = recorded.restore if restore == "auto" else restore
         prop_attn = recorded.prop_attn if prop_attn == "auto" else prop_attn
+        scan_conv = recorded.scan_conv if scan_conv == "auto" else scan_conv
+        scan_gap = recorded.scan_gap if scan_gap == "auto" else scan_gap
     if method is None:
         raise InvalidTypeError(f"no method was given; valid: {', '.join(methods())}, or schedule= with a file")
     reducer = create(method, options)
     check_restore(reducer, restore)
     check_mode("prop_attn", prop_attn)
+    scan = check_scan(adapter, scan_conv, scan_gap)
     outer = around(model, name)
     heads = auxiliary_heads(outer) if reads_heads(reducer) else None
     if heads is not None and layers is None and schedule is None and (r is None or isinstance(r, int)):
         layers = heads.auxiliary_layers
     made = _make_schedule(reducer, ratio, r, flops, schedule, layers).restore_after(*reducer.rebuilt_after())
     reduction = _prepare(backbone, adapter, outer, reducer, made, restore, prop_attn, heads)
+    if adapter.scans:
+        asked = {"scan_conv": scan_conv, "scan_gap": scan_gap}
+        reduction = dataclasses.replace(reduction, scan=scan, requested=reduction.requested | asked)
     warn_of_language(adapter, backbone, outer, reduction.restoring)
     _install(backbone, adapter, reduction)
     return model
@@ -186,6 +200,17 @@ def compatible(model: nn.Module) -> Compatibility:
 def check_mode(name: str, value: object) -> None:
     if not (isinstance(value, bool) or value == "auto"):
         raise InvalidValueError(f'{name} is {value!r}; valid: True, False, "auto"')
+
+
+def check_scan(adapter: Adapter, conv: str, gap: str) -> ScanRules:
+    """What scans are to do where tokens are missing."""
+    rules = scan_rules(conv, gap)
+    if not adapter.scans and (conv, gap) != ("auto", "auto"):
+        raise InvalidValueError(
+            f"scan_conv={conv!r} and scan_gap={gap!r} are for state-space models, and {adapter.family} is none; leave "
+            "them out"
+        )
+    return rules
 
 
 def _make_schedule(

@@ -24,12 +24,14 @@ class Entry:
             head, and what else `says` explains. Empty for entries that are no tensors.
         says: what it is.
         videos: only models of videos have it.
+        scans: only state-space models have it.
         of_attention: it is computed from queries and keys.
     """
 
     shape: tuple[str, ...]
     says: str
     videos: bool = False
+    scans: bool = False
     of_attention: bool = False
 
     @property
@@ -48,7 +50,8 @@ HEADS = ("B", "H", "N", "d")
 ENTRIES = {
     "mean_keys": Entry(
         ("B", "N", "d"),
-        "in fp32, mean over heads of the keys after k-norm and before rotary embedding; costs less than the keys",
+        "in fp32, mean over heads of the keys after k-norm and before rotary embedding; costs less than the keys; "
+        "features where the model has no keys (state-space models)",
     ),
     "keys": Entry(HEADS, "the keys after k-norm and before rotary embedding"),
     "queries": Entry(HEADS, "the queries after q-norm and before rotary embedding"),
@@ -88,9 +91,16 @@ ENTRIES = {
         ("B", "N", "P", "K"),
         "logits of K classes by the model's own auxiliary head after this layer, of P places in each token",
     ),
+    "scan_output": Entry(
+        ("B", "N", "E"),
+        "what the scans of a layer give, gated, before the output projection, E inner channels",
+        scans=True,
+    ),
+    "time_step": Entry(("B", "N", "E"), "the time steps of a layer's scans, mean over directions", scans=True),
     "origin": Entry(("B", "N"), "the index in the input of the token that represents each token"),
 }
 VIDEO = frozenset(name for name, entry in ENTRIES.items() if entry.videos)
+SCANS = frozenset(name for name, entry in ENTRIES.items() if entry.scans)
 ATTENTION = frozenset(name for name, entry in ENTRIES.items() if entry.of_attention)
 
 
@@ -168,6 +178,8 @@ def fake_entries(
         "mean_keys": lambda: full[:, 0, image],
         "positions": lambda: torch.rand(1, n, 2, generator=generator, device=full.device) * max(grid),
         "origin": lambda: torch.arange(n, device=full.device)[None],
+        "scan_output": lambda: torch.randn(1, n, 2 * full.shape[-1], generator=generator, device=full.device),
+        "time_step": lambda: torch.rand(1, n, 2 * full.shape[-1], generator=generator, device=full.device),
         "pixels": lambda: torch.randn(1, n, 2, 1, generator=generator, device=full.device),
     }
     sources |= {name: lambda: full[:, :, image] for name in ("keys", "queries", "values")}

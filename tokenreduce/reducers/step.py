@@ -15,6 +15,7 @@ class Step:
         prefix, suffix: protected tokens before and after the image tokens.
         class_tokens: how many of them are class tokens.
         grid: that of the input's tokens.
+        ordered: the model scans its tokens in order.
         undone: the map is undone by a product if it is dense: tokens come back, in the mode "soft" or "delta".
     """
 
@@ -30,6 +31,7 @@ class Step:
     class_tokens: int
     grid: tuple[int, ...]
     undone: bool
+    ordered: bool = False
 
     @property
     def attention(self) -> int:

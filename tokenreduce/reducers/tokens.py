@@ -31,6 +31,7 @@ class Tokens:
         layer, depth: the 0-based layer and the number of layers.
         padding: `(B, N)`, True for padding tokens, or None. Reducers see all of them as one point far from the real
             tokens, with no attention and size 1; when the map is applied they weigh 0.
+        ordered: the model scans its tokens in order, and reads in the place of a dropped one what stands for it.
     """
 
     features: Tensor
@@ -42,6 +43,7 @@ class Tokens:
     layer: int = 0
     depth: int = 1
     padding: Tensor | None = None
+    ordered: bool = False
 
     keys = _entry("keys")
     queries = _entry("queries")
@@ -53,6 +55,8 @@ class Tokens:
     positions = _entry("positions")
     origin = _entry("origin")
     pixels = _entry("pixels")
+    scan_output = _entry("scan_output")
+    time_step = _entry("time_step")
     auxiliary_logits = _entry("auxiliary_logits")
 
     @property

@@ -37,10 +37,15 @@ KERNELS = {
     "class_rows": "attention of class tokens, mean over heads (evit, topk ...)",
     "fuse_rest": "the map of evit without a sort",
     "merge_fused": "merge_apply where all sources join one output (evit)",
+    "selective_scan": "the recurrence of state-space models, with step, skip and gate",
+    "selective_scan_backward": "its gradients",
+    "causal_conv": "their short convolution, with taps of any rows, and SiLU",
+    "causal_conv_backward": "its gradients",
 }
+SCANS = frozenset(name for name in KERNELS if name.startswith(("selective_scan", "causal_conv")))
 # What each kind of kernel has.
-TRITON = frozenset(KERNELS) - {"attention_statistics", "pitome_energy"}
-COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"}
+TRITON = frozenset(KERNELS) - {"attention_statistics", "pitome_energy", "causal_conv", "causal_conv_backward"}
+COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"} - SCANS
 CHOICES = {
     "auto": "compiled for the CPU and Triton on a GPU, where they can run",
     "reference": "PyTorch everywhere",

@@ -10,6 +10,7 @@ from tokenreduce.ops.triton.fuse import merge_fused
 from tokenreduce.ops.triton.match import bipartite_match
 from tokenreduce.ops.triton.merge import bipartite_merge, merge_apply
 from tokenreduce.ops.triton.restore import restore_apply, size_bias
+from tokenreduce.ops.triton.scan import selective_scan, selective_scan_backward
 from tokenreduce.ops.triton.select import class_rows, fuse_rest
 from tokenreduce.ops.triton.ward import ward_match
 
@@ -23,6 +24,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         merge_apply,
         merge_fused,
         restore_apply,
+        selective_scan,
+        selective_scan_backward,
         size_bias,
         ward_cluster,
         ward_match,

@@ -1,7 +1,7 @@
-"""Train the shipped ViT on Fashion-MNIST: cheap epochs at patch 4 (49 tokens), then a few at patch 2 (196 tokens).
+"""Train a shipped model on Fashion-MNIST: cheap epochs at patch 4 (49 tokens), then a few at patch 2 (196 tokens).
 
-    python examples/train_fashion_vit.py --out runs/fashion_vit            # resumes where it stopped
-    python examples/train_fashion_vit.py --out runs/fashion_vit --finish   # test set, once, and the shipped files
+    python examples/train_fashion.py --model fashion_vit --out runs/fashion_vit            # resumes where it stopped
+    python examples/train_fashion.py --model fashion_vit --out runs/fashion_vit --finish   # test set, once, and files
 
 No token is ever dropped or merged in training. 5,000 training images are held out to watch progress; the test images
 are read by `--finish` only. A checkpoint is written after every epoch.
@@ -21,21 +21,30 @@ from torch import nn
 from torch.nn import functional as F
 
 from tokenreduce.lab.data import fashion_mnist
-from tokenreduce.lab.shipped import fashion_vit
+from tokenreduce.lab.shipped import fashion_vim, fashion_vit
+
+MODELS = {"fashion_vit": fashion_vit, "fashion_vim": fashion_vim}
+
+
+def build(args: argparse.Namespace, patch: int) -> nn.Module:
+    """The model of random weights, in the sizes that were asked for."""
+    sizes = {name: int(value) for name, value in (text.split("=") for text in args.size)}
+    return MODELS[args.model].build(patch, **sizes)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--phases", default="4:11,2:2", help="patch size : epochs, comma separated")
-    parser.add_argument("--width", type=int, default=fashion_vit.WIDTH)
-    parser.add_argument("--heads", type=int, default=fashion_vit.HEADS)
-    parser.add_argument("--depth", type=int, default=fashion_vit.DEPTH)
+    parser.add_argument("--size", action="append", default=[], metavar="NAME=N", help="of the model, such as depth=8")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="use only this many training images (a smoke test)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--graph", action="store_true", help="replay a CUDA graph instead of launching every kernel")
     parser.add_argument("--finish", action="store_true")
     return parser.parse_args()
 
@@ -49,19 +58,24 @@ def split_train(folder: Path, limit: int | None) -> dict[str, tuple[torch.Tensor
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mirror half of the images and shift each by up to two pixels."""
-    count = len(images)
-    flip = torch.rand(count, generator=generator) < 0.5
+    count, device = len(images), images.device
+    flip = (torch.rand(count, generator=generator) < 0.5).to(device)
     images = torch.where(flip[:, None, None, None], images.flip(-1), images)
     padded = F.pad(images, (2, 2, 2, 2))[:, 0]
-    dy, dx = torch.randint(0, 5, (2, count, 1), generator=generator)
-    span = torch.arange(28)
-    shifted = padded[torch.arange(count)[:, None, None], (dy + span)[:, :, None], (dx + span)[:, None, :]]
+    dy, dx = torch.randint(0, 5, (2, count, 1), generator=generator).to(device)
+    span = torch.arange(28, device=device)
+    shifted = padded[
+        torch.arange(count, device=device)[:, None, None], (dy + span)[:, :, None], (dx + span)[:, None, :]
+    ]
     return shifted.unsqueeze(1)
 
 
 def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the weight matrices of the blocks, AdamW for everything else."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks")]
+    """Muon for the weight matrices of the blocks, AdamW for everything else, such as the rates of a scan."""
+    matrices = [
+        p for name, p in model.named_parameters()
+        if p.ndim == 2 and name.startswith(("blocks", "layers")) and name.endswith(".weight") and "dt_proj" not in name
+    ]  # fmt: skip
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
@@ -70,12 +84,16 @@ def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def change_patch(state: dict[str, torch.Tensor], patch: int) -> dict[str, torch.Tensor]:
-    grid = 28 // patch
-    kernel = state["patch_embed.proj.weight"]
+def change_patch(model: nn.Module, state: dict[str, torch.Tensor], patch: int) -> dict[str, torch.Tensor]:
+    """The weights for another patch size; the row of the class token, wherever it is, stays as it is."""
+    grid, old = 28 // patch, state["pos_embed"]
+    middle = hasattr(model, "class_place")
+    was, now = ((old.shape[1] - 1) // 2, grid * grid // 2) if middle else (0, 0)
+    front = torch.cat([old[:, was : was + 1], old[:, :was], old[:, was + 1 :]], 1)
+    front = resample_abs_pos_embed(front, [grid, grid], num_prefix_tokens=1)
     return state | {
-        "patch_embed.proj.weight": resample_patch_embed(kernel, [patch, patch]),
-        "pos_embed": resample_abs_pos_embed(state["pos_embed"], [grid, grid], num_prefix_tokens=1),
+        "patch_embed.proj.weight": resample_patch_embed(state["patch_embed.proj.weight"], [patch, patch]),
+        "pos_embed": torch.cat([front[:, 1 : now + 1], front[:, :1], front[:, now + 1 :]], 1),
     }
 
 
@@ -90,13 +108,22 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
     return hits / len(images)
 
 
+def graphed(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor], args: argparse.Namespace) -> nn.Module:
+    """The model, or the graphs of its forward and backward pass for one batch."""
+    if not args.graph:
+        return model
+    example = fashion_mnist.normalise(data[0][: args.batch_size])
+    return torch.cuda.make_graphed_callables(model, (example,))
+
+
 def run_epoch(model, opts, data, schedule, args, generator) -> float:
     images, labels = data
     order = torch.randperm(len(images), generator=generator)
     batches = order[: len(order) // args.batch_size * args.batch_size].split(args.batch_size)
-    total = 0.0
+    total = torch.zeros((), device=images.device)
     for step, index in enumerate(batches):
         scale = schedule(step / len(batches))
+        index = index.to(images.device)
         inputs = fashion_mnist.normalise(augment(images[index], generator))
         loss = F.cross_entropy(model(inputs), labels[index], label_smoothing=0.1)
         loss.backward()
@@ -105,23 +132,28 @@ def run_epoch(model, opts, data, schedule, args, generator) -> float:
             opt.param_groups[0]["lr"] = args.lr * scale
             opt.step()
             opt.zero_grad(set_to_none=True)
-        total += loss.item()
-    return total / len(batches)
+        total += loss.detach()
+    return total.item() / len(batches)
 
 
 def train(args: argparse.Namespace, data: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
     torch.manual_seed(args.seed)
     plan = [int(patch) for part in args.phases.split(",") for patch in [part.split(":")[0]] * int(part.split(":")[1])]
     path = args.out / "checkpoint.pt"
-    saved = torch.load(path) if path.exists() else {"epoch": 0, "log": [], "seconds": 0.0, "patch": plan[0]}
+    saved = (
+        torch.load(path, map_location=args.device)
+        if path.exists()
+        else {"epoch": 0, "log": [], "seconds": 0.0, "patch": plan[0]}
+    )
     model, patch = None, saved["patch"]
     for epoch in range(saved["epoch"], len(plan)):
         if model is None or plan[epoch] != patch:
             state = model.state_dict() if model else saved.get("model")
             patch = plan[epoch]
-            model = fashion_vit.build(patch, args.width, args.heads, args.depth)
+            model = build(args, patch).to(args.device)
             if state:
-                model.load_state_dict(change_patch(state, patch))
+                model.load_state_dict(change_patch(model, state, patch))
+            model = graphed(model, data["train"], args)
             opts = optimizers(model, args.lr)
             if saved.get("patch") == patch and "opts" in saved:
                 for opt, opt_state in zip(opts, saved["opts"], strict=True):
@@ -145,13 +177,13 @@ def train(args: argparse.Namespace, data: dict[str, tuple[torch.Tensor, torch.Te
 
 def finish(args: argparse.Namespace, folder: Path) -> None:
     """Read the test set once, write weights, figures and the stratified 2,000 test images."""
-    saved = torch.load(args.out / "checkpoint.pt")
-    model = fashion_vit.build(saved["patch"], args.width, args.heads, args.depth)
+    saved = torch.load(args.out / "checkpoint.pt", map_location="cpu")
+    model = build(args, saved["patch"])
     model.load_state_dict(saved["model"])
     images, labels = fashion_mnist.load("test", folder)
     figures = {"test_top1": accuracy(model, images, labels), "log": saved["log"], "args": saved["args"]}
     (args.out / "figures.json").write_text(json.dumps(figures, indent=1))
-    save_file({k: v.contiguous() for k, v in saved["model"].items()}, str(args.out / "fashion_vit.safetensors"))
+    save_file({k: v.contiguous() for k, v in saved["model"].items()}, str(args.out / f"{args.model}.safetensors"))
     generator = torch.Generator().manual_seed(0)
     chosen = [torch.nonzero(labels == c)[:, 0] for c in range(10)]
     index = torch.cat([c[torch.randperm(len(c), generator=generator)[:200]] for c in chosen]).sort().values
@@ -169,7 +201,8 @@ def main() -> None:
     if args.finish:
         finish(args, folder)
     else:
-        train(args, split_train(folder, args.limit))
+        data = split_train(folder, args.limit)
+        train(args, {part: (images.to(args.device), labels.to(args.device)) for part, (images, labels) in data.items()})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""`ScanState`: how the scans of a state-space model walk over the tokens that are left in one forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tokenreduce.errors import unknown
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, Walk, walks
+from tokenreduce.ops.constants import counting
+
+
+@dataclass(frozen=True)
+class ScanRules:
+    """What scans do where tokens are missing: `conv`, one of `CONVOLUTIONS`, and `gap`, one of `GAPS`."""
+
+    conv: str = "stand_in"
+    gap: str = "hold"
+
+
+def scan_rules(conv: str, gap: str) -> ScanRules:
+    """The rules that a user asked for; "auto" stands for the default of each."""
+    for name, value, valid in (("scan_conv", conv, CONVOLUTIONS), ("scan_gap", gap, GAPS)):
+        if value != "auto" and value not in valid:
+            raise unknown(name, value, ("auto", *valid))
+    return ScanRules(ScanRules.conv if conv == "auto" else conv, ScanRules.gap if gap == "auto" else gap)
+
+
+class ScanState:
+    """Which places of the whole sequence are left, and which row stands for each of the others.
+
+    Rows are `[protected | image tokens in raster order]`; in the whole sequence protected tokens stand first or, where
+    `middle`, between the two halves of the image tokens.
+
+    Args:
+        rules: what scans do where tokens are missing.
+        entered: image tokens of the input.
+        prefix: protected tokens.
+        middle: where they stand in the whole sequence.
+    """
+
+    def __init__(self, rules: ScanRules, entered: int, prefix: int, middle: bool) -> None:
+        self.rules, self.entered, self.prefix = rules, entered, prefix
+        self.middle = middle and prefix > 0
+        self.place = entered // 2 if self.middle else 0  # of the first protected token
+        self.origin: Tensor | None = None  # (B, M), the input token that represents each image token
+        self.stands: Tensor | None = None  # (B, N), the image token that stands for each of the input
+        self.frozen: tuple[Tensor, Tensor] | None = None  # the steps missing before each row, by direction
+        self._walks: tuple[Walk, Walk] | None = None
+
+    def walks(self, batch: int, device: torch.device, taps: int) -> tuple[Walk, Walk] | None:
+        """The two directions over the present rows; None: all rows as they stand."""
+        if self.origin is None and not self.middle:
+            return None
+        if self._walks is None:
+            self._walks = self._walk(batch, device, taps)
+        return self._walks
+
+    def _walk(self, batch: int, device: torch.device, taps: int) -> tuple[Walk, Walk]:
+        rank, owners = self.ranks(batch, device), self.owners(batch, device)
+        both = walks(rank, owners, taps, self.rules.conv, self.rules.gap, in_order=not self.middle)
+        if self.frozen is None:
+            return both
+        return replace(both[0], frozen=self.frozen[0]), replace(both[1], frozen=self.frozen[1])
+
+    def ranks(self, batch: int, device: torch.device) -> Tensor:
+        """`(B, prefix + M)`: the place of each row in the whole sequence."""
+        origin = counting(self.entered, device).expand(batch, -1) if self.origin is None else self.origin
+        after = origin + self.prefix * (origin >= self.place)
+        protected = counting(self.prefix, device).expand(origin.shape[0], -1) + self.place
+        return torch.cat([protected, after], 1)
+
+    def owners(self, batch: int, device: torch.device) -> Tensor:
+        """`(B, prefix + N)`: the row that stands for each place of the whole sequence."""
+        stands = counting(self.entered, device).expand(batch, -1) if self.stands is None else self.stands
+        protected = counting(self.prefix, device).expand(stands.shape[0], -1)
+        rows = stands + self.prefix
+        return torch.cat([rows[:, : self.place], protected, rows[:, self.place :]], 1)
+
+    def follow(self, token_map: TokenMap, steps: list[Tensor] | None = None) -> None:
+        """Let the places follow a map whose outputs are in order; `steps`, for "frozen": the time steps `(B, L, E)` of
+        each direction in the layer that reduces."""
+        rep, count = token_map.representatives(), token_map.count
+        if self.rules.gap == "frozen" and steps:
+            self._freeze(rep, steps)
+        # Every output stands for its own place, also where a dense map gives more of that token to another.
+        dest = token_map.dest_or_argmax().scatter(1, rep, counting(count, rep.device).expand_as(rep))
+        self.origin = rep if self.origin is None else self.origin.gather(1, rep)
+        self.stands = dest if self.stands is None else dest.gather(1, self.stands)
+        self._walks = None
+
+    def _freeze(self, rep: Tensor, steps: list[Tensor]) -> None:
+        """Add the steps of the tokens that leave now to what is missing before those that stay."""
+        batch = rep.shape[0]
+        rank = self.ranks(batch, rep.device)
+        stays = torch.cat([counting(self.prefix, rep.device).expand(batch, -1), rep + self.prefix], 1)
+        before = self.frozen or (torch.zeros_like(steps[0]), torch.zeros_like(steps[-1]))
+        ahead, back = (
+            missing_before(rank, stays, step, already, sign)
+            for step, already, sign in zip((steps[0], steps[-1]), before, (1, -1), strict=True)
+        )
+        self.frozen = ahead, back
+
+
+def missing_before(rank: Tensor, stays: Tensor, step: Tensor, already: Tensor, sign: int) -> Tensor:
+    """`(B, L', E)`: for each of the rows `stays (B, L')` the steps of the rows that leave between it and the one that
+    stays before it in this direction, and what was missing before those `already`; by segment sums, as differences of
+    running sums lose digits in fp32."""
+    visited = rank.argsort(1)
+    visited = visited if sign == 1 else visited.flip(1)
+    is_left = torch.zeros_like(rank).scatter(1, stays, 1)
+    added = already + step * (1 - is_left)[..., None]
+    kept = is_left.gather(1, visited)
+    segment = kept.cumsum(1) - kept  # how many that stay were visited before: the place of the next one
+    wide = visited[..., None].expand(-1, -1, step.shape[2])
+    sums = step.new_zeros(step.shape[0], stays.shape[1] + 1, step.shape[2])
+    sums = sums.scatter_add(1, segment[..., None].expand_as(wide), added.gather(1, wide))[:, :-1]
+    order = rank.gather(1, stays).argsort(1)
+    order = order if sign == 1 else order.flip(1)
+    return torch.zeros_like(sums).scatter(1, order[..., None].expand_as(sums), sums)

@@ -1,0 +1,112 @@
+"""How a scan walks over the tokens that are left of a sequence: their order, their neighbours, and the gaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokenreduce.ops.rows import take
+
+CONVOLUTIONS = {
+    "stand_in": "a tap at the place of a token that is gone reads the token that stands for it",
+    "compact": "taps read the tokens that are left, as if none had been between them",
+    "zeros": "a tap at the place of a token that is gone reads nothing",
+}
+GAPS = {
+    "hold": "the state waits while tokens are missing",
+    "self": "it decays as if each missing token had the step of the one after it",
+    "prev": "it decays as if each missing token had the step of the one before it",
+    "bias": "it decays as if each missing token had the step of an input of zeros",
+    "frozen": "it decays by the steps that the missing tokens had when they were last computed",
+}
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One direction over the rows `(B, L, ...)` of what is left; all of it None: row by row.
+
+    Attributes:
+        order: `(B, L)`, the row that each step of the forward direction visits; the backward one visits them from the
+            last to the first.
+        taps: `(B, L, K)`, the row that each tap of the convolution reads for each row, -1 for none.
+        missing: `(B, L)`, how many tokens are missing right before each row in this direction.
+        before: `(B, L)`, the row visited before each row, or that row itself for the first.
+        gap: one of `GAPS`.
+        frozen: `(B, L, E)`, for "frozen" the sum of the steps of the tokens missing before each row.
+    """
+
+    order: Tensor | None = None
+    taps: Tensor | None = None
+    missing: Tensor | None = None
+    before: Tensor | None = None
+    gap: str = "hold"
+    frozen: Tensor | None = None
+
+    def steps(self, raw: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The time steps and how long the state decays before each, `(B, L, E)`, from steps before softplus; for "hold"
+        they stay before softplus, and the decays are None."""
+        if self.missing is None or self.gap == "hold":
+            return raw, None
+        wide = torch.float64 if raw.dtype == torch.float64 else torch.float32
+        step = F.softplus(raw.to(wide))
+        missing = self.missing[..., None].to(wide)
+        if self.gap == "frozen" and self.frozen is not None:
+            longer = self.frozen.to(wide)
+        elif self.gap == "prev" and self.before is not None:
+            longer = missing * take(step, self.before)
+        elif self.gap == "bias" and bias is not None:
+            longer = missing * F.softplus(bias.to(wide))
+        else:
+            longer = missing * step
+        return step.to(raw.dtype), (step + longer).to(raw.dtype)
+
+
+def walks(rank: Tensor, owners: Tensor, taps: int, conv: str, gap: str, in_order: bool) -> tuple[Walk, Walk]:
+    """The two directions over rows that are left of a sequence of N tokens.
+
+    Args:
+        rank: `(B, L)`, the place of each row in the whole sequence; all different.
+        owners: `(B, N)`, the row that stands for each place of the whole sequence; rows stand for their own.
+        taps: tokens that the convolution reads, K.
+        conv: one of `CONVOLUTIONS`.
+        gap: one of `GAPS`.
+        in_order: whether ranks ascend from row to row.
+    """
+    order = None if in_order else rank.argsort(1)
+    both = []
+    for sign in (1, -1):
+        read = tapped(rank, owners, order, taps, conv, sign)
+        missing, before = (None, None) if gap == "hold" else gaps(rank, order, sign)
+        both.append(Walk(order, read, missing, before, gap))
+    return both[0], both[1]
+
+
+def tapped(rank: Tensor, owners: Tensor, order: Tensor | None, taps: int, conv: str, sign: int) -> Tensor:
+    """`(B, L, K)`: the row that each tap reads; `sign` is 1 for the direction from the first token to the last."""
+    reach = torch.arange(taps - 1, -1, -1, device=rank.device) * -sign
+    if conv == "compact":
+        row = torch.arange(rank.shape[1], device=rank.device).expand_as(rank)
+        # Among the rows that are left, a row's place is its step of the walk, and who stands there is itself.
+        place = row if order is None else order.argsort(1)
+        rank, owners = place, row if order is None else order
+    wanted = rank[..., None] + reach
+    there = (wanted >= 0) & (wanted < owners.shape[1])
+    flat = wanted.clamp(0, owners.shape[1] - 1).flatten(1)
+    read = owners.gather(1, flat)
+    if conv == "zeros":
+        there = there & (rank.gather(1, read) == flat).view_as(there)
+    return torch.where(there, read.view_as(there), -1)
+
+
+def gaps(rank: Tensor, order: Tensor | None, sign: int) -> tuple[Tensor, Tensor]:
+    """How many tokens are missing before each row `(B, L)`, and the row visited before it, or itself for the first."""
+    row = torch.arange(rank.shape[1], device=rank.device).expand_as(rank)
+    visited = row if order is None else order
+    visited = visited if sign == 1 else visited.flip(1)
+    before = torch.cat([visited[:, :1], visited[:, :-1]], 1)
+    missing = (rank.gather(1, visited) - rank.gather(1, before)).abs() - 1
+    missing = missing.clamp_min(0)  # the first has none before it: its state is zero whatever it decays by
+    return torch.zeros_like(rank).scatter(1, visited, missing), torch.zeros_like(rank).scatter(1, visited, before)
