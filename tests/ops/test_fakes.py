@@ -20,6 +20,19 @@ X, SIZES, HEADS = torch.randn(2, 9, 8), torch.rand(2, 9) + 1, torch.randn(2, 3, 
 DEST = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]]).expand(2, -1)
 REP, SOURCES = torch.arange(5).expand(2, -1), torch.arange(5, 9).expand(2, -1)
 LONGER, SHORTER = torch.randn(2, 12, 8), torch.randn(2, 8, 8)
+SCAN = (
+    X.abs(),
+    -torch.rand(8, 3),
+    torch.randn(2, 9, 3),
+    torch.randn(2, 9, 3),
+    None,
+    X,
+    None,
+    torch.ones(8),
+    None,
+    True,
+    True,
+)
 CALLS: dict[str, tuple[Any, ...]] = {
     "bipartite_match": (HEADS.half(), 5, 1),
     "ward_match": (X, SIZES, None, 8, [7, 5], 0),
@@ -30,6 +43,10 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "attention_statistics": (HEADS, HEADS, None),
     "pitome_energy": (X.half(), 0.5, 1.0, True),
     "restore_apply": (SHORTER, DEST, LONGER, SHORTER, 1, 2),
+    "selective_scan": (X, *SCAN),
+    "selective_scan_backward": (X, X, *SCAN),
+    "causal_conv": (X, torch.randn(8, 4), None, None, False),
+    "causal_conv_backward": (X, X, torch.randn(8, 4), torch.randn(8), None, True),
 }
 
 

@@ -69,14 +69,9 @@ class Run(TokenState):
     def begin(self, x: Tensor) -> None:
         """Make the method's state of the tokens that enter the first block, and choose its kernel."""
         reducer = self.reduction.reducer
-        unordered = not self.reduction.geometry.ordered  # such kernels have an order of outputs of their own
-        if (
-            self.fast.kernel
-            and unordered
-            and self.planned is not None
-            and self.valid is None
-            and not torch.is_grad_enabled()
-        ):
+        # A kernel that does all has an order of outputs of its own.
+        alone = self.planned is not None and self.valid is None and self.scan is None
+        if self.fast.kernel and alone and not torch.is_grad_enabled():
             self.kernel = choose(self.fast.kernel, x)
             if self.kernel is not None and reducer.plans_ahead() and pays(x):
                 self.shown.when_keys = self.plan_ahead

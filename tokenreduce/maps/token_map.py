@@ -202,9 +202,7 @@ class TokenMap:
             self.count,
             dest=None if self.dest is None else rank.gather(1, self.dest),
             weight=self.weight,
-            share=None
-            if self.dest is not None
-            else self.dense().gather(1, order[..., None].expand(-1, -1, self.entered)),
+            share=None if self.dest is not None else take(self.dense(), order),
             size_weight=self.size_weight,
             rep=rep,
             sources=self.sources,

@@ -68,9 +68,9 @@ def patch(
             is off for masked-autoencoder weights, which it hurts.
         scan_conv: of state-space models, what the convolution reads in the place of a token that is gone: "stand_in",
             the token that stands for it, which "auto" is; "zeros", nothing; "compact", the next token that is left.
-        scan_gap: of state-space models, how far the state decays where tokens are gone: "hold", not at all, which "auto"
-            is; "self", "prev", "bias" or "frozen", by steps guessed from the token after the gap, the one before it, the
-            bias alone, or by the steps that the gone tokens had.
+        scan_gap: of state-space models, how far the state decays where tokens are gone: "hold", not at all, which
+            "auto" is; "self", "prev", "bias" or "frozen", by steps guessed from the token after the gap, the one before
+            it, the bias alone, or by the steps that the gone tokens had.
         options: the method's own, see `describe(method)`.
 
     Raises:
@@ -98,7 +98,7 @@ def patch(
     made = _make_schedule(reducer, ratio, r, flops, schedule, layers).restore_after(*reducer.rebuilt_after())
     reduction = _prepare(backbone, adapter, outer, reducer, made, restore, prop_attn, heads)
     if adapter.scans:
-        asked = {"scan_conv": scan_conv, "scan_gap": scan_gap}
+        asked: dict[str, bool | str] = {"scan_conv": scan_conv, "scan_gap": scan_gap}
         reduction = dataclasses.replace(reduction, scan=scan, requested=reduction.requested | asked)
     warn_of_language(adapter, backbone, outer, reduction.restoring)
     _install(backbone, adapter, reduction)

@@ -42,10 +42,9 @@ KERNELS = {
     "causal_conv": "their short convolution, with taps of any rows, and SiLU",
     "causal_conv_backward": "its gradients",
 }
-SCANS = frozenset(name for name in KERNELS if name.startswith(("selective_scan", "causal_conv")))
 # What each kind of kernel has.
 TRITON = frozenset(KERNELS) - {"attention_statistics", "pitome_energy", "causal_conv", "causal_conv_backward"}
-COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"} - SCANS
+COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"}
 CHOICES = {
     "auto": "compiled for the CPU and Triton on a GPU, where they can run",
     "reference": "PyTorch everywhere",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,6 +22,11 @@ def merged(x: Tensor, keep: int, prefix: int, suffix: int) -> tuple[Tensor, Tens
     batch, left = x.shape[0], prefix + keep + suffix
     sizes, bias = (x.new_empty(shape, dtype=torch.float32) for shape in ((batch, keep), (batch, 1, 1, left)))
     return x.new_empty(batch, left, x.shape[2]), sizes, bias
+
+
+def gradients(like: Tensor, given: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Those of each tensor, and an empty one for each None."""
+    return tuple(like.new_empty(0) if t is None else t.new_empty(t.shape) for t in given)
 
 
 def bipartite_match(metric: Tensor, keep: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,6 +76,22 @@ def restore_apply(
     return y.new_empty(y.shape[0], prefix + dest.shape[1] + suffix, y.shape[2])
 
 
+def selective_scan(x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def selective_scan_backward(grad: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    return gradients(grad, given[:9])
+
+
+def causal_conv(x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def causal_conv_backward(grad: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    return gradients(grad, given[:3])
+
+
 FAKES = (
     bipartite_match,
     ward_match,
@@ -78,6 +102,10 @@ FAKES = (
     attention_statistics,
     pitome_energy,
     restore_apply,
+    selective_scan,
+    selective_scan_backward,
+    causal_conv,
+    causal_conv_backward,
 )
 
 

@@ -24,6 +24,7 @@ NEEDED: dict[str, frozenset[str]] = {
     "key_norm": frozenset({"keys"}),
     "value_norm": frozenset({"values"}),
     "feature_norm": frozenset(),
+    "scan_output": frozenset({"scan_output"}),
 }
 
 
@@ -40,6 +41,7 @@ class TopK(Reducer):
         received_attention  mean_h sum_i A[h, i, j], all queries i, protected ones included; needs no class token
         key_norm            L2 norm of the keys of all heads together; value_norm: of the values
         feature_norm        L2 norm of the residual stream
+        scan_output         of state-space models, mean over channels of the scans' output where it is positive
 
     Kept tokens stay in raster order; of equal scores the lower index is kept. For restoring (not in the paper), a
     dropped token is stood for by the kept token with the most similar key, which takes over its size; in the original
@@ -92,5 +94,7 @@ class TopK(Reducer):
             return tokens.received_attention.mean(1)
         if self.score == "feature_norm":
             return tokens.features.float().norm(dim=-1)
+        if self.score == "scan_output":
+            return tokens.scan_output.float().clamp_min(0).mean(-1)
         heads = tokens.keys if self.score == "key_norm" else tokens.values
         return heads.float().norm(dim=-1).norm(dim=1)
