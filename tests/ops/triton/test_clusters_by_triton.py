@@ -10,10 +10,11 @@ from kernel_calls import DTYPES, FIELDS, STRIDES, exact_rows, strided
 from torch import Tensor
 
 pytest.importorskip("triton")
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.linkage import agglomerate_reference, members_of, mirrored
 from tokenreduce.ops.native import dispatch
-from tokenreduce.ops.triton.cluster import EACH, TILE, ward_cluster
+from tokenreduce.ops.triton.cluster import EACH, TILE, cluster_in, ward_cluster
 from tokenreduce.reducers.methods.ward import Ward, costs, signs
 from tokenreduce.reducers.parts.labels import map_of_clusters
 from tokenreduce.reducers.tokens import Tokens
@@ -159,3 +160,16 @@ def test_padding_of_size_0_costs_nothing() -> None:
 def test_equal_tokens_merge_from_the_first_on() -> None:
     x = torch.tensor([[[1.0], [5.0], [1.0], [5.0], [1.0], [9.0]]])
     assert clustered(x, None, 4).dest.tolist() == [[0, 1, 0, 2, 0, 3]]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("keep", [-1, 0, 5])
+def test_a_number_of_clusters_that_cannot_be_is_refused_before_anything_is_launched(keep: int) -> None:
+    with pytest.raises(InvalidValueError, match=rf"keep is {keep}; of 4 tokens it must lie in \[1, 4\]"):
+        ward_cluster(torch.zeros(1, 4, 8), None, None, 8, True, keep)
+
+
+@pytest.mark.interpreted
+def test_warps_change_no_result() -> None:
+    x = torch.randn(1, 50, 7, generator=torch.Generator().manual_seed(0))
+    one, other = (cluster_in(warps, x, None, None, 7, False, 30) for warps in (1, 4))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -7,8 +7,9 @@ from torch import Tensor
 from triton import cdiv, jit, next_power_of_2
 from triton import language as tl
 
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.ops.triton.launching import has_assembly, operator, start
-from tokenreduce.ops.triton.pieces import NONE
+from tokenreduce.ops.triton.pieces import NONE, reciprocal
 from tokenreduce.ops.triton.points import mean_points, sketched_points
 from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 
@@ -27,7 +28,26 @@ def ward_cluster(
     metric: Tensor, sizes: Tensor | None, signs: Tensor | None, width: int, directions: bool, keep: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`dest (B, N)`, `rep (B, M)` and `sources (B, N - M)` of the `keep` clusters of `metric (B, N, C)`, by sketches of
-    `width` channels of its `directions`, or as it is: then `(B, H, N, C)` is averaged over heads."""
+    `width` channels of its `directions`, or as it is: then `(B, H, N, C)` is averaged over heads.
+
+    Raises: InvalidValueError if `keep` is not in 1 to N.
+    """
+    return cluster_in(None, metric, sizes, signs, width, directions, keep)
+
+
+def cluster_in(
+    warps: int | None,
+    metric: Tensor,
+    sizes: Tensor | None,
+    signs: Tensor | None,
+    width: int,
+    directions: bool,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ward_cluster` with so many warps for the merges of an image; None: its own choice."""
+    if not 1 <= keep <= metric.shape[-2]:  # the kernel would look for a pair without an end
+        n = metric.shape[-2]
+        raise InvalidValueError(f"keep is {keep}; of {n} tokens it must lie in [1, {n}]")
     metric = in_a_row(metric)
     sizes = None if sizes is None else in_a_row(sizes)
     if directions:
@@ -51,7 +71,7 @@ def ward_cluster(
     block = max(32, next_power_of_2(n))
     start(_cluster, metric)[(batch,)](
         between, keys, mass, changed, dest, rep, sources, n, keep, tiles + 1,
-        BLOCK=block, num_warps=min(32, max(1, block // EACH)), num_stages=1,
+        ASSEMBLY=has_assembly(), BLOCK=block, num_warps=warps or min(32, max(1, block // EACH)), num_stages=1,
     )  # fmt: skip
     return dest, rep, sources
 
@@ -101,9 +121,14 @@ def _costs(
 
 
 @jit(do_not_specialize=["n", "keep", "parts"])
-def _cluster(between, keys, mass, changed, dest, rep, sources, n, keep, parts, BLOCK: tl.constexpr):
+def _cluster(
+    between, keys, mass, changed, dest, rep, sources, n, keep, parts, ASSEMBLY: tl.constexpr, BLOCK: tl.constexpr
+):
     """What merging costs a cluster only grows as others merge (Ward's criterion is reducible), so a key that is out of
-    date is a bound, and is found again only where it would be the least. Its update takes rounding into account."""
+    date is a bound, and is found again only where it would be the least. Its update takes rounding into account.
+
+    Finding a least key waits for all threads, which is most of the time: so the least of the others' keys is found
+    beside that of the one cluster whose key is still to come."""
     image = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, BLOCK)
     between += image * n * n
@@ -117,31 +142,30 @@ def _cluster(between, keys, mass, changed, dest, rep, sources, n, keep, parts, B
     key = tl.full([BLOCK], GONE, tl.int64)
     for part in range(parts):
         key = tl.minimum(key, tl.load(keys + part * n + index, mask=index < n, other=GONE))
+    best = tl.min(key, 0)
     for number in range(1, n - keep + 1):
-        best = tl.min(key, 0)
         while best & 1 != 0:
             row = ((best >> 16) & PLACES).to(tl.int32)
             others = (key != GONE) & (index != row)
-            cost = _row(between, changed, when, index, others, row, n)
-            found = tl.min(tl.where(others, _key(cost, row, index), GONE), 0)
-            key = tl.where(index == row, found, key)
-            best = tl.min(key, 0)
+            cost = _row(between, when, index, others, row, tl.load(changed + row), n)
+            best, key = _with(key, _key(cost, row, index), others, index == row)
         into, gone = ((best >> 16) & PLACES).to(tl.int32), ((best >> 1) & PLACES).to(tl.int32)
         others = (key != GONE) & (index != into) & (index != gone)
-        x = _row(between, changed, when, index, others, into, n)
-        y = _row(between, changed, when, index, others, gone, n)
-        z = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        into_changed, gone_changed = tl.load(changed + into), tl.load(changed + gone)
         a, b = tl.load(mass + into), tl.load(mass + gone)
-        cost = ((a + size) * x + (b + size) * y - size * z) / tl.maximum(a + b + size, 1e-12)
-        cost = _cleaned(cost)
+        x = _row(between, when, index, others, into, into_changed, n)
+        y = _row(between, when, index, others, gone, gone_changed, n)
+        z = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+        cost = _times(a + size, x, ASSEMBLY) + _times(b + size, y, ASSEMBLY) - _times(size, z, ASSEMBLY)
+        cost = _cleaned(_quotient(cost, tl.maximum(a + b + size, 1e-12), ASSEMBLY))
         theirs = _key(cost, index, into)
         nearest = ((key >> 1) & PLACES).to(tl.int32)
         outdated = ((nearest == into) | (nearest == gone)) & (theirs > key)
         key = tl.where(others, tl.where(outdated, key | 1, tl.minimum(key, theirs)), GONE)
-        key = tl.where(index == into, tl.min(tl.where(others, _key(cost, into, index), GONE), 0), key)
+        best, key = _with(key, _key(cost, into, index), others, index == into)
         when = tl.where(index == into, number, when)
         size = tl.where(index == into, a + b, size)
-        tl.debug_barrier()  # all threads have read what is overwritten now
+        # All threads have read what is overwritten now: the least key is known to none before all have given theirs.
         tl.store(between + into * n + index, cost, mask=others)
         tl.store(mass + into, a + b)
         tl.store(changed + into, number)
@@ -151,10 +175,38 @@ def _cluster(between, keys, mass, changed, dest, rep, sources, n, keep, parts, B
 
 
 @jit
-def _row(between, changed, when, index, others, row, n):
-    """What merging `row` with each of `others` costs. A merge writes its row alone, not its column: of two clusters
-    the row of the one that changed last is right."""
-    newer = when > tl.load(changed + row)
+def _with(key, candidates, others, own):
+    """The least key of all, and the keys with the least candidate for the `own` cluster."""
+    found = tl.min(tl.where(others, candidates, GONE), 0)
+    rest = tl.min(tl.where(own, GONE, key), 0)
+    return tl.minimum(found, rest), tl.where(own, found, key)
+
+
+@jit
+def _times(a, b, ASSEMBLY: tl.constexpr):
+    """`a * b`, rounded before anything is added to it, as the reference has it: equal costs stay equal."""
+    if ASSEMBLY:
+        return tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], tl.float32, True, 1)
+    return a * b
+
+
+@jit
+def _quotient(a, b, ASSEMBLY: tl.constexpr):
+    """`a / b`, rounded as the reference has it, without the branch for numbers near the ends of fp32."""
+    if ASSEMBLY:
+        near = reciprocal(b, True)
+        near = tl.fma(tl.fma(-b, near, 1.0), near, near)
+        quotient = a * near
+        quotient = tl.fma(tl.fma(-b, quotient, a), near, quotient)
+        return tl.fma(tl.fma(-b, quotient, a), near, quotient)
+    return a / b
+
+
+@jit
+def _row(between, when, index, others, row, changed, n):
+    """What merging `row`, which `changed` last by that merge, with each of `others` costs. A merge writes its row
+    alone, not its column: of two clusters the row of the one that changed last is right."""
+    newer = when > changed
     return tl.load(between + tl.where(newer, index * n + row, row * n + index), mask=others, other=0.0)
 
 
