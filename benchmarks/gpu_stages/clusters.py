@@ -1,4 +1,4 @@
-"""`ward_cluster` against its reference, index by index; and what a call takes, by warps an image."""
+"""`ward_cluster` against its reference, index by index; and how long a call takes, by warps an image and sweeps."""
 
 from __future__ import annotations
 
@@ -28,35 +28,36 @@ CASES = (
     (2, 1369, 600),
 )
 TINY = ((2, 17, 9),)
-# By what is timed first: how many warps are tried. 0: as many as the operator takes by itself.
+# Warps (0: as many as the operator takes by itself) and sweeps that are tried; what decides comes first.
 TIMED = (
-    ((32, 196, 160), (0, 1, 4, 8)),
-    ((256, 196, 160), (0, 1, 4)),
-    ((1, 196, 160), (0, 1, 4)),
-    ((1, 1369, 1146), (0, 8, 32)),
-    ((32, 1369, 1146), (0, 8, 32)),
-    ((32, 196, 196), (0,)),  # costs alone: nothing merges
-    ((1, 1369, 1369), (0,)),
-    ((32, 1369, 1369), (0,)),
-    ((32, 576, 460), (0, 4, 16)),
+    ((32, 196, 160), ((0, 0), (0, 1), (0, 2), (1, 0), (4, 0), (8, 0))),
+    ((1, 1369, 1146), ((0, 0), (0, 1), (0, 2), (0, 3), (8, 0), (32, 0), (8, 2))),
+    ((32, 1369, 1146), ((0, 0), (0, 1), (0, 2), (0, 3), (8, 0), (32, 0))),
+    ((256, 196, 160), ((0, 0), (0, 1), (0, 2), (1, 0), (4, 0))),
+    ((1, 196, 160), ((0, 0), (0, 1), (0, 2), (4, 0))),
+    ((32, 196, 196), ((0, 0),)),  # costs alone: nothing merges
+    ((1, 1369, 1369), ((0, 0),)),
+    ((32, 1369, 1369), ((0, 0),)),
+    ((32, 576, 460), ((0, 0), (0, 2))),
 )
 WIDTH = 64
 
 
 def run(session: Session) -> None:
     cases = TINY if session.tiny else CASES
-    for case, (sized, ties) in itertools.product(cases[:1], itertools.product((False, True), repeat=2)):
-        compare(session, case, sized, ties)
-    for case, warps in TIMED if not session.tiny else ((TINY[0], (0, 1)),):
-        for number in warps:
-            session.measure(lambda c=case, w=number: timed(session, c, w), shape=list(case), what=f"{number} warps")
-    for case, ties in itertools.product(cases[1:], (False, True)):
-        compare(session, case, True, ties)
+    for sweeps, sized, ties in itertools.product((0, 2), (False, True), (False, True)):
+        compare(session, cases[0], sweeps, sized, ties)
+    for case, ways in TIMED if not session.tiny else ((TINY[0], ((0, 0), (1, 2))),):
+        for way in ways:
+            what = f"{way[0]} warps, {way[1]} sweeps"
+            session.measure(lambda case=case, way=way: timed(session, case, *way), shape=list(case), what=what)
+    for case, sweeps, ties in itertools.product(cases[1:], (0, 2), (False, True)):
+        compare(session, case, sweeps, True, ties)
 
 
-def compare(session: Session, case: tuple[int, int, int], sized: bool, ties: bool) -> None:
-    key = {"shape": list(case), "ties": ties, "what": "sizes" if sized else "no sizes"}
-    session.measure(lambda: compared(session, case, sized, ties), **key)
+def compare(session: Session, case: tuple[int, int, int], sweeps: int, sized: bool, ties: bool) -> None:
+    what = f"{sweeps} sweeps, {'sizes' if sized else 'no sizes'}"
+    session.measure(lambda: compared(session, case, sweeps, sized, ties), shape=list(case), ties=ties, what=what)
 
 
 def made(session: Session, batch: int, n: int, sized: bool, ties: bool) -> tuple[Tensor, Tensor | None]:
@@ -73,14 +74,14 @@ def made(session: Session, batch: int, n: int, sized: bool, ties: bool) -> tuple
     return values.to(session.dtype).transpose(1, 2)[:, :, 1:], sizes if sized else None
 
 
-def compared(session: Session, case: tuple[int, int, int], sized: bool, ties: bool) -> Facts:
+def compared(session: Session, case: tuple[int, int, int], sweeps: int, sized: bool, ties: bool) -> Facts:
     """`same`: the share of images whose maps are the reference's; `worse`: by which share the squared error of the
     clusters is above the reference's, where a tie within rounding was broken otherwise."""
     batch, n, keep = case
     keys, sizes = made(session, batch, n, sized, ties)
     with torch.inference_mode():
-        (dest, rep, sources), first = first_call(lambda: clustered(session, 0, keys, sizes, keep))
-        again = clustered(session, 0, keys, sizes, keep)
+        (dest, rep, sources), first = first_call(lambda: clustered(session, 0, sweeps, keys, sizes, keep))
+        again = clustered(session, 0, sweeps, keys, sizes, keep)
         points = keys.float().mean(1)
         right, _, _ = maps_of(reference(points, sizes, keep))
         own, other = (error(points, sizes, places, keep) for places in (dest, right))
@@ -115,21 +116,21 @@ def error(points: Tensor, sizes: Tensor | None, dest: Tensor, keep: int) -> Tens
 
 
 def clustered(
-    session: Session, warps: int, keys: Tensor, sizes: Tensor | None, keep: int
+    session: Session, warps: int, sweeps: int, keys: Tensor, sizes: Tensor | None, keep: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     if session.tiny:  # Triton cannot run there, the rest of the stage can
         return maps_of(reference(keys.float().mean(1), sizes, keep))
     from tokenreduce.ops.triton.cluster import cluster_in
 
-    return cluster_in(warps or None, keys, sizes, None, WIDTH, False, keep)
+    return cluster_in(warps or None, sweeps, keys, sizes, None, WIDTH, False, keep)
 
 
-def timed(session: Session, case: tuple[int, int, int], warps: int) -> Facts:
+def timed(session: Session, case: tuple[int, int, int], warps: int, sweeps: int) -> Facts:
     batch, n, keep = case
     keys, sizes = made(session, batch, n, True, False)
 
     def call() -> object:
-        return clustered(session, warps, keys, sizes, keep)
+        return clustered(session, warps, sweeps, keys, sizes, keep)
 
     with torch.inference_mode():
         _, first = first_call(call)
