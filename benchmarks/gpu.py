@@ -44,7 +44,7 @@ class Clone(MetaPathFinder):
 sys.meta_path.append(Clone())
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from gpu_stages import attention, ceilings, clusters, compiled, correct, env, micro, models, summary, trace  # noqa: E402
+from gpu_stages import attention, ceilings, clusters, compiled, correct, env, host, micro, models, summary, trace  # noqa: E402
 from gpu_stages.cases import resolve  # noqa: E402
 from gpu_stages.session import GpuLostError, Session  # noqa: E402
 
@@ -56,6 +56,7 @@ STAGES = {
     "correct": (correct.run, correct.SECONDS),
     "models": (models.run, models.SECONDS),
     "trace": (trace.run, trace.SECONDS),
+    "host": (host.run, host.SECONDS),
     "compile": (compiled.run, compiled.SECONDS),
     "more models": (models.more, models.MORE_SECONDS),
     "micro": (micro.run, micro.SECONDS),

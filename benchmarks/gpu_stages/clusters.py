@@ -14,7 +14,7 @@ from tokenreduce.ops.linkage import agglomerate_reference, members_of, mirrored
 from tokenreduce.reducers.methods.ward import costs
 from tokenreduce.reducers.parts.labels import map_of_clusters
 
-SECONDS = 45.0
+SECONDS = 50.0
 # images, tokens, clusters that are left
 CASES = (
     (8, 196, 160),
@@ -30,15 +30,16 @@ CASES = (
 TINY = ((2, 17, 9),)
 # Warps (0: as many as the operator takes by itself) and sweeps that are tried; what decides comes first.
 TIMED = (
-    ((32, 196, 160), ((0, 0), (0, 1), (0, 2), (1, 0), (4, 0), (8, 0))),
-    ((1, 1369, 1146), ((0, 0), (0, 1), (0, 2), (0, 3), (8, 0), (32, 0), (8, 2))),
-    ((32, 1369, 1146), ((0, 0), (0, 1), (0, 2), (0, 3), (8, 0), (32, 0))),
-    ((256, 196, 160), ((0, 0), (0, 1), (0, 2), (1, 0), (4, 0))),
-    ((1, 196, 160), ((0, 0), (0, 1), (0, 2), (4, 0))),
+    ((32, 196, 160), ((0, 0), (0, 2), (1, 0), (4, 0))),
+    ((1, 1369, 1146), ((0, 0), (0, 2), (0, 1), (0, 3))),
+    ((32, 1369, 1146), ((0, 0), (0, 2), (0, 3))),
+    ((256, 196, 160), ((0, 0), (0, 2), (1, 0), (4, 0))),
+    ((1, 196, 160), ((0, 0), (0, 2), (1, 0), (4, 0))),
     ((32, 196, 196), ((0, 0),)),  # costs alone: nothing merges
     ((1, 1369, 1369), ((0, 0),)),
     ((32, 1369, 1369), ((0, 0),)),
     ((32, 576, 460), ((0, 0), (0, 2))),
+    ((1, 1369, 1146), ((8, 0), (32, 0))),
 )
 WIDTH = 64
 
