@@ -29,7 +29,7 @@ def merge_pairs(points: Tensor, keys: Tensor, mass: Tensor, done: Tensor, wanted
         points, keys, mass, done, torch.empty(batch, 2 * n, dtype=torch.int32, device=points.device),
         n, wanted, keys.shape[1],
         WIDTH=width, FIRST=first, BLOCK=block, ROWS=ROWS, DEEP=min(DEEP, max(16, next_power_of_2(width))),
-        num_warps=min(16, max(1, block // EACH)), num_stages=1,
+        num_warps=min(16, max(4, block // EACH)), num_stages=1,
     )  # fmt: skip
 
 
