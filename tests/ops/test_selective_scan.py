@@ -17,6 +17,8 @@ from tokenreduce.ops.native import dispatch
 from tokenreduce.ops.selective_scan import scan_by_doubling, scan_loop, scan_operator, selective_scan
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "z", "decay_dt", "dt_bias", "order", "softplus", "reverse")
+
+
 def named(options: dict[str, Any]) -> str:
     return "-".join(name for name, on in options.items() if on) or "plain"
 
@@ -143,9 +145,7 @@ def test_states_of_half_precision_are_fp32(dtype: torch.dtype, way: str) -> None
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
-def test_a_longer_decay_stands_for_inputs_that_are_gone(
-    dtype: torch.dtype, tolerance: float, reverse: bool
-) -> None:
+def test_a_longer_decay_stands_for_inputs_that_are_gone(dtype: torch.dtype, tolerance: float, reverse: bool) -> None:
     """With the true steps of what is gone the shorter scan is the longer one in which those tokens write nothing."""
     g = torch.Generator().manual_seed(0)
     x, dt, A, B, C, D, z, *_ = scan_inputs(3, 40, 5, 4, softplus=False, dtype=dtype)
