@@ -89,7 +89,7 @@ def check_exact(backbone: Backbone, method: str) -> None:
 
 def has_oracle(backbone: Backbone, method: str) -> bool:
     """Whether `check_oracle` says something about this pair."""
-    return backbone.equal_positions is not None and (by_place(method) or finds_duplicates(method))
+    return backbone.merges_exactly and (by_place(method) or finds_duplicates(method))
 
 
 def by_place(method: str) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenreduce
-from tokenreduce.reducers.entries import VIDEO
+from tokenreduce.reducers.entries import ATTENTION, SCANS, VIDEO
 
 PATCH, CHANNELS = 4, 3
 
@@ -81,6 +81,9 @@ class Backbone:
         map_attention: an attention on maps, with relative positions or windows beside it, which is restated.
         one_size: whether that attention takes maps of the configured size only.
         reads: what follows the layers reads: "protected" tokens only, image "tokens", or "all" of them.
+        scans: layers are scans of the tokens in their order, and where in it the protected ones stand: "first" or in
+            the "middle". Such a layer has one line, so that what it removes is gone from the next layer on; there is no
+            attention; and merging identical tokens changes something, as a convolution sees where a group begins.
     """
 
     name: str
@@ -110,10 +113,16 @@ class Backbone:
     map_attention: str = ""
     one_size: bool = False
     reads: str = "protected"
+    scans: str = ""
 
     @property
     def count(self) -> int:
         return math.prod(self.grid)
+
+    @property
+    def merges_exactly(self) -> bool:
+        """Whether merging identical tokens changes nothing, once their positions are equal."""
+        return self.equal_positions is not None and not self.scans
 
     @property
     def videos(self) -> bool:
@@ -125,6 +134,7 @@ class Backbone:
         has_class_token = self.prefix > 0 if self.class_token is None else self.class_token
         return (
             self.lacks
+            | ({*ATTENTION, "keys", "queries", "values"} if self.scans else SCANS)
             | ({"grid"} if self.videos else VIDEO)
             | (frozenset() if has_class_token else {"class_attention"})
             | (frozenset() if self.auxiliary_heads else {"auxiliary_logits"})

@@ -48,7 +48,7 @@ def finds_duplicates(method: str) -> bool:
 
 def family_facts(row: Backbone) -> tuple[Any, ...]:
     """The library, and what compilers see of a family."""
-    facts = row.rotary, row.biased, row.unmasked, row.videos, bool(row.map_attention), row.suffix > 0
+    facts = row.rotary, row.biased, row.unmasked, row.videos, bool(row.map_attention), row.suffix > 0, row.scans
     return row.name.split("_")[0], *facts
 
 

@@ -1,5 +1,6 @@
 """Law 10: dropping is masking. A model whose tokens are dropped gives what the unpatched one gives with those tokens
-hidden from attention; their positions are all different, so that each token kept must find its own."""
+hidden from attention; their positions are all different, so that each token kept must find its own. Models that scan
+their tokens have no attention: `tests/patches/test_vim.py` is for those."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 import backbone_checks as checks
 import pytest
 import torch
-from backbones import BACKBONES, Backbone, Inputs, tensors
+from backbones import Backbone, Inputs, tensors
+from choosing import every_backbone
 from masking import Bias, watched
 from tokenreduce.patches.shared.layered import LayeredAdapter
 from tokenreduce.patches.shared.windows import as_tokens, first
@@ -166,7 +168,7 @@ def compare_outputs(actual: list[Tensor], expected: list[Tensor], last: Tensor, 
 
 @pytest.mark.parametrize("raster", [False, True], ids=["any_order", "raster_order"])
 @pytest.mark.parametrize("method", ["dropping_before", "dropping_within"])
-@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda b: b.name)
+@every_backbone(lambda row: not row.scans)
 def test_dropping_is_masking(backbone: Backbone, method: str, raster: bool) -> None:
     """In each layer from the first that drops to the next that needs all tokens, in outputs and in collected maps."""
     inputs = backbone.inputs(BATCH)

@@ -14,11 +14,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 HAS_ORACLE = [m for m in tokenreduce.methods() if checks.by_place(m) or finds_duplicates(m)]
 
 
-def can_be_made_equal(backbone: Backbone) -> bool:
-    return backbone.equal_positions is not None
+def merges_exactly(backbone: Backbone) -> bool:
+    return backbone.merges_exactly
 
 
-@pairs(everywhere=SAMPLE, first=HAS_ORACLE, main=HAS_ORACLE, where=can_be_made_equal, among=lambda m: m in HAS_ORACLE)
+@pairs(everywhere=SAMPLE, first=HAS_ORACLE, main=HAS_ORACLE, where=merges_exactly, among=lambda m: m in HAS_ORACLE)
 def test_merging_identical_tokens_changes_nothing(backbone: Backbone, method: str) -> None:
     checks.check_oracle(backbone, method)
 
@@ -26,7 +26,7 @@ def test_merging_identical_tokens_changes_nothing(backbone: Backbone, method: st
 @pairs(
     everywhere=("tome", "pool"),
     among=("tome", "pool").__contains__,
-    where=lambda row: can_be_made_equal(row) and row.in_a_row,
+    where=lambda row: row.merges_exactly and row.in_a_row,
 )
 def test_so_does_merging_them_in_a_later_layer(backbone: Backbone, method: str) -> None:
     checks.check_oracle(backbone, method, nth=1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from backbones import Backbone, Inputs, fresh_model, silenced
 from choosing import MAIN, SAMPLE, pairs
+from tokenreduce.patches.shared.scanned import to_front
 from torch import Tensor
 
 import tokenreduce
@@ -25,10 +26,15 @@ def test_protected_tokens_pass_untouched(backbone: Backbone, method: str) -> Non
     _, part, adapter = tokenreduce.patching.finding.find_backbone(model)
     layers = adapter.layers(part)
     layers[0].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
-    layers[-1].mlp_line = remember(layers[-1].mlp_line, seen)
+    if backbone.scans:
+        layers[-1].mixer.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        layers[-1].norm = torch.nn.Identity()
+    else:
+        layers[-1].mlp_line = remember(layers[-1].mlp_line, seen)
     with torch.no_grad():
         backbone.outputs(model, backbone.inputs())
     first, last = seen
+    first = to_front(first) if backbone.scans == "middle" else first
     assert last.shape[1] < first.shape[1]
     assert torch.equal(first[:, : backbone.prefix], last[:, : backbone.prefix])
     begin = [tokens.shape[1] - backbone.suffix for tokens in seen]
