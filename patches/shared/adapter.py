@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -31,6 +31,7 @@ class Adapter:
     family: str
     videos: bool = False  # tokens are tubelets, in a grid of time, height and width
     scans: bool = False  # layers are state-space models, which scan the tokens in order
+    scan_refusals: ClassVar[Mapping[str, str]] = {}  # values of scan_conv and scan_gap that mean nothing here, with why
 
     def matches(self, module: nn.Module) -> bool:
         """Whether `module` is a backbone of this family, patched or not."""

@@ -51,6 +51,11 @@ class GridWalks:
     owners: Tensor | None = None
     empty: Tensor | None = None
 
+    @property
+    def count(self) -> int:
+        """N, the places of the grid."""
+        return self.grid[0] * self.grid[1]
+
     def fill(self, x: Tensor) -> Tensor:
         """The whole grid `(B, N, C)` of rows `(B, L, C)`."""
         if self.owners is None:
@@ -86,6 +91,12 @@ def left_of_grid(grid: Grid, places: Tensor, owners: Tensor, conv: str, gap: str
     if conv == "zeros":
         empty = torch.ones_like(owners, dtype=torch.bool).scatter(1, places, False)
     return GridWalks(grid, snakes(grid, places, owners, gap), places, owners, empty)
+
+
+def first_of_grid(grid: Grid, batch: int, left: int, device: torch.device) -> GridWalks:
+    """The walks over the first `left` rows of a grid; the last of them stands for all that are gone."""
+    owners = counting(grid[0] * grid[1], device).clamp(max=left - 1).expand(batch, -1)
+    return left_of_grid(grid, counting(left, device).expand(batch, -1), owners, "stand_in", "hold")
 
 
 def snakes(grid: Grid, places: Tensor, owners: Tensor, gap: str) -> tuple[GridWalk, ...]:

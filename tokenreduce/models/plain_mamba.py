@@ -16,21 +16,37 @@ from tokenreduce.models.positions import resized_positions
 STEM = 64  # channels of the convolutions before the patches
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm of a stream that may be wider than its weights, in their type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x (..., C)`, normed."""
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
+
+
 class PlainMambaLayer(nn.Module):
     """`x + mamba(norm(x))`, and with `depthwise` a 3 x 3 convolution of that on the grid, without a residual."""
 
     def __init__(self, width: int, states: int, side: int, expand: int, depthwise: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.mamba = PlainMambaMixer(width, states, side, expand)
         if depthwise:
             convolution = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
             self.dw = nn.Sequential(convolution, nn.BatchNorm2d(width), nn.GELU())
 
+    @property
+    def mixer(self) -> PlainMambaMixer:
+        """The mixer, whose name in released weights is `mamba`."""
+        return self.mamba
+
     def forward(self, x: Tensor, walks: GridWalks) -> Tensor:
         """`(B, L, width)` from the stream `x (B, L, width)`, all or some tokens of a grid."""
         x = x + self.mamba(self.norm(x), walks)
-        return convolved(x, self.dw, walks) if hasattr(self, "dw") else x
+        if not hasattr(self, "dw"):
+            return x
+        return convolved(x.to(self.dw[0].weight.dtype), self.dw, walks).to(x.dtype)
 
 
 class ConvPatchEmbed(nn.Module):
@@ -100,7 +116,7 @@ class PlainMamba(nn.Module):
         self.layers = nn.ModuleList(
             PlainMambaLayer(embed_dim, states, side, expand, layer in depthwise) for layer in range(depth)
         )
-        self.ln1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.ln1 = LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Module()
         self.reset_classifier(num_classes)
 

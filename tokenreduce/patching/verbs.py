@@ -210,6 +210,12 @@ def check_scan(adapter: Adapter, conv: str, gap: str) -> ScanRules:
             f"scan_conv={conv!r} and scan_gap={gap!r} are for state-space models, and {adapter.family} is none; leave "
             "them out"
         )
+    for name, value, default in (("scan_conv", rules.conv, ScanRules.conv), ("scan_gap", rules.gap, ScanRules.gap)):
+        if value in adapter.scan_refusals:
+            raise InvalidValueError(
+                f"{name} is {value!r}, which {adapter.family} cannot do: {adapter.scan_refusals[value]}; leave it out, "
+                f"or give {default!r}"
+            )
     return rules
 
 
