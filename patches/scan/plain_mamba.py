@@ -63,8 +63,9 @@ class PlainMambaAdapter(ScannedAdapter):
 
     def refuse_parts(self, model: Any, layers: Sequence[Any]) -> list[str]:
         mixers = [layer.mamba for layer in layers]
-        known = {PlainMambaMixer: PlainMambaMixer}
-        return refuse_classes("mixers are of class", mixers, known) or super().refuse_parts(model, layers)
+        return refuse_classes(
+            "mixers are of class", mixers, {PlainMambaMixer: PlainMambaMixer}
+        ) or super().refuse_parts(model, layers)
 
     def geometry(self, model: Any) -> Geometry:
         return Geometry(
@@ -91,7 +92,7 @@ def model_costs(model: Any) -> Costs:
         sum(matrix_size(m) for m in layer.modules() if not is_convolution(m)) + scan_macs(layer.mamba)
         for layer in model.layers
     ]
-    size = [side * 2 * model.patch_embed.half for side in model.grid]
+    size = [side * 2 * model.patch_embed.cell for side in model.grid]
     places = model.grid[0] * model.grid[1]
     none = (0,) * len(layers)
     embedding = stem_macs(model.patch_embed, *size) // places

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ class GridWalk(Walk):
     reverse: bool = False
     shown: Tensor | None = None
     moves: Tensor | None = None
+
+    def expanded(self, batch: int) -> GridWalk:
+        """The walk over a whole grid, of one image, for several."""
+        tables = {name: getattr(self, name).expand(batch, -1) for name in ("order", "shown", "moves")}
+        return replace(self, **tables)
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,8 @@ class GridWalks:
 def whole_grid(grid: Grid, batch: int, device: torch.device) -> GridWalks:
     """The walks over a grid whose tokens are all there."""
     places = counting(grid[0] * grid[1], device)[None]
-    wide = (
-        {name: getattr(walk, name).expand(batch, -1) for name in ("order", "shown", "moves")} | {"reverse": walk.reverse}
-        for walk in snakes(grid, places, places, "hold")
-    )
-    return GridWalks(grid, tuple(GridWalk(**fields) for fields in wide))
+    directions = snakes(grid, places, places, "hold")
+    return GridWalks(grid, tuple(walk.expanded(batch) for walk in directions))
 
 
 def left_of_grid(grid: Grid, places: Tensor, owners: Tensor, conv: str, gap: str) -> GridWalks:
@@ -110,9 +113,7 @@ def snakes(grid: Grid, places: Tensor, owners: Tensor, gap: str) -> tuple[GridWa
             missing, before = (None, None) if gap == "hold" else gaps(rank, order, -1 if reverse else 1)
             moves = constant(moves_into(grid, along_columns, reverse), places.device)[places]
             shown = owners.gather(1, step)
-            found.append(
-                GridWalk(order, None, missing, before, gap, None, reverse=reverse, shown=shown, moves=moves)
-            )
+            found.append(GridWalk(order, None, missing, before, gap, None, reverse=reverse, shown=shown, moves=moves))
     return tuple(found)
 
 
@@ -147,6 +148,6 @@ def moves_into(grid: Grid, along_columns: bool, reverse: bool) -> tuple[int, ...
     order, width = visited(grid, along_columns), grid[1]
     order = order[::-1] if reverse else order
     moves = dict.fromkeys(order[:1], 0)
-    for before, place in zip(order, order[1:], strict=False):
+    for before, place in pairwise(order):
         moves[place] = MOVES[place // width - before // width, place % width - before % width]
     return tuple(moves[place] for place in range(len(order)))

@@ -46,7 +46,7 @@ class PlainMambaLayer(nn.Module):
         x = x + self.mamba(self.norm(x), walks)
         if not hasattr(self, "dw"):
             return x
-        return convolved(x.to(self.dw[0].weight.dtype), self.dw, walks).to(x.dtype)
+        return convolved(x.to(self.norm.weight.dtype), self.dw, walks).to(x.dtype)
 
 
 class ConvPatchEmbed(nn.Module):
@@ -54,18 +54,29 @@ class ConvPatchEmbed(nn.Module):
 
     def __init__(self, channels: int, width: int, patch_size: int, convs: int) -> None:
         super().__init__()
-        half = patch_size // 2
-        self.half = half
+        self.cell = patch_size // 2  # the stem halves the image
         self.stem = nn.Sequential(nn.Conv2d(channels, STEM, 7, 2, 3, bias=False), nn.BatchNorm2d(STEM), nn.ReLU())
         parts = [(nn.Conv2d(STEM, STEM, 3, 1, 1, bias=False), nn.BatchNorm2d(STEM), nn.ReLU()) for _ in range(convs)]
         self.convs = nn.Sequential(*(part for three in parts for part in three))
-        self.projection = nn.Conv2d(STEM, width, half, half)
+        self.projection = nn.Conv2d(STEM, width, self.cell, self.cell)
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, width, H, W)`; what fills no patch at the right and at the bottom is padded with zeros."""
         x = self.convs(self.stem(images))
-        bottom, right = (-x.shape[2] % self.half, -x.shape[3] % self.half)
+        bottom, right = (-x.shape[2] % self.cell, -x.shape[3] % self.cell)
         return self.projection(F.pad(x, (0, right, 0, bottom)) if bottom or right else x)
+
+
+class LinearHead(nn.Module):
+    """The linear layer of the head, under the name of released weights."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of `x (..., width)`."""
+        return self.fc(x)
 
 
 class PlainMamba(nn.Module):
@@ -117,8 +128,7 @@ class PlainMamba(nn.Module):
             PlainMambaLayer(embed_dim, states, side, expand, layer in depthwise) for layer in range(depth)
         )
         self.ln1 = LayerNorm(embed_dim, eps=1e-6)
-        self.head = nn.Module()
-        self.reset_classifier(num_classes)
+        self.head = LinearHead(embed_dim, num_classes)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         """Patches with positions, `(B, H W, C)` in fp32, and their grid (H, W)."""
@@ -138,7 +148,7 @@ class PlainMamba(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of the mean of tokens `(B, N, C)`, or that mean."""
         x = x.mean(1)
-        return x if pre_logits else self.head.fc(x)
+        return x if pre_logits else self.head(x)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, num_classes)`."""
@@ -146,12 +156,12 @@ class PlainMamba(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The head."""
-        return self.head.fc
+        return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: Any = None) -> None:
         """A new head of random weights; 0: none."""
         self.num_classes = num_classes
-        self.head.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = LinearHead(self.num_features, num_classes)
 
 
 def plain_mamba_l1(**options: Any) -> PlainMamba:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenreduce.maps.grid_walks import GridWalk, GridWalks
-from tokenreduce.models.vim_mixer import time_step_projection
+from tokenreduce.models.vim_mixer import decay_rates, time_step_projection
 from tokenreduce.ops.rows import take
 from tokenreduce.ops.selective_scan import selective_scan
 
@@ -49,7 +49,7 @@ class PlainMambaMixer(nn.Module):
         x = F.silu(convolved(x, self.conv2d, walks))
         step, write, read = self.x_proj(x).split([self.rank, self.states, self.states], -1)
         step = self.dt_proj(step) + self.dt_proj.bias  # the second time
-        rate = -torch.exp(self.A_log.float())
+        rate = decay_rates(self.A_log)
         y = x.new_zeros(())
         for walk in walks.directions:
             y = y + self.scan(x, step, write, read, rate, walk)

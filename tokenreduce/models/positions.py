@@ -16,9 +16,7 @@ def resized_positions(table: Tensor, before: tuple[int, int], after: tuple[int, 
     return grid.flatten(2).transpose(1, 2).to(table.dtype)
 
 
-def resized_with_class(
-    table: Tensor, before: tuple[int, int], after: tuple[int, int], middle: bool
-) -> Tensor:
+def resized_with_class(table: Tensor, before: tuple[int, int], after: tuple[int, int], middle: bool) -> Tensor:
     """The same of a table `(1, H W + 1, C)` whose row for the class token stands first or, if `middle`, between the two
     halves of the others, and does so afterwards."""
     old, new = (before[0] * before[1] // 2, after[0] * after[1] // 2) if middle else (0, 0)
