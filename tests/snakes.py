@@ -47,7 +47,7 @@ def slow_mixer(
     conv: str = "stand_in",
     gap: str = "hold",
 ) -> Tensor:
-    """The mixer of rows `u (B, L, C)` that stand at `places (B, L)` and for the places of `owners (B, N)`: all restored,
+    """The mixer of rows `u (B, L, C)` that stand at `places (B, L)` and for the places of `owners (B, N)`: restored,
     convolved, and scanned with gaps where tokens are missing."""
     images = zip(u, places.tolist(), owners, strict=True)
     return torch.stack([slow_image(mixer, rows, grid, *where, conv, gap) for rows, *where in images])
