@@ -14,7 +14,7 @@ import tokenreduce
 from tokenreduce.maps.restoring import MODES
 from tokenreduce.patching.finding import PATCHES, _families
 from tokenreduce.reducers.contract import SHAPES
-from tokenreduce.reducers.entries import ENTRIES, VIDEO
+from tokenreduce.reducers.entries import ENTRIES, SCANS, VIDEO
 from tokenreduce.reducers.registry import first_sentence
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -39,7 +39,7 @@ def kinds() -> str:
 def named(method: str, needs: set[str]) -> str:
     """The name, linked to the method's own page if there is one, and the models that it is for."""
     name = f"[`{method}`](docs/{method}.md)" if (DOCS / f"{method}.md").exists() else f"`{method}`"
-    limits = {"videos": VIDEO, "models with auxiliary heads": {"auxiliary_logits"}}
+    limits = {"videos": VIDEO, "state-space models": SCANS, "models with auxiliary heads": {"auxiliary_logits"}}
     only = [models for models, entries in limits.items() if needs & entries]
     return f"{name} ({', '.join(only)})" if only else name
 
@@ -48,7 +48,8 @@ def families() -> str:
     """What the adapters of each library say they are for."""
     found: dict[str, list[str]] = {}
     for library, family in _families():
-        importlib.import_module(library)
+        if library != "scan":  # models of our own
+            importlib.import_module(library)
         words = importlib.import_module(f"{PATCHES}.{library}.{family}").ADAPTER.family
         title, _, which = words.partition(" ")
         found.setdefault(title, []).append(which)

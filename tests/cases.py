@@ -25,6 +25,8 @@ class Case:
     keys: Tensor  # (1, 2, n, 4); their mean over heads is exact
     values: Tensor  # (1, 2, n, 4)
     class_attention: Tensor  # (1, n)
+    scan_output: Tensor  # (1, n, 4)
+    time_step: Tensor  # (1, n, 4), positive
     attention: Tensor  # (1, 2, prefix + n, prefix + n), rows sum to 1
     sizes: Tensor | None  # (1, n)
     prefix: int
@@ -78,4 +80,5 @@ def cases(draw: Any, least: int = 1, most: int = 14, prefixes: tuple[int, ...] =
         attention = torch.ones(1, 2, total, total) / 2.0 ** (total - 1).bit_length()
     score = torch.rand(1, n, generator=g) if kind == "random" else torch.randint(1, 4, (1, n), generator=g) / 8.0
     sizes = torch.randint(1, 5, (1, n), generator=g).float() if draw(st.booleans()) else None
-    return Case(kind, vectors(1), keys, vectors(1, 2), score, attention, sizes, prefix, (height, width))
+    scans = vectors(1), vectors(1).abs()
+    return Case(kind, vectors(1), keys, vectors(1, 2), score, *scans, attention, sizes, prefix, (height, width))

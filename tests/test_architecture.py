@@ -35,6 +35,7 @@ ROOMS = (
     ("models",),
     ("patches", "shared"),
     ("patches", "open_clip"),
+    ("patches", "scan"),
     ("patches", "timm"),
     ("patches", "torchvision"),
     ("patches", "transformers"),

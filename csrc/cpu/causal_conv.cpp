@@ -123,7 +123,8 @@ struct Conv {
     for (int64_t row = 0; row < inputs.length; ++row) store(Lane{}, at(row), lanes);
     for (int64_t row = 0; row < inputs.length; ++row) {
       const Taps taps(inputs, image, row);
-      const Lane slope = silu_slope<Real>(sum(taps, image, block)), arriving = of(grad, image, row, block) * slope;
+      const Lane found = sum(taps, image, block), part = sigmoid<Real>(found);
+      const Lane arriving = of(grad, image, row, block) * silu_slope<Real>(found, part);
       sums[inputs.width] += arriving;
       for (int i = 0; i < taps.count; ++i) {
         const int64_t from = taps.row[i], k = taps.column[i];

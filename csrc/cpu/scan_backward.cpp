@@ -39,11 +39,11 @@ struct Scratch {
   using Lane = Values<Real>;
 
   Vectors<Real> memory;
-  Lane *states, *step, *slope, *arriving, *gated, *y, *rate, *carry, *rates, *parts;
+  Lane *states, *kept, *step, *slope, *arriving, *gated, *y, *rate, *carry, *rates, *parts;
 
   Scratch(int64_t length, int64_t count, int64_t width)
-      : memory((length + 1) * count + 5 * length + 3 * count + width), states(memory.at),
-        step(states + (length + 1) * count), slope(step + length), arriving(slope + length), gated(arriving + length),
+      : memory((2 * length + 1) * count + 5 * length + 3 * count + width), states(memory.at),
+        kept(states + (length + 1) * count), step(kept + length * count), slope(step + length), arriving(slope + length), gated(arriving + length),
         y(gated + length), rate(y + length), carry(rate + count), rates(carry + count), parts(rates + count) {}
 };
 
@@ -82,9 +82,9 @@ class Backward {
       if (scan_.inputs.softplus) scratch_.slope[t] = raw > Real(20) ? Lane{} + Real(1) : sigmoid<Real>(raw);
       scratch_.arriving[t] = grad;
       if (!scan_.z) continue;
-      const Lane gate = block.of(scan_.z, row);
-      scratch_.arriving[t] = grad * gate * sigmoid<Real>(gate);
-      scratch_.gated[t] = grad * silu_slope<Real>(gate);
+      const Lane gate = block.of(scan_.z, row), part = sigmoid<Real>(gate);
+      scratch_.arriving[t] = grad * gate * part;
+      scratch_.gated[t] = grad * silu_slope<Real>(gate, part);
     }
   }
 
@@ -96,10 +96,11 @@ class Backward {
       const Lane input = step * value;
       const Real *write = scan_.B.at(block.image, row), *read = scan_.C.at(block.image, row);
       const Lane* before = scratch_.states + t * states_;
-      Lane* after = scratch_.states + (t + 1) * states_;
+      Lane *after = scratch_.states + (t + 1) * states_, *kept = scratch_.kept + t * states_;
       Lane y = block.skip * value;
       for (int64_t n = 0; n < states_; ++n) {
-        after[n] = exp2_of(decay * block.rate[n]) * before[n] + input * write[n];
+        kept[n] = exp2_of(decay * block.rate[n]);
+        after[n] = kept[n] * before[n] + input * write[n];
         y += after[n] * read[n];
       }
       scratch_.y[t] = y;
@@ -135,6 +136,7 @@ class Backward {
   std::pair<Lane, Lane> back(const ScanBlock<Real>& block, int64_t t, int64_t row, const Lane& input) {
     const Real *write = scan_.B.at(block.image, row), *read = scan_.C.at(block.image, row);
     const Lane *before = scratch_.states + t * states_, *after = before + states_, *rate = block.rate;
+    const Lane* kept = scratch_.kept + t * states_;
     const Lane arriving = scratch_.arriving[t], decay = block.decay(scratch_.step[t], row);
     Lane *carry = scratch_.carry, *rates = scratch_.rates, *parts = scratch_.parts;
     Lane of_input{}, of_decay{};
@@ -143,7 +145,7 @@ class Backward {
       parts[n] = of_state * input;
       parts[states_ + n] = arriving * after[n];
       of_input += of_state * write[n];
-      of_state *= exp2_of(decay * rate[n]);
+      of_state *= kept[n];
       carry[n] = of_state;
       of_state *= before[n];
       of_decay += of_state * rate[n];

@@ -124,10 +124,9 @@ Values<Real> sigmoid(const Values<Real>& x) {
   return Real(1) / (Real(1) + exp2_of(x * Real(-kLog2e)));
 }
 
-// The derivative of `x sigmoid(x)`.
+// The derivative of `x sigmoid(x)`, of x and its sigmoid.
 template <typename Real>
-Values<Real> silu_slope(const Values<Real>& x) {
-  const Values<Real> part = sigmoid<Real>(x);
+Values<Real> silu_slope(const Values<Real>& x, const Values<Real>& part) {
   return part + x * part * (Real(1) - part);
 }
 

@@ -33,7 +33,7 @@ class Vim(ScannedAdapter):
     reduced: ClassVar = {VimBlock: ReducedVimBlock}
 
     name = "vim"
-    family = "VisionMamba (Vim, image models of VideoMamba)"
+    family = "tokenreduce VisionMamba (Vim, image models of VideoMamba)"
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, VisionMamba)

@@ -179,9 +179,7 @@ class LayeredAdapter(Adapter):
         wanted = captured_by_hooks(reduction, self.lacks(model))
         for module in layer.modules():
             remove_hooks(module)
-        for entry, (module, hook) in self.captures(model, layer).items():
-            if entry in wanted:
-                add_hook(module, reduction, hook)
+        self.watch(model, layer, reduction, wanted)
         restated = self.restated(layer, wanted)
         for module in (*restated, *self.watched(layer)):
             mark(module, reduction)
@@ -190,6 +188,12 @@ class LayeredAdapter(Adapter):
         mark_layer(layer, reduction, index)
         if reduction.owner is not None:
             reduction.owner.touched.add(module for module in layer.modules() if patch_of(module) is reduction)
+
+    def watch(self, model: Any, layer: Any, reduction: Reduction, wanted: frozenset[str]) -> None:
+        """Add the hooks that show what is `wanted` of a layer."""
+        for entry, (module, hook) in self.captures(model, layer).items():
+            if entry in wanted:
+                add_hook(module, reduction, hook)
 
     def remove(self, model: Any) -> None:
         """Undo `install`, also on what has left the model since."""

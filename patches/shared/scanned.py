@@ -14,7 +14,7 @@ from tokenreduce.forward.slicing import Slicing
 from tokenreduce.forward.stack import join, leave
 from tokenreduce.reducers.entries import ATTENTION
 
-from .hooks import add_hook, captured_by_hooks
+from .hooks import add_hook
 from .layered import LayeredAdapter, ReducedLayer
 from .standing import keep_hold
 
@@ -63,12 +63,9 @@ class ScannedAdapter(LayeredAdapter):
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
         return {"scan_output": (layer.mixer.out_proj, "scan_output")}
 
-    def watched(self, layer: Any) -> Sequence[nn.Module]:
-        return self.step_projections(layer)
-
-    def hold(self, model: Any, layer: Any, reduction: Reduction, index: int) -> None:
-        super().hold(model, layer, reduction, index)
-        if "time_step" in captured_by_hooks(reduction, self.lacks(model)) or reduction.scan.gap == "frozen":
+    def watch(self, model: Any, layer: Any, reduction: Reduction, wanted: frozenset[str]) -> None:
+        super().watch(model, layer, reduction, wanted)
+        if "time_step" in wanted or reduction.scan.gap == "frozen":
             for module in self.step_projections(layer):
                 add_hook(module, reduction, self.step_hook)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import tokenreduce
 from tokenreduce.reducers.registry import create
 
-SCORES = ("class_attention", "received_attention", "key_norm", "value_norm", "feature_norm")
+SCORES = ("class_attention", "received_attention", "key_norm", "value_norm", "feature_norm", "scan_output")
 
 
 def reference_score(case: Case, score: str, j: int) -> float:
@@ -20,6 +20,8 @@ def reference_score(case: Case, score: str, j: int) -> float:
         return float(case.class_attention[0, j])
     if score == "received_attention":
         return float(sum(row[case.prefix + j] for head in case.attention[0] for row in head) / 2)
+    if score == "scan_output":
+        return sum(max(0.0, float(v)) for v in case.scan_output[0, j])
     vectors = {"key_norm": case.keys[0, :, j], "value_norm": case.values[0, :, j], "feature_norm": case.x[0, j]}
     return sum(float(v) ** 2 for v in vectors[score].flatten()) ** 0.5
 
@@ -33,7 +35,7 @@ def nearest(keys: torch.Tensor, i: int, kept: list[int]) -> int:
 @settings(max_examples=80, deadline=None)
 def test_matches_the_specification(case, score, largest, inherit, data) -> None:
     keep = data.draw(st.integers(1, case.n - 1))
-    given_to_plan = case.arguments("keys", "values", "class_attention", "attention")
+    given_to_plan = case.arguments("keys", "values", "class_attention", "attention", "scan_output")
     options = {"score": score, "largest": largest, "inherit": inherit}
     token_map = tokenreduce.plan(case.x, "topk", keep=keep, **options, **given_to_plan)
     sign = -1 if largest else 1
@@ -52,9 +54,12 @@ def test_a_permuted_image_keeps_the_same_tokens(score) -> None:
     n, order = 12, torch.randperm(12, generator=g)
     attention = torch.randn(1, 2, n + 1, n + 1, generator=g).softmax(-1)
     image = {name: torch.randn(1, 2, n, 4, generator=g) for name in ("keys", "values")}
+    image["scan_output"] = torch.randn(1, 1, n, 4, generator=g)
     x, whole = torch.randn(1, n, 6, generator=g), torch.cat([torch.zeros(1, dtype=torch.long), order + 1])
-    first = tokenreduce.plan(x, "topk", keep=5, attention=attention, prefix=1, score=score, **image)
     moved = {name: tensor[:, :, order] for name, tensor in image.items()}
+    for tensors in (image, moved):
+        tensors["scan_output"] = tensors["scan_output"][:, 0]
+    first = tokenreduce.plan(x, "topk", keep=5, attention=attention, prefix=1, score=score, **image)
     second = tokenreduce.plan(
         x[:, order], "topk", keep=5, attention=attention[:, :, whole][..., whole], prefix=1, score=score, **moved
     )
@@ -78,7 +83,7 @@ def test_what_a_score_needs() -> None:
         tokenreduce.plan(torch.randn(1, 4, 2), "topk", keep=2)
 
 
-@pytest.mark.parametrize("score", SCORES[1:])
+@pytest.mark.parametrize("score", SCORES[1:-1])
 def test_all_scores_but_one_run_without_class_token(score) -> None:
     model, x = fresh_model(BY_NAME["timm_vit_average"]), BY_NAME["timm_vit_average"].images()
     tokenreduce.patch(model, "topk", flops=0.7, score=score)
@@ -87,6 +92,20 @@ def test_all_scores_but_one_run_without_class_token(score) -> None:
     tokenreduce.unpatch(model)
     with pytest.raises(ValueError, match=r"topk cannot run .* no class token"):
         tokenreduce.patch(model, "topk", flops=0.7)
+
+
+def test_only_two_scores_run_on_state_space_models() -> None:
+    row = BY_NAME["scan_vim"]
+    model, x = fresh_model(row), row.images()
+    for score in ("feature_norm", "scan_output"):
+        tokenreduce.patch(model, "topk", flops=0.7, score=score)
+        assert torch.isfinite(model(x)).all()
+        assert tokenreduce.report(model).tokens[-1] < 64
+    for score in SCORES[:4]:
+        with pytest.raises(ValueError, match=r"topk cannot run .* state-space model, which has no attention"):
+            tokenreduce.patch(model, "topk", flops=0.7, score=score)
+    with pytest.raises(ValueError, match=r"topk cannot run .* is no state-space model"):
+        tokenreduce.patch(fresh_model(BY_NAME["timm_vit"]), "topk", flops=0.7, score="scan_output")
 
 
 def test_options() -> None:

@@ -18,6 +18,7 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.shown import Attend, Shown, Video, without_history
 from tokenreduce.forward.state import TokenState
 from tokenreduce.forward.taps import Taps
+from tokenreduce.maps.ordering import in_order
 from tokenreduce.maps.restoring import looks_back, restore_tokens
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.beside import beside, pays
@@ -207,6 +208,6 @@ class Run(TokenState):
         """The map with its outputs in the order in which the model scans them, if it does."""
         if self.scan is None:
             return token_map
-        token_map = token_map.in_order()
+        token_map = in_order(token_map)
         self.scan.follow(token_map, self.shown.steps)
         return token_map

@@ -12,6 +12,7 @@ from tokenreduce.maps.grid_walks import GridWalks, left_of_grid
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, Walk, walks
 from tokenreduce.ops.constants import counting
+from tokenreduce.ops.order import stable_order
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,15 @@ def missing_before(rank: Tensor, stays: Tensor, step: Tensor, already: Tensor, s
     """`(B, L', E)`: for each of the rows `stays (B, L')` the steps of the rows that leave between it and the one that
     stays before it in this direction, and what was missing before those `already`; by segment sums, as differences of
     running sums lose digits in fp32."""
-    visited = rank.argsort(1)
+    visited = stable_order(rank, 1)
     visited = visited if sign == 1 else visited.flip(1)
-    is_left = torch.zeros_like(rank).scatter(1, stays, 1)
-    added = already + step * (1 - is_left)[..., None]
-    kept = is_left.gather(1, visited)
+    times = torch.zeros_like(rank).scatter_add(1, stays, torch.ones_like(stays))  # a token may represent two outputs
+    added = already + step * (times == 0)[..., None]
+    kept = times.gather(1, visited)
     segment = kept.cumsum(1) - kept  # how many that stay were visited before: the place of the next one
     wide = visited[..., None].expand(-1, -1, step.shape[2])
     sums = step.new_zeros(step.shape[0], stays.shape[1] + 1, step.shape[2])
     sums = sums.scatter_add(1, segment[..., None].expand_as(wide), added.gather(1, wide))[:, :-1]
-    order = rank.gather(1, stays).argsort(1)
+    order = stable_order(rank.gather(1, stays), 1)
     order = order if sign == 1 else order.flip(1)
     return torch.zeros_like(sums).scatter(1, order[..., None].expand_as(sums), sums)

@@ -190,29 +190,6 @@ class TokenMap:
             return self.rep
         return (self._one_hot() if self.share is None else self.share).argmax(2)
 
-    def in_order(self) -> TokenMap:
-        """The same map with its outputs in ascending order of the tokens that represent them; an output without a token
-        of its own comes after another of the same."""
-        rep = self.representatives()
-        order = stable_order(rep, 1)
-        rep = rep.gather(1, order)
-        rank = torch.empty_like(order).scatter(1, order, counting(self.count, order.device).expand_as(order))
-        columns = order[:, None, :]
-        return TokenMap(
-            self.count,
-            dest=None if self.dest is None else rank.gather(1, self.dest),
-            weight=self.weight,
-            share=None if self.dest is not None else take(self.dense(), order),
-            size_weight=self.size_weight,
-            rep=rep,
-            sources=self.sources,
-            drops=self.drops,
-            gain=None if self.gain is None else self.gain.gather(1, order),
-            divide=self.divide,
-            undo=None if self.undo is None else self.undo.gather(2, columns.expand(-1, self.entered, -1)),
-            grid=self.grid,
-        )
-
     def _one_hot(self) -> Tensor:
         outputs = counting(self.count, self.dest.device)  # type: ignore[union-attr]
         return (self.dest[:, None, :] == outputs[None, :, None]).float()  # type: ignore[index]

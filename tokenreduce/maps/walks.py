@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import take
 
 CONVOLUTIONS = {
@@ -68,14 +69,14 @@ def walks(rank: Tensor, owners: Tensor, taps: int, conv: str, gap: str, in_order
     """The two directions over rows that are left of a sequence of N tokens.
 
     Args:
-        rank: `(B, L)`, the place of each row in the whole sequence; all different.
+        rank: `(B, L)`, the place of each row in the whole sequence; an output without a token of its own has that of another.
         owners: `(B, N)`, the row that stands for each place of the whole sequence; rows stand for their own.
         taps: tokens that the convolution reads, K.
         conv: one of `CONVOLUTIONS`.
         gap: one of `GAPS`.
         in_order: whether ranks ascend from row to row.
     """
-    order = None if in_order else rank.argsort(1)
+    order = None if in_order else stable_order(rank, 1)
     both = []
     for sign in (1, -1):
         read = tapped(rank, owners, order, taps, conv, sign)

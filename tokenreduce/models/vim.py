@@ -45,7 +45,7 @@ class VimBlock(nn.Module):
         """In training, nothing for a share `drop_path` of the images, more for the others."""
         if not self.training or not self.drop_path:
             return y
-        kept = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
+        kept = torch.rand(y.shape[0], 1, 1, device=y.device) >= self.drop_path
         return y * kept / (1 - self.drop_path)
 
 
@@ -136,7 +136,7 @@ class VisionMamba(nn.Module):
         """Patches with the class token at its place and positions, `(B, N + 1, C)` in fp32."""
         x = self.patch_embed(images)
         place = self.class_place
-        x = torch.cat([x[:, :place], self.cls_token.expand(len(x), -1, -1), x[:, place:]], 1)
+        x = torch.cat([x[:, :place], self.cls_token.expand(x.shape[0], -1, -1), x[:, place:]], 1)
         x = x + self.pos_embed
         return x if x.dtype == torch.float64 else x.float()
 

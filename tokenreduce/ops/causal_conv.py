@@ -28,10 +28,12 @@ def causal_conv(
         reverse: without `taps`, the rows after it instead.
     """
     given = (x, weight, bias, taps, reverse)
-    if to_onnx() or exporting() or is_tracing() or function_transform() is not None:
+    if to_onnx() or exporting():
         return conv_reference(*given)
     if is_compiling() or dispatch_modes():
         return conv_operator(*given)
+    if is_tracing() or function_transform() is not None:
+        return conv_reference(*given)
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in given):
         return CausalConv.apply(*given)
     return conv_now(*given)

@@ -34,6 +34,8 @@ def plan(
     positions: Tensor | None = None,
     pixels: Tensor | None = None,
     auxiliary_logits: Tensor | None = None,
+    scan_output: Tensor | None = None,
+    time_step: Tensor | None = None,
     grid: tuple[int, ...] | None = None,
     prefix: int = 0,
     layer: int = 0,
@@ -53,6 +55,8 @@ def plan(
         positions: `(B, N, 2)`, row and column of each token; default: those of the grid.
         pixels: `(B, N, F, P)`, the pixels in each token, P in each of the F frames that it covers.
         auxiliary_logits: `(B, N, P, K)`, logits of K classes for each of the P places in a token.
+        scan_output, time_step: `(B, N, E)`, what the scans of a state-space model give before the output projection, and
+            their time steps.
         prefix: protected tokens in front of `x` that are not part of it; some methods count positions from them.
 
     Raises: ValueError for a count that the method cannot reach or something it needs and did not get.
@@ -70,6 +74,7 @@ def plan(
             raise InvalidValueError(f"{method} can leave {least} to {n} of {n} tokens, not {keep}")
     given = {"keys": keys, "queries": queries, "values": values, "class_attention": class_attention}
     given |= {"attention": attention, "positions": positions, "pixels": pixels, "auxiliary_logits": auxiliary_logits}
+    given |= {"scan_output": scan_output, "time_step": time_step}
     for name, tensor in {**given, "sizes": sizes}.items():
         if tensor is not None and not isinstance(tensor, Tensor):
             raise InvalidTypeError(f"{name} is {tensor!r}; it must be a tensor, see the docstring of plan")

@@ -1,0 +1,35 @@
+"""Maps whose outputs stand in the order of the tokens that represent them, for models that scan their tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.constants import counting
+from tokenreduce.ops.order import stable_order
+from tokenreduce.ops.rows import take
+
+
+def in_order(token_map: TokenMap) -> TokenMap:
+    """The same map with its outputs in ascending order of the tokens that represent them; an output without a token of
+    its own comes after another of the same."""
+    rep = token_map.representatives()
+    order = stable_order(rep, 1)
+    places = counting(token_map.count, order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter(1, order, places)
+    columns = order[:, None, :].expand(-1, token_map.entered, -1)
+    dest, gain, undo = token_map.dest, token_map.gain, token_map.undo
+    return TokenMap(
+        token_map.count,
+        dest=None if dest is None else rank.gather(1, dest),
+        weight=token_map.weight,
+        share=take(token_map.dense(), order) if dest is None else None,
+        size_weight=token_map.size_weight,
+        rep=rep.gather(1, order),
+        sources=token_map.sources,
+        drops=token_map.drops,
+        gain=None if gain is None else gain.gather(1, order),
+        divide=token_map.divide,
+        undo=None if undo is None else undo.gather(2, columns),
+        grid=token_map.grid,
+    )
