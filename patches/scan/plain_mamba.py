@@ -41,7 +41,7 @@ class PlainMambaAdapter(ScannedAdapter):
     reduced: ClassVar = {PlainMambaLayer: ReducedPlainMambaLayer}
 
     name = "plain_mamba"
-    family = "PlainMamba"
+    family = "tokenreduce PlainMamba"
     step_hook = "biased_time_step"
     scan_refusals: ClassVar = {
         "compact": "its convolutions are on the grid, which tokens that are left do not fill",

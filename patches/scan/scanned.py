@@ -32,7 +32,7 @@ class OwnScans(ScannedAdapter):
     reduced: ClassVar = {ScanBlock: ReducedScanBlock}
 
     name = "scanned"
-    family = "ScanModel (your own model of scans, see tokenreduce.models.scanned)"
+    family = "tokenreduce ScanModel (your own model of scans, see tokenreduce.models.scanned)"
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, ScanModel)

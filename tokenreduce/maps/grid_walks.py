@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenreduce.maps.walks import Walk, gaps
 from tokenreduce.ops.constants import constant, counting
+from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import take
 
 Grid = tuple[int, int]
@@ -85,7 +86,7 @@ def left_of_grid(grid: Grid, places: Tensor, owners: Tensor, conv: str, gap: str
     """The walks over rows that are left of a grid of N tokens.
 
     Args:
-        places: `(B, L)`, the place of each row on the grid.
+        places: `(B, L)`, the place of each row on the grid; an output without a token of its own has that of another.
         owners: `(B, N)`, the row that stands for each place; rows stand for their own.
         conv: "stand_in", what stands for a token fills its place, or "zeros", nothing does.
         gap: one of `GAPS` but "frozen".
@@ -107,7 +108,7 @@ def snakes(grid: Grid, places: Tensor, owners: Tensor, gap: str) -> tuple[GridWa
     found, last = [], grid[0] * grid[1] - 1
     for along_columns in (False, True):
         rank = constant(steps(grid, along_columns), places.device)[places]
-        order = rank.argsort(1)
+        order = stable_order(rank, 1)
         for reverse in (False, True):
             step = last - rank if reverse else rank
             missing, before = (None, None) if gap == "hold" else gaps(rank, order, -1 if reverse else 1)
