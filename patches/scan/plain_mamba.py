@@ -43,14 +43,16 @@ class PlainMambaAdapter(ScannedAdapter):
     name = "plain_mamba"
     family = "tokenreduce PlainMamba"
     step_hook = "biased_time_step"
-    scan_refusals: ClassVar = {
-        "compact": "its convolutions are on the grid, which tokens that are left do not fill",
-        "frozen": "a step has the time step of a token of the raster and not of the token that it visits, so that a "
-        "missing token has none of its own",
-    }
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, PlainMamba)
+
+    def scan_refusals(self, model: Any) -> dict[str, str]:
+        return {
+            "compact": "its convolutions are on the grid, which tokens that are left do not fill",
+            "frozen": "a step has the time step of a token of the raster and not of the token that it visits, so that "
+            "a missing token has none of its own",
+        }
 
     def layers(self, model: Any) -> Sequence[Any]:
         return model.layers

@@ -17,6 +17,8 @@ from ..shared.adapter import Reads
 from ..shared.scanned import ScannedAdapter, ScannedLayer
 from ..shared.weights import is_convolution, matrix_size
 
+NO_STEPS = "a mixer has no step_projections()"
+
 
 class ReducedScanBlock(ScannedLayer, ScanBlock):
     """`ScanBlock` on what is left of the tokens."""
@@ -41,18 +43,24 @@ class OwnScans(ScannedAdapter):
         return model.layers
 
     def step_projections(self, layer: Any) -> Sequence[nn.Module]:
-        return layer.mixer.step_projections() if hasattr(layer.mixer, "step_projections") else ()
+        mixer: Any = getattr(layer, "mixer", None)
+        return mixer.step_projections() if hasattr(mixer, "step_projections") else ()
 
     def captures(self, model: Any, layer: Any) -> dict[str, tuple[nn.Module, str]]:
-        return super().captures(model, layer) if hasattr(layer.mixer, "out_proj") else {}
+        return super().captures(model, layer) if hasattr(getattr(layer, "mixer", None), "out_proj") else {}
 
     def lacks(self, model: Any) -> dict[str, str]:
-        found, layers = super().lacks(model), self.layers(model)
-        if not all(self.captures(model, layer) for layer in layers):
+        found = super().lacks(model)
+        if not all(self.captures(model, layer) for layer in self.layers(model)):
             found["scan_output"] = "a mixer has no out_proj"
-        if not all(self.step_projections(layer) for layer in layers):
-            found["time_step"] = "a mixer has no step_projections()"
-        return found
+        return found if self.shows_steps(model) else found | {"time_step": NO_STEPS}
+
+    def scan_refusals(self, model: Any) -> dict[str, str]:
+        return {} if self.shows_steps(model) else {"frozen": NO_STEPS}
+
+    def shows_steps(self, model: Any) -> bool:
+        """Whether all mixers show their time steps."""
+        return all(self.step_projections(layer) for layer in self.layers(model))
 
     def refuse_parts(self, model: Any, layers: Sequence[Any]) -> list[str]:
         reasons = [f"it has no {name}" for name in ("grid", "num_features") if not hasattr(model, name)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -31,7 +31,6 @@ class Adapter:
     family: str
     videos: bool = False  # tokens are tubelets, in a grid of time, height and width
     scans: bool = False  # layers are state-space models, which scan the tokens in order
-    scan_refusals: ClassVar[Mapping[str, str]] = {}  # values of scan_conv and scan_gap that mean nothing here, with why
 
     def matches(self, module: nn.Module) -> bool:
         """Whether `module` is a backbone of this family, patched or not."""
@@ -44,6 +43,10 @@ class Adapter:
     def lacks(self, model: nn.Module) -> dict[str, str]:
         """The entries that this model cannot show a reducer, each with the reason as a clause."""
         raise NotImplementedError
+
+    def scan_refusals(self, model: nn.Module) -> dict[str, str]:
+        """The values of `scan_conv` and `scan_gap` that this model cannot follow, each with the reason as a clause."""
+        return {}
 
     def missing(self, model: nn.Module) -> dict[str, str]:
         """`lacks`, and what only models of videos and state-space models show, for others."""

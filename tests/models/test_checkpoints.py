@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tokenreduce import patch
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.models.checkpoints import load_checkpoint
 from tokenreduce.models.plain_mamba import PlainMamba
@@ -128,6 +129,20 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
         load_checkpoint(small_vim(), tmp_path / "none.pth")
     with pytest.raises(InvalidTypeError, match=r"model is Linear; load_checkpoint is for .*VisionMamba and"):
         load_checkpoint(nn.Linear(1, 1), tmp_path / "list.pth")  # type: ignore[type-var]
+
+
+def test_a_model_without_memory_is_refused(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = small_vim()
+    path = vim_file(tmp_path / "vim.pth")
+    with pytest.raises(InvalidValueError, match=r"on the meta device.*to_empty"):
+        load_checkpoint(model, path)
+    assert same_weights(load_checkpoint(model.to_empty(device="cpu"), path), small_vim(1))
+
+
+def test_a_patched_model_takes_weights(tmp_path: Path) -> None:
+    model = patch(small_vim(), "tome", ratio=0.5)
+    assert same_weights(load_checkpoint(model, vim_file(tmp_path / "vim.pth")), small_vim(1))
 
 
 def refused(model: Any, path: Path, match: str, **options: Any) -> None:

@@ -173,3 +173,18 @@ def test_time_steps_have_the_bias_twice() -> None:
         changed.setattr(mtr, "plan", plan)
         model(x)
     assert torch.allclose(seen[0].double(), nn.functional.softplus(raw[0] + layer.dt_proj.bias), atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_limit_slices_rows_off() -> None:
+    model, x = new_model(), images(2, 20, 28)
+    adapter = find_backbone(model)[2]
+    with adapter.sliced(model, (35, 20, 20, 9), "mid") as sliced:
+        seen = watched(model)
+        sliced(x)
+    assert [u.shape[1] for _, u, _ in seen] == [35, 35, 20, 20]
+    places = torch.arange(20).expand(2, -1)
+    owners = torch.arange(35).clamp(max=19).expand(2, -1)
+    mixer, u, out = seen[2]
+    assert torch.allclose(out, slow_mixer(mixer, u, (5, 7), places, owners), rtol=0, atol=1e-10)
+    assert type(model.layers[0]).__name__ == "PlainMambaLayer"

@@ -46,6 +46,11 @@ def load_checkpoint(model: Model, path: str | Path, ema: bool = False, resize_po
             f"model is {type(model).__name__}; load_checkpoint is for tokenreduce.models.vim.VisionMamba and "
             "tokenreduce.models.plain_mamba.PlainMamba"
         )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InvalidValueError(
+            "the model is on the meta device, which holds no weights; make it on the CPU, or call "
+            'model.to_empty(device="cpu") first'
+        )
     path = Path(path)
     weights = released_names(chosen(read(path), ema, path), isinstance(model, PlainMamba))
     check_names(weights, model, path)

@@ -37,7 +37,7 @@ class ToyMixer(nn.Module):
         x = causal_conv(u, self.filter, taps=walk.taps, reverse=reverse)
         step, decay = walk.steps(step, self.step.bias)
         write, read = shown.chunk(2, -1)
-        rates = -self.rates.float().exp()
+        rates = -self.rates.exp()
         return selective_scan(
             x, step, rates, write, read, None, None, decay,
             softplus=decay is None, order=walk.order, reverse=reverse,
