@@ -65,7 +65,8 @@ class VisionMamba(nn.Module):
 
     Vim (Zhu et al., ICML 2024, arXiv 2401.09417) has its class token in the middle and averages the directions;
     VideoMamba (Li et al., ECCV 2024, arXiv 2403.06977) has it first and adds them. Keys of the state dictionary are
-    those of the released weights; see `load_checkpoint`.
+    those of the released weights; see `load_checkpoint`. It was never run on released weights, which could not be had:
+    names, shapes and arithmetic are those of the released code.
 
     Departure: hidden and residual are one fp32 stream, which is the same sum.
 
@@ -113,7 +114,7 @@ class VisionMamba(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side + 1, embed_dim))
         halved = class_token == "middle" if halved is None else halved
         # The first block never drops, nor does the second: released schedules start with an extra zero.
-        rates = [0.0, *torch.linspace(0, drop_path, depth).tolist()]
+        rates = [0.0, *torch.linspace(0, drop_path, depth, device="cpu").tolist()]
         self.layers = nn.ModuleList(
             VimBlock(embed_dim, states, taps, expand, halved, rates[layer]) for layer in range(depth)
         )
