@@ -122,7 +122,7 @@ class Ranked(TokenMap):
         self.aside = counting(protected, order.device).expand(order.shape[0], -1)
         assert matched.dest is not None
         places = torch.cat([matched.dest + protected, self.aside], 1) if protected else matched.dest
-        self.dest = torch.empty_like(order).scatter(1, order, places)
+        self.dest = torch.zeros_like(order).scatter(1, order, places)
 
     @when_asked
     def rep(self) -> Tensor:
