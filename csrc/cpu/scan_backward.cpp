@@ -43,8 +43,9 @@ struct Scratch {
 
   Scratch(int64_t length, int64_t count, int64_t width)
       : memory((2 * length + 1) * count + 5 * length + 3 * count + width), states(memory.at),
-        kept(states + (length + 1) * count), step(kept + length * count), slope(step + length), arriving(slope + length), gated(arriving + length),
-        y(gated + length), rate(y + length), carry(rate + count), rates(carry + count), parts(rates + count) {}
+        kept(states + (length + 1) * count), step(kept + length * count), slope(step + length),
+        arriving(slope + length), gated(arriving + length), y(gated + length), rate(y + length), carry(rate + count),
+        rates(carry + count), parts(rates + count) {}
 };
 
 template <typename Real>
