@@ -3,6 +3,7 @@
 python benchmarks/gpu.py --out DIR
 python benchmarks/gpu.py --out DIR --cpu            # the smallest sizes on a CPU, to see that every stage runs
 python benchmarks/gpu.py --out DIR --only models,trace --minutes 4
+python benchmarks/gpu.py --out DIR --no-cuda        # csrc/cuda is neither compiled nor measured
 
 Needs PyTorch and timm, and of this library only what this clone has: it need not be installed. Every stage has a
 deadline and every row is written when it is measured, so that a run that is cut off still tells what it found. What
@@ -43,21 +44,25 @@ class Clone(MetaPathFinder):
 sys.meta_path.append(Clone())
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from gpu_stages import attention, ceilings, compiled, correct, env, micro, models, summary, trace  # noqa: E402
+from gpu_stages import attention, ceilings, clusters, compiled, correct, env, host, micro, models, summary, trace  # noqa: E402
 from gpu_stages.cases import resolve  # noqa: E402
 from gpu_stages.session import GpuLostError, Session  # noqa: E402
 
+# Those that decide come first: a run may be cut off.
 STAGES = {
     "env": (env.run, env.SECONDS),
-    "ceilings": (ceilings.run, ceilings.SECONDS),
-    "attention": (attention.run, attention.SECONDS),
     "kernels": (env.kernels, env.PATIENCE),
+    "clusters": (clusters.run, clusters.SECONDS),
     "correct": (correct.run, correct.SECONDS),
     "models": (models.run, models.SECONDS),
     "trace": (trace.run, trace.SECONDS),
-    "sweep": (attention.sweep, attention.SWEEP_SECONDS),
-    "micro": (micro.run, micro.SECONDS),
+    "host": (host.run, host.SECONDS),
     "compile": (compiled.run, compiled.SECONDS),
+    "more models": (models.more, models.MORE_SECONDS),
+    "micro": (micro.run, micro.SECONDS),
+    "ceilings": (ceilings.run, ceilings.SECONDS),
+    "attention": (attention.run, attention.SECONDS),
+    "sweep": (attention.sweep, attention.SWEEP_SECONDS),
 }
 
 
@@ -67,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cpu", action="store_true", help="the smallest sizes on a CPU")
     parser.add_argument("--only", default=",".join(STAGES), metavar="STAGE,...")
     parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--no-cuda", action="store_true", help="leave csrc/cuda out, which takes long to compile")
     parser.add_argument("--resolve", action="store_true", help="search the counts of flops=0.6 anew, and nothing else")
     return parser.parse_args()
 
@@ -81,11 +87,13 @@ def main() -> None:
         sys.exit(f"--only {args.only}: stages are {', '.join(STAGES)}")
     args.out.mkdir(parents=True, exist_ok=True)
     session = Session(args.out / "rows.json", args.cpu, start + 60 * args.minutes)
+    session.left_out = ("cuda",) if args.no_cuda else ()
     # A hanging kernel would hold the machine: a minute after the end the process says where it is and ends.
     faulthandler.dump_traceback_later(60 * args.minutes + 60, exit=True)
     if RESTARTS not in os.environ:
         # What other stages rely on: nothing compiles while something else is timed.
-        wanted = [name for name in STAGES if name in ("env", "kernels", *wanted)]
+        needed = ("env",) if args.no_cuda else ("env", "kernels")
+        wanted = [name for name in STAGES if name in (*needed, *wanted)]
     for place, name in enumerate(wanted):
         try:
             run_stage(session, name)
@@ -121,6 +129,7 @@ def start_anew(session: Session, stages: list[str]) -> None:
     minutes = max(0.2, (session.ends - time.time()) / 60)
     out = str(session.file.parent)
     command = [sys.executable, __file__, "--out", out, "--only", ",".join(stages), "--minutes", f"{minutes:.2f}"]
+    command += ["--no-cuda"] if session.left_out else []
     os.execv(sys.executable, command)
 
 

@@ -20,6 +20,7 @@ from tokenreduce.patching.finding import reduction_of
 COUNTS = Path(__file__).parent / "counts.json"
 FLOPS = 0.6
 METHODS = ("tome", "ward", "evit", "pitome", "topk")
+ROUNDS = "ward(rounds=3)"  # of the counts of `ward`
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,12 @@ def model_of(session: Session, case: Case) -> tuple[nn.Module, Tensor]:
 def arm_of(session: Session, case: Case, method: str) -> Arm:
     """The method at `FLOPS`, as the counts that were resolved."""
     case = TINY if session.tiny else case
+    options = {"rounds": 3} if method == ROUNDS else {}
+    method = method.partition("(")[0]
     counts = TINY_KEPT if session.tiny else json.loads(COUNTS.read_text())[case.model][method]
     before = ((case.side // (14 if case.model == DINO else 16)) ** 2, *counts)
     kept = {layer: count for layer, count in enumerate(counts) if count < before[layer]}
-    return Arm(method, schedule=tokenreduce.Schedule.keep(kept))
+    return Arm(method, **options, schedule=tokenreduce.Schedule.keep(kept))
 
 
 def resolve() -> None:

@@ -12,7 +12,8 @@ NOT_HERE = {False: ("cpu",), True: ("cuda",)}  # by whether the run is a tiny on
 
 def choices(session: Session) -> list[str]:
     """The choices that can run here, the reference first: those for which some kernel says no reason against it."""
-    known = [name for name in dispatch.CHOICES if name not in (*NOT_HERE[session.tiny], "reference")]
+    absent = (*NOT_HERE[session.tiny], *session.left_out, "reference")
+    known = [name for name in dispatch.CHOICES if name not in absent]
     return ["reference", *(name for name in known if name == "auto" or not all(reasons(name, session).values()))]
 
 

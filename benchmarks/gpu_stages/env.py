@@ -26,7 +26,7 @@ def run(session: Session) -> None:
     session.facts |= described() | (card() if not session.tiny else {"gpu": "none"})
     session.write()
     session.add({"stage": "env", **session.facts})
-    if not session.tiny:
+    if not session.tiny and "cuda" not in session.left_out:
         script = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import gpu; {COMPILING}"
         _compiling.append(subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True))
 

@@ -35,6 +35,7 @@ class Session:
     rows: list[Facts] = field(default_factory=list)
     stage: str = ""
     stage_ends: float = 0.0
+    left_out: tuple[str, ...] = ()  # choices of kernels that are not measured
 
     def __post_init__(self) -> None:
         if self.file.exists():

@@ -13,7 +13,7 @@ from gpu_stages.session import Facts, Session
 from tokenreduce.lab.lanes import patched_lane, unpatched_lane
 from tokenreduce.ops.native import dispatch
 
-SECONDS = 25.0
+SECONDS = 15.0
 ARMS = (
     ("unpatched", "auto"),
     ("tome", "auto"),

@@ -72,6 +72,25 @@ def test_stages_are_chosen_and_the_rest_still_runs(session: Any, monkeypatch: py
     assert [row["stage"] for row in stored(session)["rows"] if "failed" in row] == ["kernels"]
 
 
+def test_without_cuda_nothing_is_compiled_for_it(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, ran = script("gpu"), []
+    stages = {name: (lambda s, name=name: ran.append((name, s.left_out)), 1.0) for name in ("env", "kernels", "models")}
+    monkeypatch.setattr(gpu, "STAGES", stages)
+    monkeypatch.setattr(gpu.faulthandler, "dump_traceback_later", lambda *args, **kwargs: None)
+    arguments = ["gpu.py", "--out", str(session.file.parent), "--cpu", "--only", "models", "--no-cuda"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    gpu.main()
+    assert ran == [("env", ("cuda",)), ("models", ("cuda",))]
+
+
+def test_rounds_have_the_counts_of_ward(session: Any) -> None:
+    cases = script("gpu_stages.cases")
+    session.tiny = False
+    ward, rounds = (cases.arm_of(session, cases.CASES[0], method) for method in ("ward", cases.ROUNDS))
+    assert rounds.method == "ward" and rounds.options == {"rounds": 3} and not ward.options
+    assert str(rounds.arguments["schedule"]) == str(ward.arguments["schedule"])
+
+
 def test_a_lost_gpu_starts_a_process_that_goes_on(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, started = script("gpu"), []
     monkeypatch.delenv(gpu.RESTARTS, raising=False)

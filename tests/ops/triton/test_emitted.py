@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 from emitted import cubin, emitted
 
 from tokenreduce.ops.triton.attend import attend
+from tokenreduce.ops.triton.cluster import SMALL, ward_cluster
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -27,3 +28,16 @@ def test_attention_with_sizes(n: int, dtype: torch.dtype, tmp_path: Path) -> Non
     assert list(sources) == ["_attend"]
     found = cubin("_attend", sources["_attend"], tmp_path)
     assert found.uses_tensor_cores and found.spills == 0
+
+
+def test_clusters_of_many_tokens(tmp_path: Path) -> None:
+    """Their sweeps write to tensors in place, and their loops carry numbers of a type that must not change."""
+    n = SMALL + 44
+
+    def clustered(keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        return tuple(ward_cluster.operator(keys, sizes, None, 64, False, n - 30))  # type: ignore[attr-defined]
+
+    sources = emitted(clustered, torch.empty(2, 6, n, 64, dtype=torch.float16), torch.empty(2, n))
+    assert set(sources) == {"_mean", "_costs", "_merge_pairs", "_cluster"}
+    for name, source in sources.items():
+        assert cubin(name, source, tmp_path).uses_tensor_cores == (name == "_costs")

@@ -7,19 +7,18 @@ from torch import Tensor
 from triton import cdiv, jit, next_power_of_2
 from triton import language as tl
 
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.ops.triton.launching import has_assembly, operator, start
-from tokenreduce.ops.triton.pieces import NONE
+from tokenreduce.ops.triton.pairs import ABSENT, EACH, GONE, PLACES, least_keys, merge_pairs, nth_least
+from tokenreduce.ops.triton.pieces import NONE, reciprocal
 from tokenreduce.ops.triton.points import mean_points, sketched_points
 from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 
 TILE = 64  # rows and columns of costs of a program
 DEEP = 32  # channels multiplied at once
-EACH = 128  # clusters of a warp
+SMALL = 256  # tokens that merge pair after pair; of more, those that are each other's nearest do so at once
+SWEEPS = 2  # times, before what is left merges pair after pair
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of fp32: what it costs where that is no number
-# A key tells of a cluster, from the highest bits on: the least cost of merging it, its place, the place of the other,
-# and whether that is out of date. The least key of all is the pair to merge, the first of equals.
-PLACES = tl.constexpr(16383)  # bits of a place
-GONE = tl.constexpr(2**63 - 1)  # the key of a cluster that is none any more
 
 
 @operator
@@ -27,7 +26,29 @@ def ward_cluster(
     metric: Tensor, sizes: Tensor | None, signs: Tensor | None, width: int, directions: bool, keep: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`dest (B, N)`, `rep (B, M)` and `sources (B, N - M)` of the `keep` clusters of `metric (B, N, C)`, by sketches of
-    `width` channels of its `directions`, or as it is: then `(B, H, N, C)` is averaged over heads."""
+    `width` channels of its `directions`, or as it is: then `(B, H, N, C)` is averaged over heads.
+
+    Raises: InvalidValueError if `keep` is not in 1 to N.
+    """
+    sweeps = SWEEPS if metric.shape[-2] > SMALL else 0
+    return cluster_in(None, sweeps, metric, sizes, signs, width, directions, keep)
+
+
+def cluster_in(
+    warps: int | None,
+    sweeps: int,
+    metric: Tensor,
+    sizes: Tensor | None,
+    signs: Tensor | None,
+    width: int,
+    directions: bool,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ward_cluster` with so many warps for the merges of an image, None: its own choice; and so many sweeps in which
+    all pairs merge that are each other's nearest."""
+    if not 1 <= keep <= metric.shape[-2]:  # the kernel would look for a pair without an end
+        n = metric.shape[-2]
+        raise InvalidValueError(f"keep is {keep}; of {n} tokens it must lie in [1, {n}]")
     metric = in_a_row(metric)
     sizes = None if sizes is None else in_a_row(sizes)
     if directions:
@@ -41,17 +62,23 @@ def ward_cluster(
     keys = torch.empty(batch, tiles + 1, n, dtype=torch.int64, device=device)
     mass = torch.empty(batch, n, dtype=torch.float32, device=device)
     changed = torch.empty(batch, n, dtype=torch.int32, device=device)
-    start(_costs, metric)[(tiles, tiles, batch)](
-        points, points if sizes is None else sizes, between, keys, mass, changed,
-        0 if sizes is None else sizes.stride(0), n,
-        WIDTH=width, SIZED=sizes is not None, PRECISE="tf32x3" if has_assembly() else "ieee",
-        TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
-    )  # fmt: skip
+    done = torch.empty(batch, n, dtype=torch.int64, device=device) if sweeps else keys
+    for sweep in range(sweeps + 1):
+        given = mass if sweep else sizes
+        start(_costs, metric)[(tiles, tiles, batch)](
+            points, points if given is None else given, between, keys, mass, changed,
+            0 if given is None else given.stride(0), n,
+            WIDTH=width, SIZED=given is not None, SWEPT=sweep > 0, STORED=sweep == sweeps,
+            PRECISE="tf32x3" if has_assembly() else "ieee", TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
+        )  # fmt: skip
+        if sweep < sweeps:
+            merge_pairs(points, keys, mass, done, n - keep, sweep == 0)
     dest, rep, sources = empty_maps(metric, n, keep)
     block = max(32, next_power_of_2(n))
     start(_cluster, metric)[(batch,)](
-        between, keys, mass, changed, dest, rep, sources, n, keep, tiles + 1,
-        BLOCK=block, num_warps=min(32, max(1, block // EACH)), num_stages=1,
+        between, keys, mass, changed, done, dest, rep, sources, n, keep, tiles + 1,
+        SWEPT=sweeps > 0, ASSEMBLY=has_assembly(), BLOCK=block, num_warps=warps or min(32, max(1, block // EACH)),
+        num_stages=1,
     )  # fmt: skip
     return dest, rep, sources
 
@@ -59,7 +86,8 @@ def ward_cluster(
 @jit(do_not_specialize=["stride_sizes", "n"])
 def _costs(
     points, sizes, between, keys, mass, changed, stride_sizes, n,
-    WIDTH: tl.constexpr, SIZED: tl.constexpr, PRECISE: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr,
+    WIDTH: tl.constexpr, SIZED: tl.constexpr, SWEPT: tl.constexpr, STORED: tl.constexpr, PRECISE: tl.constexpr,
+    TILE: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     """A tile on or above the diagonal, written there and mirrored: products are not symmetric to the last bit."""
     image, above, right = tl.program_id(2).to(tl.int64), tl.program_id(0), tl.program_id(1)
@@ -83,8 +111,11 @@ def _costs(
     cost = _cleaned((squares[:, None] + other_squares[None, :] - 2 * scores) / inverse)
     between += image * n * n
     pair = (row[:, None] < column[None, :]) & (column < n)[None, :]
-    tl.store(between + row[:, None] * n + column[None, :], cost, mask=pair)
-    tl.store(between + column[None, :] * n + row[:, None], cost, mask=pair)
+    if SWEPT:
+        pair = pair & (size != ABSENT)[:, None] & (other_size != ABSENT)[None, :]
+    if STORED:
+        tl.store(between + row[:, None] * n + column[None, :], cost, mask=pair)
+        tl.store(between + column[None, :] * n + row[:, None], cost, mask=pair)
     # Each tile that a row takes part in has a place for the least of it; that on the diagonal has two.
     keys += image * (tl.num_programs(0) + 1) * n
     cost = tl.where(pair, cost, float("inf"))
@@ -101,60 +132,118 @@ def _costs(
 
 
 @jit(do_not_specialize=["n", "keep", "parts"])
-def _cluster(between, keys, mass, changed, dest, rep, sources, n, keep, parts, BLOCK: tl.constexpr):
+def _cluster(
+    between, keys, mass, changed, done, dest, rep, sources, n, keep, parts,
+    SWEPT: tl.constexpr, ASSEMBLY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """What merging costs a cluster only grows as others merge (Ward's criterion is reducible), so a key that is out of
-    date is a bound, and is found again only where it would be the least. Its update takes rounding into account."""
+    date is a bound, and is found again only where it would be the least. Its update takes rounding into account.
+
+    `SWEPT`: some merged before, perhaps too many: pairs merge while one costs less than one of the cheapest `n - keep`
+    that did, and of all those the cheapest count."""
     image = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, BLOCK)
     between += image * n * n
-    keys += image * parts * n
     mass += image * n
     changed += image * n
     dest += image * n
-    tl.store(dest + index, index, mask=index < n)
     when = tl.zeros([BLOCK], tl.int32)
     size = tl.load(mass + index, mask=index < n, other=1.0)
-    key = tl.full([BLOCK], GONE, tl.int64)
-    for part in range(parts):
-        key = tl.minimum(key, tl.load(keys + part * n + index, mask=index < n, other=GONE))
-    for number in range(1, n - keep + 1):
-        best = tl.min(key, 0)
-        while best & 1 != 0:
-            row = ((best >> 16) & PLACES).to(tl.int32)
-            others = (key != GONE) & (index != row)
-            cost = _row(between, changed, when, index, others, row, n)
-            found = tl.min(tl.where(others, _key(cost, row, index), GONE), 0)
-            key = tl.where(index == row, found, key)
-            best = tl.min(key, 0)
-        into, gone = ((best >> 16) & PLACES).to(tl.int32), ((best >> 1) & PLACES).to(tl.int32)
-        others = (key != GONE) & (index != into) & (index != gone)
-        x = _row(between, changed, when, index, others, into, n)
-        y = _row(between, changed, when, index, others, gone, n)
-        z = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-        a, b = tl.load(mass + into), tl.load(mass + gone)
-        cost = ((a + size) * x + (b + size) * y - size * z) / tl.maximum(a + b + size, 1e-12)
-        cost = _cleaned(cost)
-        theirs = _key(cost, index, into)
-        nearest = ((key >> 1) & PLACES).to(tl.int32)
-        outdated = ((nearest == into) | (nearest == gone)) & (theirs > key)
-        key = tl.where(others, tl.where(outdated, key | 1, tl.minimum(key, theirs)), GONE)
-        key = tl.where(index == into, tl.min(tl.where(others, _key(cost, into, index), GONE), 0), key)
-        when = tl.where(index == into, number, when)
-        size = tl.where(index == into, a + b, size)
-        tl.debug_barrier()  # all threads have read what is overwritten now
-        tl.store(between + into * n + index, cost, mask=others)
-        tl.store(mass + into, a + b)
-        tl.store(changed + into, number)
-        tl.store(dest + gone, into)
-        tl.debug_barrier()
+    key = least_keys(keys + image * parts * n, index, n, parts, BLOCK)
+    end = tl.full([BLOCK], GONE, tl.int64)  # the merge that ended each
+    best = tl.min(key, 0)
+    if SWEPT:
+        end = tl.load(done + image * n + index, mask=index < n, other=GONE)
+        number = 1
+        while tl.sum((end < best).to(tl.int32), 0) < n - keep:
+            best, key = _fresh(best, key, between, changed, when, index, n)
+            if tl.sum((end < best).to(tl.int32), 0) < n - keep:
+                end = tl.where(index == ((best >> 1) & PLACES).to(tl.int32), best, end)
+                best, key, when, size = _merge(
+                    best, key, when, size, number, between, mass, changed, index, n, ASSEMBLY
+                )  # fmt: skip
+                number += 1
+        merged = end <= nth_least(end, n - keep)
+    else:
+        for number in range(1, n - keep + 1):
+            best, key = _fresh(best, key, between, changed, when, index, n)
+            end = tl.where(index == ((best >> 1) & PLACES).to(tl.int32), best, end)
+            best, key, when, size = _merge(best, key, when, size, number, between, mass, changed, index, n, ASSEMBLY)
+        merged = end != GONE
+    tl.store(dest + index, tl.where(merged, (end >> 16) & PLACES, index), mask=index < n)
     _write(dest, rep + image * keep, sources + image * (n - keep), index, n, BLOCK)
 
 
 @jit
-def _row(between, changed, when, index, others, row, n):
-    """What merging `row` with each of `others` costs. A merge writes its row alone, not its column: of two clusters
-    the row of the one that changed last is right."""
-    newer = when > tl.load(changed + row)
+def _fresh(best, key, between, changed, when, index, n):
+    """The least key, up to date."""
+    while best & 1 != 0:
+        row = ((best >> 16) & PLACES).to(tl.int32)
+        others = (key != GONE) & (index != row)
+        cost = _row(between, when, index, others, row, tl.load(changed + row), n)
+        best, key = _with(key, _key(cost, row, index), others, index == row)
+    return best, key
+
+
+@jit
+def _merge(best, key, when, size, number, between, mass, changed, index, n, ASSEMBLY: tl.constexpr):
+    """Merge the pair of the least key. Finding a least key waits for all threads, which is most of the time: so that of
+    the others is found beside that of the one cluster whose key is still to come."""
+    into, gone = ((best >> 16) & PLACES).to(tl.int32), ((best >> 1) & PLACES).to(tl.int32)
+    others = (key != GONE) & (index != into) & (index != gone)
+    into_changed, gone_changed = tl.load(changed + into), tl.load(changed + gone)
+    a, b = tl.load(mass + into), tl.load(mass + gone)
+    x = _row(between, when, index, others, into, into_changed, n)
+    y = _row(between, when, index, others, gone, gone_changed, n)
+    z = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    cost = _times(a + size, x, ASSEMBLY) + _times(b + size, y, ASSEMBLY) - _times(size, z, ASSEMBLY)
+    cost = _cleaned(_quotient(cost, tl.maximum(a + b + size, 1e-12), ASSEMBLY))
+    theirs = _key(cost, index, into)
+    nearest = ((key >> 1) & PLACES).to(tl.int32)
+    outdated = ((nearest == into) | (nearest == gone)) & (theirs > key)
+    key = tl.where(others, tl.where(outdated, key | 1, tl.minimum(key, theirs)), GONE)
+    best, key = _with(key, _key(cost, into, index), others, index == into)
+    # All threads have read what is overwritten now: the least key is known to none before all have given theirs.
+    tl.store(between + into * n + index, cost, mask=others)
+    tl.store(mass + into, a + b)
+    tl.store(changed + into, number)
+    tl.debug_barrier()
+    return best, key, tl.where(index == into, number, when), tl.where(index == into, a + b, size)
+
+
+@jit
+def _with(key, candidates, others, own):
+    """The least key of all, and the keys with the least candidate for the `own` cluster."""
+    found = tl.min(tl.where(others, candidates, GONE), 0)
+    rest = tl.min(tl.where(own, GONE, key), 0)
+    return tl.minimum(found, rest), tl.where(own, found, key)
+
+
+@jit
+def _times(a, b, ASSEMBLY: tl.constexpr):
+    """`a * b`, rounded before anything is added to it, as the reference has it: equal costs stay equal."""
+    if ASSEMBLY:
+        return tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], tl.float32, True, 1)
+    return a * b
+
+
+@jit
+def _quotient(a, b, ASSEMBLY: tl.constexpr):
+    """`a / b`, rounded as the reference has it, without the branch for numbers near the ends of fp32."""
+    if ASSEMBLY:
+        near = reciprocal(b, True)
+        near = tl.fma(tl.fma(-b, near, 1.0), near, near)
+        quotient = a * near
+        quotient = tl.fma(tl.fma(-b, quotient, a), near, quotient)
+        return tl.fma(tl.fma(-b, quotient, a), near, quotient)
+    return a / b
+
+
+@jit
+def _row(between, when, index, others, row, changed, n):
+    """What merging `row`, which `changed` last by that merge, with each of `others` costs. A merge writes its row
+    alone, not its column: of two clusters the row of the one that changed last is right."""
+    newer = when > changed
     return tl.load(between + tl.where(newer, index * n + row, row * n + index), mask=others, other=0.0)
 
 
