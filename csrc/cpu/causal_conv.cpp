@@ -87,6 +87,7 @@ class Conv {
   int count(int64_t block) const {
     return static_cast<int>(std::min<int64_t>(Lanes<Real>::count, inputs.channels - block * Lanes<Real>::count));
   }
+
   // What the taps read, before SiLU.
   Lane sum(const Taps<Real>& taps, int64_t block) const {
     return usual(taps, block) ? sum_of<4>(taps, block) : sum_of<0>(taps, block);
