@@ -61,6 +61,7 @@ class ALGM(Reducer):
     checked: ClassVar[str] = "tue-mps/algm-segmenter@674eaa2: counts, selections and outputs equal"
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     shape: ClassVar[str] = "first_and_third"
+    scan_shape: ClassVar[str] = "first_and_third"
     adaptive: ClassVar[bool] = True
     budgeted: ClassVar[str] = "merges the most uniform windows, then the most similar pairs; thresholds are not used"
 

@@ -34,6 +34,7 @@ class Pool(Reducer):
     checked: ClassVar[str] = "its specification"
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     shape: ClassVar[str] = "once"
+    scan_shape: ClassVar[str] = "once"
 
     def least(self, n: int) -> int:
         return (n + 3) // 4
