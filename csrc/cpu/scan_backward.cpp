@@ -192,18 +192,11 @@ using Nine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, 
 template <typename Real>
 std::vector<Tensor> gradients_of(const ScanInputs& inputs, const Tensor& grad) {
   Gradients<Real> to(inputs);
-<<<<<<< HEAD
-  // Each a tensor of its own: outputs of an operator must not share memory.
-  const auto none = [&] { return uninitialised(inputs.x, {0}); };
-  const auto rows = [&](bool wanted) { return wanted ? uninitialised(inputs.x, ScanInputs::sizes(inputs.x)) : none(); };
-  const Tensor x = rows(true), dt = rows(true), z = rows(inputs.z.has_value()), decay = rows(inputs.decay_dt.has_value());
-=======
   // An empty tensor each for what was not given: results of an operator must not share memory.
   const auto none = [&] { return uninitialised(inputs.x, {0}); };
   const auto rows = [&](bool wanted) { return wanted ? uninitialised(inputs.x, ScanInputs::sizes(inputs.x)) : none(); };
   const Tensor x = rows(true), dt = rows(true);
   const Tensor z = rows(inputs.z.has_value()), decay = rows(inputs.decay_dt.has_value());
->>>>>>> scan17
   to.x = written<Real>(x), to.dt = written<Real>(dt), to.z = written<Real>(z), to.decay_dt = written<Real>(decay);
   const Scan<Real> scan(inputs);
   const Rows3<Real> arriving(grad);
