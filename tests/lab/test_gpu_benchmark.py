@@ -138,3 +138,5 @@ def test_the_table_names_the_card_or_says_that_there_is_none() -> None:
     assert made.splitlines()[0] == "Some GPU, torch 2.11, half precision, random weights:"
     assert made.splitlines()[-1] == "| deit | 224 | 1 | `ward` | 1.041 | - | 1.50 | - | 0.35 |"
     assert made.count("`ward`") == 1 and "never measured" in table(None)
+    older = table({"gpu": "Some GPU", "rows": [row | {"variant": "2 warps"}]})
+    assert older.splitlines()[-1].startswith("| deit | 224 | 1 | `ward`, 2 warps | 1.041 |")
