@@ -1,5 +1,5 @@
-"""Numbers of programs and sizes of tiles, on the host. Triton's own functions for them also serve its compiler, and cost
-microseconds a call."""
+"""Numbers of programs and sizes of tiles, on the host. Triton's own functions for them also serve its compiler, and
+cost microseconds a call."""
 
 from __future__ import annotations
 
