@@ -1,6 +1,7 @@
 """Runs of `benchmarks/gpu.py` on one card -> results/gpu.json, and what `advise` reads of it.
 
 python benchmarks/gpu_collect.py DIR [DIR ...]
+python benchmarks/gpu_collect.py benchmarks/results/gpu.json DIR  # a further run of the same card
 
 A later run replaces the rows of an earlier one that measured the same.
 """
@@ -21,6 +22,11 @@ ASKED = ("stage", "model", "side", "batch", "method", "choice", "operator", "sha
 ASKED += ("way", "backend", "tiles", "arm", "mode", "what", "size")
 FOUND = {"models": ("dtype", "tokens")}  # of these, what a stage found
 ADVISED = ("model", "width", "tokens", "method", "graph_speedup", "eager_speedup")
+
+
+def read(place: Path) -> dict[str, Any]:
+    """A run from its folder, or what was collected before from its file."""
+    return json.loads((place / "rows.json" if place.is_dir() else place).read_text())
 
 
 def joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def advised(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    content = joined([json.loads((Path(folder) / "rows.json").read_text()) for folder in sys.argv[1:]])
+    content = joined([read(Path(place)) for place in sys.argv[1:]])
     RESULTS.write_text(json.dumps(content, indent=None).replace('{"stage"', '\n{"stage"') + "\n")
     SHIPPED.write_text(json.dumps(advised(content), indent=1) + "\n")
     print(f"wrote {RESULTS} and {SHIPPED}: {len(content['rows'])} rows of {content['gpu']}")

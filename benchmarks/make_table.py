@@ -194,8 +194,12 @@ def gpu(data: dict | None) -> str:
         "| speed-up, eager | unpatched, graph, ms |",
         "|---|---:|---:|---|" + "---:|" * 5,
     ]
-    for row in (row for row in data["rows"] if row["stage"] == "models" and row.get("choice") == "auto"):
-        cells = [row["model"], str(row["side"]), str(row["batch"]), f"`{row['method']}`"]
+    rows = [row for row in data["rows"] if row["stage"] == "models" and row.get("choice") == "auto"]
+    cases = [(row["model"], row["side"], row["batch"]) for row in rows]  # a later run may have added a method to some
+    for _, row in sorted(zip(map(cases.index, cases), rows, strict=True), key=lambda placed: placed[0]):
+        # Written into the results where the code has changed since.
+        variant = f", {row['variant']}" if "variant" in row else ""
+        cells = [row["model"], str(row["side"]), str(row["batch"]), f"`{row['method']}`{variant}"]
         for key in ("graph_limit_share", "eager_limit_share", "graph_speedup", "eager_speedup"):
             cells.append(
                 f"{row[key]:.3f}" if "limit" in key and key in row else f"{row[key]:.2f}" if key in row else "-"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,29 +11,37 @@ from gpu_stages.cases import Case, arm_of, model_of
 from gpu_stages.choices import choices
 from gpu_stages.clock import graphed, wait
 from gpu_stages.operators import Tensors, operators
+from gpu_stages.scans import scans
 from gpu_stages.session import Facts, Session
 from tokenreduce.lab.lanes import patched_lane, unpatched_lane
 from tokenreduce.ops.native import dispatch
 
-SECONDS = 20.0
+SECONDS = 40.0
 DTYPES = (torch.float16, torch.float32, torch.bfloat16)
 # batch, tokens, channels, removed
 SHAPES = ((32, 196, 384, 13), (1, 1369, 1024, 57), (2, 197, 768, 98), (1, 5, 64, 1), (2, 4097, 384, 1000))
 TINY = ((2, 17, 64, 5), (1, 5, 64, 1))
+SCANNED, TINY_SCANNED = (2, 197, 384), (2, 9, 40)  # batch, tokens, channels
 
 
 def run(session: Session) -> None:
     tested = choices(session)[1:]
     for choice in ["reference", *tested]:
         session.measure(lambda choice=choice: whole_model(session, choice), choice=choice, operator="DeiT-S with tome")
+    for dtype in (torch.float64, session.dtype):  # each compiles four kernels
+        scanned = TINY_SCANNED if session.tiny else SCANNED
+        compare(session, tested, scans(session.device, dtype, *scanned), scanned, dtype, False)
     for dtype in DTYPES:
         for shape in SHAPES if not session.tiny else TINY:
-            compare(session, tested, shape, dtype, False)
-            compare(session, tested, shape, dtype, True)
+            for ties in (False, True):
+                calls = operators(session.device, dtype, *shape, ties) if not session.late() else {}
+                compare(session, tested, calls, shape, dtype, ties)
 
 
-def compare(session: Session, tested: list[str], shape: tuple[int, ...], dtype: torch.dtype, ties: bool) -> None:
-    calls = operators(session.device, dtype, *shape, ties) if not session.late() else {}
+def compare(
+    session: Session, tested: list[str], calls: dict[str, Callable[[], Tensors]], shape: tuple[int, ...],
+    dtype: torch.dtype, ties: bool,
+) -> None:  # fmt: skip
     for name, call in calls.items():
         with dispatch.using("reference"), torch.inference_mode():
             right = call()

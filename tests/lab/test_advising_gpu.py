@@ -75,3 +75,9 @@ def test_before_any_measurement_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_
     found = answer(1)
     assert shipped_rows() == [] and found["pays"] is None
     assert found["reason"] == "GPU speed was never measured for this version, and the input is on cuda:0"
+
+
+def test_what_ships_has_the_methods_that_are_advised() -> None:
+    """Where `ward` was slower than no reduction, the other is."""
+    large, small = answer(32, width=1024), answer(32)
+    assert (large["method"], large["pays"], small["method"], small["pays"]) == ("ward", True, "tome", True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from scripts import script
 
 import tokenreduce
@@ -83,6 +84,22 @@ def test_without_cuda_nothing_is_compiled_for_it(session: Any, monkeypatch: pyte
     assert ran == [("env", ("cuda",)), ("models", ("cuda",))]
 
 
+def test_scans_and_their_gradients_are_compared(session: Any) -> None:
+    correct, scans = script("gpu_stages.correct"), script("gpu_stages.scans").scans
+    session.begin("correct", 60)
+    calls = scans(session.device, torch.float64, 2, 9, 5)
+    correct.compare(session, ["auto"], calls, (2, 9, 5), torch.float64, False)
+    rows = stored(session)["rows"]
+    assert [row["operator"] for row in rows] == [
+        "scan", "scan, gradients", "scan in an order", "scan in an order, gradients",
+    ]  # fmt: skip
+    for row in rows:
+        assert row["error"] < 1e-12 and row["repeats"] and row["finite"] and row["same"] is None
+    wrong = {"scan": iter([[torch.ones(3)], [torch.zeros(3)], [torch.zeros(3)]]).__next__}
+    correct.compare(session, ["auto"], wrong, (0,), torch.float64, False)
+    assert stored(session)["rows"][-1]["error"] == 1
+
+
 def test_rounds_have_the_counts_of_ward(session: Any) -> None:
     cases = script("gpu_stages.cases")
     session.tiny = False
@@ -103,7 +120,6 @@ def test_a_lost_gpu_starts_a_process_that_goes_on(session: Any, monkeypatch: pyt
 @pytest.mark.parametrize("method", ["tome", "ward", "evit", "pitome", "topk"])
 def test_stored_counts_are_those_of_the_budget(method: str) -> None:
     import timm
-    import torch
 
     cases = script("gpu_stages.cases")
     counts = json.loads(cases.COUNTS.read_text())
@@ -138,3 +154,5 @@ def test_the_table_names_the_card_or_says_that_there_is_none() -> None:
     assert made.splitlines()[0] == "Some GPU, torch 2.11, half precision, random weights:"
     assert made.splitlines()[-1] == "| deit | 224 | 1 | `ward` | 1.041 | - | 1.50 | - | 0.35 |"
     assert made.count("`ward`") == 1 and "never measured" in table(None)
+    older = table({"gpu": "Some GPU", "rows": [row | {"variant": "2 warps"}]})
+    assert older.splitlines()[-1].startswith("| deit | 224 | 1 | `ward`, 2 warps | 1.041 |")

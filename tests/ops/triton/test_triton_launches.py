@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from typing import Any
 
 import pytest
+import timm
+import torch
 from launches import launches
+from triton.runtime.jit import JITCallable
 
 pytest.importorskip("triton")
 from recorded import recorded
 
+import tokenreduce
 from tokenreduce.ops import sized_attention
 from tokenreduce.ops.native import dispatch
+from tokenreduce.ops.size_channels import attended_type
 from tokenreduce.ops.triton import launching
 from tokenreduce.ops.triton.table import OPERATORS
 
@@ -39,3 +46,28 @@ def test_a_reducing_layer_launches_very_few_kernels(method: str, budget: str, mo
     (reducing,) = {sum(kernels[name] for name in either) for either in names}
     assert reducing >= 3 and reducing - 1 <= attended < 12
     assert sum(others.values()) <= beside * reducing, others
+
+
+@pytest.mark.parametrize("method", ["tome", "ward", "evit"])
+def test_the_host_asks_little_a_launch(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No function of Triton's compiler runs on the host but the launch, and the type of attention is found twice: to
+    see whether it fits, and to cast."""
+    monkeypatch.setattr(dispatch, "_for_gpu", OPERATORS.__getitem__)
+    monkeypatch.setattr(launching, "why_not", lambda: "")
+    monkeypatch.setattr(launching, "interpreted", lambda: True)
+    model = tokenreduce.patch(timm.create_model("deit_small_patch16_224", depth=4).eval(), method, flops=0.7)
+    calls: Counter[Any] = Counter()
+
+    def count(frame: Any, event: str, arg: Any) -> None:
+        if event == "call":
+            calls["triton" if isinstance(frame.f_locals.get("self"), JITCallable) else frame.f_code] += 1
+
+    with recorded() as made, torch.inference_mode(), dispatch.using("triton"), sized_attention.using("triton"):
+        sys.setprofile(count)
+        try:
+            model(torch.zeros(1, 3, 224, 224))
+        finally:
+            sys.setprofile(None)
+    attended = sum(launch.name == "_attend" for launch in made)
+    assert attended > 0 == calls["triton"]
+    assert calls[attended_type.__code__] <= 2 * attended

@@ -10,6 +10,7 @@ from torch import Tensor
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import has_assembly, operator, start
+from tokenreduce.ops.triton.rounding import cdiv, next_power_of_2
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 PACK = 8  # elements of half precision in 16 bytes
@@ -174,8 +175,8 @@ def attend_in(cut: Tiles, q: Tensor, k: Tensor, v: Tensor, logs: Tensor, scale: 
     pack = PACK if all(stride % PACK == 0 for stride in strides) else 1
     far = any(t.shape[2] * t.stride(2) >= 2**31 for t in (q, k, v)) or k.shape[2] * logs.stride(3) >= 2**31
     of_logs = (logs.stride(0) if logs.shape[0] > 1 else 0, logs.stride(3))
-    wide = max(16, triton.next_power_of_2(d))
-    grid = (batch * heads * triton.cdiv(queries, cut.queries),)
+    wide = max(16, next_power_of_2(d))
+    grid = (batch * heads * cdiv(queries, cut.queries),)
     start(_attend, q)[grid](
         q, k, v, logs, out, *(stride // pack for stride in strides), *of_logs, heads, queries, k.shape[2], scale,
         D=d, WIDE=wide, PACK=pack, FAR=far, SHORT=k.shape[2] < cut.last, WAIT=has_assembly(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from triton import cdiv, jit, next_power_of_2
+from triton import jit
 from triton import language as tl
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.ops.triton.launching import has_assembly, operator, start
 from tokenreduce.ops.triton.pieces import NONE, reciprocal
 from tokenreduce.ops.triton.points import mean_points, sketched_points
+from tokenreduce.ops.triton.rounding import cdiv, next_power_of_2
 from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 
 TILE = 64  # rows and columns of costs of a program

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from torch import Tensor
-from triton import jit, next_power_of_2
+from triton import jit
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import operator, start
 from tokenreduce.ops.triton.pieces import best_of_row, halves, mean_rows, product, unit_rows, write_round
 from tokenreduce.ops.triton.points import unit_points
+from tokenreduce.ops.triton.rounding import next_power_of_2
 from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 from tokenreduce.ops.triton.tiled import match_points
 

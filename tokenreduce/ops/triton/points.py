@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from triton import jit, next_power_of_2
+from triton import jit
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import start
 from tokenreduce.ops.triton.pieces import mean_rows, unit_rows
+from tokenreduce.ops.triton.rounding import next_power_of_2
 
 CELLS = 4096  # numbers of a tile
 FEW = 16384  # tokens that leave processors free

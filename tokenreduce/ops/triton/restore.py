@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from triton import jit, next_power_of_2
+from triton import jit
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import operator, start
+from tokenreduce.ops.triton.rounding import next_power_of_2
 from tokenreduce.ops.triton.tensors import in_a_row
 
 CELLS = 4096

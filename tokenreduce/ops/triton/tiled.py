@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from triton import jit, next_power_of_2
+from triton import jit
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import has_assembly, is_hopper, start
 from tokenreduce.ops.triton.pieces import among_greatest, best_of_row, halves, product, ward_scores
+from tokenreduce.ops.triton.rounding import next_power_of_2
 from tokenreduce.ops.triton.tensors import empty_maps
 
 TILE = 64  # sources of a program, and targets that it compares with at once

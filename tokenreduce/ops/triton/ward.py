@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from triton import jit, next_power_of_2
+from triton import jit
 from triton import language as tl
 
 from tokenreduce.ops.triton.launching import has_assembly, operator, start
@@ -12,6 +12,7 @@ from tokenreduce.ops.triton.match import SMALL
 from tokenreduce.ops.triton.merge import merge_apply
 from tokenreduce.ops.triton.pieces import best_of_row, halves, product, ranks, ward_scores
 from tokenreduce.ops.triton.points import sketched_points
+from tokenreduce.ops.triton.rounding import next_power_of_2
 from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 from tokenreduce.ops.triton.tiled import match_points
 
