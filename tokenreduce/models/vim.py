@@ -113,7 +113,7 @@ class VisionMamba(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side + 1, embed_dim))
         halved = class_token == "middle" if halved is None else halved
         # The first block never drops, nor does the second: released schedules start with an extra zero.
-        rates = [0.0, *torch.linspace(0, drop_path, depth).tolist()]
+        rates = [0.0, *torch.linspace(0, drop_path, depth, device="cpu").tolist()]
         self.layers = nn.ModuleList(
             VimBlock(embed_dim, states, taps, expand, halved, rates[layer]) for layer in range(depth)
         )

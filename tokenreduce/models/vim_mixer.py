@@ -54,7 +54,8 @@ class VimMixer(nn.Module):
         shown = getattr(self, f"x_proj{end}")(x)
         step, write, read = shown.split([self.rank, self.states, self.states], -1)
         step = getattr(self, f"dt_proj{end}")(step)
-        rate = -torch.exp(getattr(self, "A_b_log" if end else "A_log").float())
+        rate = getattr(self, "A_b_log" if end else "A_log")
+        rate = -torch.exp(rate if rate.dtype == torch.float64 else rate.float())
         skip = getattr(self, f"D{end}")
         step, decay = walk.steps(step, getattr(self, f"dt_proj{end}").bias)
         return selective_scan(
