@@ -59,6 +59,11 @@ def test_outputs_of_one_token_stay_side_by_side() -> None:
     assert torch.equal(made.dense(), share[:, [1, 0, 2]])
 
 
+def test_what_ascends_is_left_as_it_is() -> None:
+    made = in_order(any_map("merging"))
+    assert in_order(made) is made
+
+
 @pytest.mark.parametrize("fields", [{"divide": False}, {"grid": (2, 3)}, {"drops": True}], ids=str)
 def test_what_else_is_known_stays(fields: dict[str, Any]) -> None:
     made = in_order(any_map("merging", **fields))

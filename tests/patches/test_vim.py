@@ -51,7 +51,8 @@ class Dropping(Reducer):
         g = torch.Generator().manual_seed(tokens.layer)
         kept = torch.stack([torch.randperm(n, generator=g)[:keep] for _ in range(batch)])
         kept = kept.sort(1).values if self.raster else kept
-        return keep_tokens(kept, kept[:, :, None].sub(torch.arange(n)).abs().argmin(1))
+        away = kept[:, :, None] - torch.arange(n)
+        return keep_tokens(kept, (2 * away.abs() + (away > 0)).argmin(1))  # of two that are as near the one before
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +132,7 @@ def test_the_order_of_outputs_does_not_count() -> None:
 def test_disorder_is_far_from_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     images, model = VIDEOMAMBA.images(8), fresh_model(VIDEOMAMBA)
     whole = model(images)
-    patch(model, "dropping_scanned", schedule=Schedule.keep({0: 56}))
+    patch(model, "dropping_scanned", schedule=Schedule.keep({0: 56}), scan_conv="compact")
     ordered = (model(images) - whole).norm()
     monkeypatch.setattr(running, "in_order", lambda token_map: token_map)
     assert (model(images) - whole).norm() > 2 * ordered
@@ -167,15 +168,18 @@ def test_costs_are_what_is_counted(backbone: Backbone) -> None:
         assert counted.total == geometry.costs.macs(n, n, 1, "mid") and not counted.uncounted
 
 
-@pytest.mark.parametrize("method", VIM.methods)
+MET = [(method, 0.7) for method in VIM.methods] + [(m, 0.6) for m in ("tome", "ward", "hsa", "mtr", "random")]
+
+
+@pytest.mark.parametrize(("method", "share"), MET)
 @torch.no_grad()
-def test_budgets_are_met_by_every_method(method: str) -> None:
+def test_budgets_are_met_by_every_method(method: str, share: float) -> None:
     with checks.shared(VIM) as model:
         whole = tokenreduce.count_flops(model, VIM.images(1)).total
-        patch(model, method, flops=0.6)
+        patch(model, method, flops=share)
         counted = tokenreduce.count_flops(model, VIM.images(1))
-        assert report(model).flops_share == pytest.approx(0.6, abs=0.02)
-        assert counted.total / whole == pytest.approx(0.6, abs=0.02) and not counted.uncounted
+        assert report(model).flops_share == pytest.approx(share, abs=0.02)
+        assert counted.total / whole == pytest.approx(share, abs=0.02) and not counted.uncounted
 
 
 @pytest.mark.parametrize("gap", ["self", "prev", "bias", "frozen"])
@@ -220,8 +224,11 @@ def test_all_tokens_come_back_where_they_were() -> None:
     for layer in model.layers:
         nn.init.zeros_(layer.mixer.out_proj.weight)
     before = model.forward_features(images)
-    patch(model, "tome", ratio=0.5, restore="delta")
-    torch.testing.assert_close(model.forward_features(images), before, rtol=0, atol=1e-5)
+    patch(model, "random", ratio=0.5, restore=True)
+    restored, kept = model.forward_features(images), report(model).map.rep
+    assert restored.shape == before.shape and torch.equal(restored[:, 32], before[:, 32])
+    places = (kept + (kept >= 32))[..., None].expand(-1, -1, 32)
+    assert torch.equal(restored.gather(1, places), before.gather(1, places))
     patch(model, "tome", ratio=0.5)
     reduced = model.forward_features(images)
     assert reduced.shape == (2, 33, 32) and torch.equal(reduced[:, 16], before[:, 32])
@@ -256,11 +263,11 @@ def test_rules_are_checked() -> None:
 
 def test_what_is_no_state_space_model_says_so() -> None:
     for method in ("hsa", "mtr"):
-        with pytest.raises(ValueError, match=f"{method} cannot run on this .*: the model is no state-space model"):
+        with pytest.raises(ValueError, match=f"{method} cannot run on this .*, but the model is no state-space model"):
             patch(fresh_model(BY_NAME["timm_vit"]), method, flops=0.7)
     for method in ("evit", "diffrate", "gtp", "zero_tprune"):
         with pytest.raises(
-            ValueError, match=f"{method} cannot run on this .*: the model is a state-space model, which"
+            ValueError, match=f"{method} cannot run on this .*, but the model is a state-space model, which"
         ):
             patch(fresh_model(VIM), method, flops=0.7)
 
