@@ -22,7 +22,7 @@ from ..shared.weights import matrices, matrix_size
 class ReducedVimBlock(ScannedLayer, VimBlock):
     """`VimBlock`: norm, mixer, residual."""
 
-    def mixed(self, run: Run | Slicing, x: Tensor) -> Tensor:
+    def mixed(self, run: Run | Slicing, x: Tensor, *args: Any) -> Tensor:
         walks = run.walks(x, self.mixer.taps)
         return x + self.dropped(self.mixer(self.norm(x), walks))
 

@@ -44,6 +44,10 @@ class Adapter:
         """The entries that this model cannot show a reducer, each with the reason as a clause."""
         raise NotImplementedError
 
+    def scan_refusals(self, model: nn.Module) -> dict[str, str]:
+        """The values of `scan_conv` and `scan_gap` that this model cannot follow, each with the reason as a clause."""
+        return {}
+
     def missing(self, model: nn.Module) -> dict[str, str]:
         """`lacks`, and what only models of videos and state-space models show, for others."""
         of_videos = {} if self.videos else dict.fromkeys(VIDEO, "the model takes images, not videos")

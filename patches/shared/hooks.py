@@ -110,6 +110,13 @@ def capture_time_step(module: Any, args: tuple[Any, ...], output: Tensor) -> Non
         run.shown.add_time_step(F.softplus(output.float()))
 
 
+def capture_biased_time_step(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    """The same where the bias of the projection counts twice."""
+    run = _run_of(module)
+    if run is not None:
+        run.shown.add_time_step(F.softplus((output + module.bias).float()))
+
+
 def _noted_by(module: Any, x: Tensor) -> Reduction | None:
     """The patch that `module` notes something of `x` for."""
     refuse_proxy(x)
@@ -152,6 +159,7 @@ HOOKS = {
     "folded_mean_keys": capture_folded_mean_keys,
     "scan_output": capture_scan_output,
     "time_step": capture_time_step,
+    "biased_time_step": capture_biased_time_step,
     "grid": capture_grid,
     "video": capture_video,
     "dynamic_grid": capture_dynamic_grid,

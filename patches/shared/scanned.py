@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +25,22 @@ class ScannedLayer(ReducedLayer):
     """The forward of a layer of one line. Between layers protected tokens stand in front; before the first and after
     the last one they stand where the model has them."""
 
-    def mixed(self, run: Run | Slicing, x: Tensor) -> Tensor:
-        """The layer's line on rows `[protected | image tokens left]`; `run.walks` says how to scan them."""
+    def mixed(self, run: Run | Slicing, x: Tensor, *args: Any) -> Tensor:
+        """The layer's line on rows `[protected | image tokens left]`, with what the layer was called with beside them;
+        `run.walks` or `run.grid_walks` says how to scan them."""
         raise NotImplementedError  # every family has its own
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
         reduction, layer, _ = self._tokenreduce
         geometry = reduction.geometry
         middle = geometry.ordered == "middle"
         rows = to_front(x) if middle and layer == 0 else x
         run = join(reduction, layer, rows, self.collected)
         if run is None:
-            return super(ReducedLayer, self).forward(x)  # type: ignore[misc]
+            return super(ReducedLayer, self).forward(x, *args)  # type: ignore[misc]
         keep_hold(self, reduction)  # type: ignore[arg-type]
         rows = run.reduce(layer, run.enter(layer, rows), "pre")
-        rows = self.mixed(run, rows)
+        rows = self.mixed(run, rows, *args)
         rows = run.reduce(layer, run.reduce(layer, rows, "mid"), "post")
         rows = leave(run, layer, rows)
         last = layer == getattr(run, "depth", geometry.depth) - 1
@@ -50,6 +51,7 @@ class ScannedAdapter(LayeredAdapter):
     """An adapter for models whose layers are scans."""
 
     scans = True
+    step_hook: ClassVar[str] = "time_step"  # that makes time steps of what `step_projections` give
 
     def lacks(self, model: Any) -> dict[str, str]:
         return dict.fromkeys((*ATTENTION, "keys", "queries", "values"), NO_ATTENTION)
@@ -65,7 +67,7 @@ class ScannedAdapter(LayeredAdapter):
         super().watch(model, layer, reduction, wanted)
         if "time_step" in wanted or reduction.scan.gap == "frozen":
             for module in self.step_projections(layer):
-                add_hook(module, reduction, "time_step")
+                add_hook(module, reduction, self.step_hook)
 
 
 def to_front(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import unknown
+from tokenreduce.maps.grid_walks import GridWalks, left_of_grid
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, Walk, walks
 from tokenreduce.ops.constants import counting
@@ -51,6 +52,7 @@ class ScanState:
         self.stands: Tensor | None = None  # (B, N), the image token that stands for each of the input
         self.frozen: tuple[Tensor, Tensor] | None = None  # the steps missing before each row, by direction
         self._walks: tuple[Walk, Walk] | None = None
+        self._grid_walks: GridWalks | None = None
 
     def walks(self, batch: int, device: torch.device, taps: int) -> tuple[Walk, Walk] | None:
         """The two directions over the present rows; None: all rows as they stand."""
@@ -59,6 +61,14 @@ class ScanState:
         if self._walks is None:
             self._walks = self._walk(batch, device, taps)
         return self._walks
+
+    def grid_walks(self, whole: GridWalks) -> GridWalks:
+        """The walks over the present rows of a grid, from those over all of it."""
+        if self.origin is None:
+            return whole
+        if self._grid_walks is None:
+            self._grid_walks = left_of_grid(whole.grid, self.origin, self.stands, self.rules.conv, self.rules.gap)  # type: ignore[arg-type]
+        return self._grid_walks
 
     def _walk(self, batch: int, device: torch.device, taps: int) -> tuple[Walk, Walk]:
         rank, owners = self.ranks(batch, device), self.owners(batch, device)
@@ -91,7 +101,7 @@ class ScanState:
         dest = token_map.dest_or_argmax().scatter(1, rep, counting(count, rep.device).expand_as(rep))
         self.origin = rep if self.origin is None else self.origin.gather(1, rep)
         self.stands = dest if self.stands is None else dest.gather(1, self.stands)
-        self._walks = None
+        self._walks = self._grid_walks = None
 
     def _freeze(self, rep: Tensor, steps: list[Tensor]) -> None:
         """Add the steps of the tokens that leave now to what is missing before those that stay."""

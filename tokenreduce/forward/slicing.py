@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from tokenreduce.budget.geometry import Geometry
+from tokenreduce.maps.grid_walks import GridWalks, first_of_grid
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Slicing:
     geometry: Geometry
     counts: tuple[int, ...]
     placement: str
+    _grid_walks: dict[tuple[int, int], GridWalks] = field(default_factory=dict, compare=False, repr=False)
 
     def enter(self, layer: int, x: Tensor) -> Tensor:
         """`x` as it is."""
@@ -33,6 +35,15 @@ class Slicing:
 
     def walks(self, x: Tensor, taps: int) -> None:
         """Scans walk row by row."""
+
+    def grid_walks(self, x: Tensor, whole: GridWalks) -> GridWalks:
+        """The walks over the first rows of a grid; the last of them stands for those that are gone."""
+        batch, left = x.shape[:2]
+        if left == whole.count:
+            return whole
+        if (batch, left) not in self._grid_walks:  # tables cost nothing either
+            self._grid_walks[batch, left] = first_of_grid(whole.grid, batch, left, x.device)
+        return self._grid_walks[batch, left]
 
     def show_attention(self, attend: object) -> None:
         """Nobody looks at the attention."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.scan_state import ScanState
+from tokenreduce.maps.grid_walks import GridWalks
 from tokenreduce.maps.places import Places
 from tokenreduce.maps.restoring import Around
 from tokenreduce.maps.token_map import TokenMap
@@ -44,6 +45,7 @@ class TokenState:
         self.bias: Tensor | None = None
         self.maps: list[TokenMap] = []  # since all tokens were there
         self.around: list[Around] = []
+        follows |= {"positions"} if self.reduction.geometry.ordered and self.grid is not None else frozenset()
         self.places = Places(self.entered, self.grid, reads | follows)
         shape = self.reduction.geometry
         middle = shape.ordered == "middle"
@@ -101,6 +103,10 @@ class TokenState:
         """How the scans of a state-space model walk over the rows of `x`, whose convolution has so many taps; None: row
         by row."""
         return None if self.scan is None else self.scan.walks(x.shape[0], x.device, taps)
+
+    def grid_walks(self, x: Tensor, whole: GridWalks) -> GridWalks:
+        """How scans along a grid walk over the rows of `x`, from the walks over the `whole` grid."""
+        return whole if self.scan is None else self.scan.grid_walks(whole)
 
     def blank(self, x: Tensor) -> Tensor:
         """`x` with zeros in the place of padding, so that what it held decides nothing."""

@@ -65,7 +65,8 @@ class VisionMamba(nn.Module):
 
     Vim (Zhu et al., ICML 2024, arXiv 2401.09417) has its class token in the middle and averages the directions;
     VideoMamba (Li et al., ECCV 2024, arXiv 2403.06977) has it first and adds them. Keys of the state dictionary are
-    those of the released weights; see `load_checkpoint`.
+    those of the released weights; see `load_checkpoint`. It was never run on released weights, which could not be had:
+    names, shapes and arithmetic are those of the released code.
 
     Departure: hidden and residual are one fp32 stream, which is the same sum.
 

@@ -54,14 +54,18 @@ class VimMixer(nn.Module):
         shown = getattr(self, f"x_proj{end}")(x)
         step, write, read = shown.split([self.rank, self.states, self.states], -1)
         step = getattr(self, f"dt_proj{end}")(step)
-        rate = getattr(self, "A_b_log" if end else "A_log")
-        rate = -torch.exp(rate if rate.dtype == torch.float64 else rate.float())
+        rate = decay_rates(getattr(self, "A_b_log" if end else "A_log"))
         skip = getattr(self, f"D{end}")
         step, decay = walk.steps(step, getattr(self, f"dt_proj{end}").bias)
         return selective_scan(
             x, step, rate, write, read, skip, z, decay,
             softplus=decay is None, order=walk.order, reverse=reverse,
         )  # fmt: skip
+
+
+def decay_rates(logs: Tensor) -> Tensor:
+    """The rates `(E, N)` of a scan from their logs, in fp32 or fp64."""
+    return -torch.exp(logs if logs.dtype == torch.float64 else logs.float())
 
 
 def time_step_projection(rank: int, inner: int) -> nn.Linear:

@@ -14,6 +14,7 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.forward.marks import patch_of
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.patches.shared.adapter import Adapter
+from tokenreduce.patching.foreign import foreign
 
 # Modules that pass on what the module inside returns: containers, and wrappers that distribute, compile or adapt.
 TRANSPARENT = ("torch.nn.modules.container", "torch.nn.parallel", "torch._dynamo", "peft.", "tokenreduce.lab.")
@@ -31,6 +32,9 @@ def find_backbone(model: nn.Module) -> tuple[str, nn.Module, Adapter]:
     """The one backbone inside `model` that an adapter knows: its name in the model, the module, the adapter."""
     found = candidates(need_module(model))
     if not found:
+        reason = foreign(model)
+        if reason:
+            raise InvalidValueError(f"{type(model).__name__} holds no backbone that tokenreduce can reduce: {reason}")
         missing = [f"{library} (pip install {what})" for library, what in LIBRARIES.items() if not _installed(library)]
         known = ", ".join(f"{library} {family}" for library, family in _families())
         raise InvalidValueError(

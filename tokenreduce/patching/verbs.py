@@ -90,12 +90,13 @@ def patch(
     reducer = create(method, options)
     check_restore(reducer, restore)
     check_mode("prop_attn", prop_attn)
-    scan = check_scan(adapter, scan_conv, scan_gap)
+    scan = check_scan(backbone, adapter, scan_conv, scan_gap)
     outer = around(model, name)
     heads = auxiliary_heads(outer) if reads_heads(reducer) else None
     if heads is not None and layers is None and schedule is None and (r is None or isinstance(r, int)):
         layers = heads.auxiliary_layers
-    made = _make_schedule(reducer, ratio, r, flops, schedule, layers).restore_after(*reducer.rebuilt_after())
+    made = _make_schedule(reducer, ratio, r, flops, schedule, layers, adapter.scans)
+    made = made.restore_after(*reducer.rebuilt_after())
     reduction = _prepare(backbone, adapter, outer, reducer, made, restore, prop_attn, heads)
     if adapter.scans:
         asked: dict[str, bool | str] = {"scan_conv": scan_conv, "scan_gap": scan_gap}
@@ -202,7 +203,7 @@ def check_mode(name: str, value: object) -> None:
         raise InvalidValueError(f'{name} is {value!r}; valid: True, False, "auto"')
 
 
-def check_scan(adapter: Adapter, conv: str, gap: str) -> ScanRules:
+def check_scan(backbone: nn.Module, adapter: Adapter, conv: str, gap: str) -> ScanRules:
     """What scans are to do where tokens are missing."""
     rules = scan_rules(conv, gap)
     if not adapter.scans and (conv, gap) != ("auto", "auto"):
@@ -210,6 +211,13 @@ def check_scan(adapter: Adapter, conv: str, gap: str) -> ScanRules:
             f"scan_conv={conv!r} and scan_gap={gap!r} are for state-space models, and {adapter.family} is none; leave "
             "them out"
         )
+    refused = adapter.scan_refusals(backbone)
+    for name, value, default in (("scan_conv", rules.conv, ScanRules.conv), ("scan_gap", rules.gap, ScanRules.gap)):
+        if value in refused:
+            raise InvalidValueError(
+                f"{name} is {value!r}, which this {type(backbone).__name__} cannot do: {refused[value]}; leave it out, "
+                f"or give {default!r}"
+            )
     return rules
 
 
@@ -220,6 +228,7 @@ def _make_schedule(
     flops: float | None,
     schedule: Schedule | None,
     layers: Sequence[int] | None,
+    scans: bool,
 ) -> Schedule:
     given = {"ratio": ratio, "r": r, "flops": flops, "schedule": schedule}
     named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
@@ -240,7 +249,8 @@ def _make_schedule(
         return schedule
     if r is not None:
         return Schedule.remove(r, layers)
-    return Schedule.budget(reducer.shape, ratio, flops, layers)
+    shape = reducer.scan_shape if scans and not reducer.once else reducer.shape
+    return Schedule.budget(shape, ratio, flops, layers)
 
 
 def _prepare(
