@@ -191,8 +191,9 @@ using Nine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, 
 template <typename Real>
 std::vector<Tensor> gradients_of(const ScanInputs& inputs, const Tensor& grad) {
   Gradients<Real> to(inputs);
-  const Tensor none = uninitialised(inputs.x, {0});
-  const auto rows = [&](bool wanted) { return wanted ? uninitialised(inputs.x, ScanInputs::sizes(inputs.x)) : none; };
+  // Each a tensor of its own: outputs of an operator must not share memory.
+  const auto none = [&] { return uninitialised(inputs.x, {0}); };
+  const auto rows = [&](bool wanted) { return wanted ? uninitialised(inputs.x, ScanInputs::sizes(inputs.x)) : none(); };
   const Tensor x = rows(true), dt = rows(true), z = rows(inputs.z.has_value()), decay = rows(inputs.decay_dt.has_value());
   to.x = written<Real>(x), to.dt = written<Real>(dt), to.z = written<Real>(z), to.decay_dt = written<Real>(decay);
   const Scan<Real> scan(inputs);
@@ -203,7 +204,7 @@ std::vector<Tensor> gradients_of(const ScanInputs& inputs, const Tensor& grad) {
     for (int64_t i = begin; i < end; ++i) backward.run(i / to.groups, i % to.groups);
   });
   const auto one = [&](bool wanted, int64_t number) {
-    return wanted ? to.fixed.total(inputs.x, inputs.states + number) : none;
+    return wanted ? to.fixed.total(inputs.x, inputs.states + number) : none();
   };
   return {x, dt, to.fixed.total(inputs.x, 0, inputs.states), sum_groups(inputs, to, 0), sum_groups(inputs, to, 1),
           one(inputs.D.has_value(), 0), z, decay, one(inputs.dt_bias.has_value(), 1)};

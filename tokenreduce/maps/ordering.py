@@ -13,6 +13,8 @@ from tokenreduce.ops.rows import take
 def in_order(token_map: TokenMap) -> TokenMap:
     """The same map with its outputs in ascending order of the tokens that represent them; an output without a token of
     its own comes after another of the same."""
+    if token_map.ascending:  # some maps are made in parts, and are never made whole
+        return token_map
     rep = token_map.representatives()
     order = stable_order(rep, 1)
     places = counting(token_map.count, order.device).expand_as(order)
@@ -32,4 +34,5 @@ def in_order(token_map: TokenMap) -> TokenMap:
         divide=token_map.divide,
         undo=None if undo is None else undo.gather(2, columns),
         grid=token_map.grid,
+        ascending=True,
     )

@@ -38,6 +38,7 @@ class TokenMap:
         divide: False adds shares of features as they are, whatever their sizes (propagation).
         undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G.
         grid: the output's `(H, W)` if it still is one.
+        ascending: `rep` is known to ascend.
     """
 
     count: int
@@ -53,6 +54,7 @@ class TokenMap:
     divide: bool = True
     undo: Tensor | None = None
     grid: tuple[int, ...] | None = None
+    ascending: bool = False
 
     def __post_init__(self) -> None:
         if (self.dest is None) == (self.share is None):

@@ -16,7 +16,7 @@ class Flow(TokenMap):
     """The map that keeps some tokens as they are and lets every other one flow into T of them.
 
     Args:
-        rep: `(B, M)`, the kept tokens, in the order of outputs.
+        rep: `(B, M)`, the kept tokens in ascending order, which is that of outputs.
         sources: `(B, R)`, all others.
         onto: `(B, R, T)`, the outputs that a source flows to, all different.
         part: `(B, R, T)`, its shares in them.
@@ -25,6 +25,7 @@ class Flow(TokenMap):
 
     rep: Tensor
     sources: Tensor
+    ascending = True
 
     def __init__(self, rep: Tensor, sources: Tensor, onto: Tensor, part: Tensor, back: Tensor) -> None:
         self.count, self.drops, self.divide, self.fused = rep.shape[1], False, True, False
