@@ -21,6 +21,7 @@ import logging
 import multiprocessing
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -156,7 +157,8 @@ def judged(run: Callable[[Case], Found], case: Case) -> str:
     try:
         found = run(case)
     except Exception as error:  # converters raise whatever they meet
-        return f"refused: {type(error).__name__}: {first_sentence(str(error))}"
+        said = first_sentence(str(error)) or f"in {traceback.extract_tb(error.__traceback__)[-1].name}"
+        return f"refused: {type(error).__name__}: {said}"
     if found is None:
         return "converts"
     pairs = [pair for here, there in zip(case.expected, found, strict=True) for pair in zip(here, there, strict=True)]

@@ -1,9 +1,10 @@
 """What becomes of patched models under the transforms and modes of PyTorch: every method, one small model of timm and
 one of transformers with random weights.
 
-    python benchmarks/transforms.py                 # resumes where it stopped; half an hour on two cores
+    python benchmarks/transforms.py                 # what has no result yet; all of it takes half an hour on two cores
     python benchmarks/transforms.py --part 0/2      # and 1/2 in another process
     python benchmarks/transforms.py --only vmap "ONNX, dynamo=False"    # these again
+    python benchmarks/transforms.py --methods ward tome                 # these again, in all columns
 
 The transforms are those of the test suite (tests/transforming.py). Results go to runs/transforms/ and, of all that is
 there, to benchmarks/results/transforms.json, from which `make_table.py --write` makes docs/transforms.md. Where a
@@ -36,12 +37,15 @@ import tokenreduce  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "transforms.json"
 FOLDER = ROOT / "runs" / "transforms"
+UNPATCHED = "unpatched"
+ROWS = (UNPATCHED, *tokenreduce.methods())
 LIBRARIES = ("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], choices=TRANSFORMS, help="run these transforms again")
+    parser.add_argument("--methods", nargs="+", default=[], help="run these methods again")
     parser.add_argument("--part", default="0/1", help="I/K: only every K-th column, to share the work among processes")
     return parser.parse_args()
 
@@ -71,16 +75,18 @@ def main() -> None:
     names = args.only or [*TRANSFORMS]
     columns = [(library, transform) for transform in names for library in models()]
     for library, transform in columns[index::parts]:
-        cells = {} if args.only else known(library, transform)
-        for method in (None, *tokenreduce.methods()):
-            small = models()[library]
+        again = args.methods or ([*ROWS] if args.only else [])
+        cells = {name: found for name, found in known(library, transform).items() if name not in again}
+        for name in ROWS:
+            small, method = models()[library], None if name == UNPATCHED else name
             if method is not None and library != "timm" and not small.fits(method):
                 continue  # videos and auxiliary heads have one model that stands for them
-            name, row = method or "unpatched", small if method is None else main_row(method, small)
+            row = small if method is None else main_row(method, small)
             if name not in cells:
                 with silently():
                     cells[name] = outcome(transform, row, method)
-                file(library, transform).write_text(json.dumps(cells, indent=1) + "\n")
+                ordered = {one: cells[one] for one in ROWS if one in cells}
+                file(library, transform).write_text(json.dumps(ordered, indent=1) + "\n")
         bad = {name: found for name, found in cells.items() if found.startswith(("wrong", "crash"))}
         print(transform, library, bad or "", flush=True)
     collect()
@@ -91,10 +97,13 @@ def file(library: str, transform: str) -> Path:
 
 
 def known(library: str, transform: str) -> dict[str, str]:
-    """What there is of a column, method by method, in their order."""
+    """What there is of a column, here or in the results, method by method, in their order."""
     there = file(library, transform)
-    found = json.loads(there.read_text()) if there.exists() else {}
-    return {name: found[name] for name in ("unpatched", *tokenreduce.methods()) if name in found}
+    if there.exists():
+        found = json.loads(there.read_text())
+    else:
+        found = json.loads(RESULTS.read_text())["columns"][library].get(transform, {}) if RESULTS.exists() else {}
+    return {name: found[name] for name in ROWS if name in found}
 
 
 def collect() -> None:

@@ -22,7 +22,7 @@ from tokenreduce import patch
 from tokenreduce.errors import TokenReduceError
 
 # Every round makes a graph longer and none is different.
-FEW_ROUNDS = {"iterations": 2, "rounds": 2, "neighbours": 2}
+FEW_ROUNDS = {"iterations": 2, "neighbours": 2}
 
 
 @cache
@@ -53,8 +53,8 @@ class Outputs(nn.Module):
 class Patched:
     """A new model of a row, patched with half of its tokens to keep; with no method it is the unpatched one."""
 
-    def __init__(self, row: Backbone, method: str | None) -> None:
-        self.row, self.method = row, method
+    def __init__(self, row: Backbone, method: str | None, **options: Any) -> None:
+        self.row, self.method, self.options = row, method, options
         self.model = self.patch(new_model(row))
         self.call = Outputs(row, self.model).eval()
         self.images, self.more = row.images(2, seed=1), row.images(3, seed=2)  # two batch sizes
@@ -64,7 +64,8 @@ class Patched:
         if self.method is None:
             return model
         names = tokenreduce.describe(self.method)["options"]
-        return patch(model, self.method, ratio=0.5, **{n: few for n, few in FEW_ROUNDS.items() if n in names})
+        few = {name: few for name, few in FEW_ROUNDS.items() if name in names}
+        return patch(model, self.method, ratio=0.5, **few | self.options)
 
     @torch.no_grad()
     def compare(self, found: Any, images: Tensor, tolerance: float = 1e-5) -> None:
@@ -118,7 +119,7 @@ def each_image(patched: Patched) -> None:
 
 
 def ensemble(patched: Patched) -> None:
-    models = [patched.call, Patched(patched.row, patched.method).call]
+    models = [patched.call, Patched(patched.row, patched.method, **patched.options).call]
     with torch.no_grad():
         for parameter in models[1].parameters():
             parameter.mul_(1.05)
@@ -160,7 +161,7 @@ def fake(patched: Patched) -> None:
         expected = patched.call(patched.images)
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
         raise DiffersError("the shapes differ")
-    patched.compare(Patched(patched.row, patched.method).call(patched.images), patched.images)
+    patched.compare(Patched(patched.row, patched.method, **patched.options).call(patched.images), patched.images)
 
 
 def other_default(dtype: torch.dtype) -> Callable[[Patched], None]:
@@ -215,11 +216,11 @@ COMPILERS: dict[str, Callable[[Patched], None]] = {
 TRANSFORMS = CHEAP | COMPILERS
 
 
-def outcome(name: str, row: Backbone, method: str | None) -> str:
+def outcome(name: str, row: Backbone, method: str | None, **options: Any) -> str:
     """ "right", "wrong: ...", "refused: ..." with the library's sentence, "crash: ..." with another error, or "cannot:
     ..." where the model raises one unpatched, too."""
     try:
-        TRANSFORMS[name](Patched(row, method))
+        TRANSFORMS[name](Patched(row, method, **options))
     except DiffersError as error:
         return f"wrong: {error}"
     except Exception as error:

@@ -40,33 +40,35 @@ struct ConvInputs {
   }
 };
 
-// The taps of one row that read something.
+// The taps of one row that read something, and where.
+template <typename Real>
 struct Taps {
   int count = 0;
   int column[kMostTaps];
   int64_t row[kMostTaps];
+  const Real* from[kMostTaps];
 
-  Taps(const ConvInputs& inputs, int64_t image, int64_t i) {
+  Taps(const ConvInputs& inputs, const Rows3<Real>& x, int64_t image, int64_t i) {
     for (int64_t k = 0; k < inputs.width; ++k) {
       const int64_t back = inputs.width - 1 - k;
-      const int64_t from = inputs.taps      ? inputs.taps[(image * inputs.length + i) * inputs.width + k]
+      const int64_t read = inputs.taps      ? inputs.taps[(image * inputs.length + i) * inputs.width + k]
                            : inputs.reverse ? i + back
                                             : i - back;
-      if (from < 0 || from >= inputs.length) continue;
-      column[count] = static_cast<int>(k), row[count++] = from;
+      if (read < 0 || read >= inputs.length) continue;
+      column[count] = static_cast<int>(k), row[count] = read, from[count++] = x.at(image, read);
     }
   }
 };
 
 // The filters as vectors of channels.
 template <typename Real>
-struct Conv {
+class Conv {
+ public:
   using Lane = Values<Real>;
 
   const ConvInputs& inputs;
-  Rows3<Real> x;
-  int64_t blocks;
-  Vectors<Real> memory;  // for each block of channels the bias, then the columns of its filters
+  const Rows3<Real> x;
+  const int64_t blocks;
 
   explicit Conv(const ConvInputs& inputs)
       : inputs(inputs), x(inputs.x), blocks((inputs.channels + Lanes<Real>::count - 1) / Lanes<Real>::count),
@@ -85,16 +87,10 @@ struct Conv {
   int count(int64_t block) const {
     return static_cast<int>(std::min<int64_t>(Lanes<Real>::count, inputs.channels - block * Lanes<Real>::count));
   }
-  Lane of(const Rows3<Real>& rows, int64_t image, int64_t row, int64_t block) const {
-    return load(rows.at(image, row) + block * Lanes<Real>::count, count(block));
-  }
 
   // What the taps read, before SiLU.
-  Lane sum(const Taps& taps, int64_t image, int64_t block) const {
-    const Lane* filter = filters(block);
-    Lane found = filter[-1];
-    for (int i = 0; i < taps.count; ++i) found += of(x, image, taps.row[i], block) * filter[taps.column[i]];
-    return found;
+  Lane sum(const Taps<Real>& taps, int64_t block) const {
+    return usual(taps, block) ? sum_of<4>(taps, block) : sum_of<0>(taps, block);
   }
 
   void forward(Real* out) const {
@@ -102,11 +98,11 @@ struct Conv {
     torch::stable::parallel_for(0, rows, grain(work), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / inputs.length;
-        const Taps taps(inputs, image, i % inputs.length);
-        for (int64_t block = 0; block < blocks; ++block) {
-          const Lane found = sum(taps, image, block);
-          const Lane out_lanes = found * sigmoid<Real>(found);
-          store(out_lanes, out + i * inputs.channels + block * Lanes<Real>::count, count(block));
+        const Taps<Real> taps(inputs, x, image, i % inputs.length);
+        Real* to = out + i * inputs.channels;
+        for (int64_t block = 0; block < blocks; ++block, to += Lanes<Real>::count) {
+          const Lane found = sum(taps, block);
+          store<Real>(found * sigmoid<Real>(found), to, count(block));
         }
       }
     });
@@ -114,25 +110,52 @@ struct Conv {
 
   // Gradients of one block of channels of an image; `to` has rows of x, `fixed` those of the filters and of the bias.
   void backward(const Rows3<Real>& grad, int64_t image, int64_t block, Real* to, PerImage<Real>& fixed) const {
-    const Lane* filter = filters(block);
     Lane sums[kMostTaps + 1] = {};
     const int lanes = count(block);
-    const auto at = [&](int64_t row) {
-      return to + (image * inputs.length + row) * inputs.channels + block * Lanes<Real>::count;
-    };
-    for (int64_t row = 0; row < inputs.length; ++row) store(Lane{}, at(row), lanes);
+    const int64_t first = block * Lanes<Real>::count;
+    to += image * inputs.length * inputs.channels + first;
+    for (int64_t row = 0; row < inputs.length; ++row) store(Lane{}, to + row * inputs.channels, lanes);
     for (int64_t row = 0; row < inputs.length; ++row) {
-      const Taps taps(inputs, image, row);
-      const Lane found = sum(taps, image, block), part = sigmoid<Real>(found);
-      const Lane arriving = of(grad, image, row, block) * silu_slope<Real>(found, part);
+      const Taps<Real> taps(inputs, x, image, row);
+      const Lane found = sum(taps, block), part = sigmoid<Real>(found);
+      const Lane arriving = load(grad.at(image, row) + first, lanes) * silu_slope<Real>(found, part);
       sums[inputs.width] += arriving;
-      for (int i = 0; i < taps.count; ++i) {
-        const int64_t from = taps.row[i], k = taps.column[i];
-        sums[k] += arriving * of(x, image, from, block);
-        store(load(at(from), lanes) + arriving * filter[k], at(from), lanes);
-      }
+      if (usual(taps, block)) spread<4>(taps, block, arriving, to, sums);
+      else spread<0>(taps, block, arriving, to, sums);
     }
-    for (int64_t k = 0; k <= inputs.width; ++k) store(sums[k], fixed.at(image, k) + block * Lanes<Real>::count, lanes);
+    for (int64_t k = 0; k <= inputs.width; ++k) store(sums[k], fixed.at(image, k) + first, lanes);
+  }
+
+ private:
+  Vectors<Real> memory;  // for each block of channels the bias, then the columns of its filters
+
+  // Four taps and whole vectors, for which code without branches stands.
+  bool usual(const Taps<Real>& taps, int64_t block) const {
+    return taps.count == 4 && count(block) == Lanes<Real>::count;
+  }
+
+  template <int known>
+  Lane sum_of(const Taps<Real>& taps, int64_t block) const {
+    const Lane* filter = filters(block);
+    const int number = known ? known : taps.count, lanes = known ? Lanes<Real>::count : count(block);
+    Lane found = filter[-1];
+#pragma GCC unroll 4
+    for (int i = 0; i < number; ++i)
+      found += load(taps.from[i] + block * Lanes<Real>::count, lanes) * filter[taps.column[i]];
+    return found;
+  }
+
+  // What arrives at a sum goes on to the rows and filters that it was made of.
+  template <int known>
+  void spread(const Taps<Real>& taps, int64_t block, const Lane& arriving, Real* to, Lane* sums) const {
+    const Lane* filter = filters(block);
+    const int number = known ? known : taps.count, lanes = known ? Lanes<Real>::count : count(block);
+#pragma GCC unroll 4
+    for (int i = 0; i < number; ++i) {
+      Real* row = to + taps.row[i] * inputs.channels;
+      sums[taps.column[i]] += arriving * load(taps.from[i] + block * Lanes<Real>::count, lanes);
+      store<Real>(load(row, lanes) + arriving * filter[taps.column[i]], row, lanes);
+    }
   }
 };
 

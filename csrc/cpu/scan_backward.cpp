@@ -43,8 +43,9 @@ struct Scratch {
 
   Scratch(int64_t length, int64_t count, int64_t width)
       : memory((2 * length + 1) * count + 5 * length + 3 * count + width), states(memory.at),
-        kept(states + (length + 1) * count), step(kept + length * count), slope(step + length), arriving(slope + length), gated(arriving + length),
-        y(gated + length), rate(y + length), carry(rate + count), rates(carry + count), parts(rates + count) {}
+        kept(states + (length + 1) * count), step(kept + length * count), slope(step + length),
+        arriving(slope + length), gated(arriving + length), y(gated + length), rate(y + length), carry(rate + count),
+        rates(carry + count), parts(rates + count) {}
 };
 
 template <typename Real>
@@ -191,10 +192,11 @@ using Nine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, 
 template <typename Real>
 std::vector<Tensor> gradients_of(const ScanInputs& inputs, const Tensor& grad) {
   Gradients<Real> to(inputs);
-  // Each a tensor of its own: outputs of an operator must not share memory.
+  // An empty tensor each for what was not given: results of an operator must not share memory.
   const auto none = [&] { return uninitialised(inputs.x, {0}); };
   const auto rows = [&](bool wanted) { return wanted ? uninitialised(inputs.x, ScanInputs::sizes(inputs.x)) : none(); };
-  const Tensor x = rows(true), dt = rows(true), z = rows(inputs.z.has_value()), decay = rows(inputs.decay_dt.has_value());
+  const Tensor x = rows(true), dt = rows(true);
+  const Tensor z = rows(inputs.z.has_value()), decay = rows(inputs.decay_dt.has_value());
   to.x = written<Real>(x), to.dt = written<Real>(dt), to.z = written<Real>(z), to.decay_dt = written<Real>(decay);
   const Scan<Real> scan(inputs);
   const Rows3<Real> arriving(grad);

@@ -123,8 +123,9 @@ def shared_parts(parts: Iterator[tuple[str, nn.Module]]) -> list[str]:
     names: dict[int, list[str]] = {}
     for name, module in parts:
         names.setdefault(id(module), []).append(name)
-    found = [" and ".join(same) for same in names.values() if len(same) > 1]
-    return [f"{', '.join(found)} are one and the same module, which cannot be two layers at once"] if found else []
+    found = ", ".join(" and ".join(same) for same in names.values() if len(same) > 1)
+    said = f"{found} are one and the same module, which cannot be two layers at once: put a copy in each place"
+    return [f"{said} (copy.deepcopy)"] if found else []
 
 
 def replaced_forward(module: nn.Module) -> Any:

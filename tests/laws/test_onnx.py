@@ -97,6 +97,10 @@ def test_methods_for_images(method: str) -> None:
     check_onnx(model, images(2, seed=0), images(3, seed=1))
 
 
+def test_ward_in_rounds() -> None:
+    check_onnx(patch(two_blocks(), "ward", ratio=0.5, rounds=2), images(2, seed=0), images(3, seed=1))
+
+
 @pytest.mark.parametrize("method", methods(lambda method: VIDEO.fits(method) and not MAIN.fits(method)))
 def test_methods_for_videos(method: str) -> None:
     model = patch(fresh_model(VIDEO), method, ratio=0.5, **few_rounds(method))

@@ -24,8 +24,15 @@ VIDEO = BY_NAME["hf_videomae"]
 @pytest.mark.parametrize("transform", CHEAP)
 @pytest.mark.parametrize("method", tokenreduce.methods())
 def test_right_or_refused(method: str, transform: str) -> None:
-    row = main_row(method, SHORT)
-    found = outcome(transform, row, method)
+    judge(transform, outcome(transform, main_row(method, SHORT), method))
+
+
+@pytest.mark.parametrize("transform", CHEAP)
+def test_ward_in_rounds(transform: str) -> None:
+    judge(transform, outcome(transform, SHORT, "ward", rounds=2))
+
+
+def judge(transform: str, found: str) -> None:
     if found.startswith("cannot"):
         pytest.skip("nor does the unpatched model")
     if transform in REFUSED:

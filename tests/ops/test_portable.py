@@ -16,6 +16,7 @@ from tokenreduce.ops.portable import portable
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 REFUSED = ("sort", "scatter_reduce", "diagonal", "new_ones", "new_zeros", "new_full", "__and__", "__or__")
+REFUSED += ("zeros", "ones", "full_like", "where.Scalar", "clamp_min", "isinf", "isneginf")
 
 
 class Only(nn.Module):
@@ -48,6 +49,16 @@ FUNCTIONS = {
     "diagonal": lambda x: x.diagonal(dim1=1, dim2=2),
     "diagonals": lambda x: (x.diagonal(1, 1, 2), x.diagonal(-2, 0, 2)),
     "new": lambda x: (x.new_ones(2), x.new_zeros((2, 3)), x.new_full((1,), 7), x.new_ones(2, dtype=torch.long)),
+    "zeros and ones": lambda x: (
+        torch.zeros(2, 3, dtype=torch.long),
+        torch.ones(2) + torch.zeros(2),
+        torch.zeros_like(x),
+        torch.ones_like(x, dtype=torch.bool),
+        torch.full_like(x > 0, 3, dtype=torch.long),
+    ),
+    "numbers": lambda x: (torch.where(x > 0, x, 7), torch.where(x > 0, -torch.inf, x), x.clamp_min(1)),
+    "whole numbers": lambda x: ((x > 0).long().clamp_min(1), torch.where(x > 0, (x > 1).long(), 0.5)),
+    "infinities": lambda x: (x.isinf(), x.isneginf()),
     "bits": lambda x: ((x > 0) & (x < 2), (x > 0) | (x < 0), x.sign().nan_to_num().long() & 3, (x > 0).long() | 2),
 }
 

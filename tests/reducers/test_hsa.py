@@ -38,7 +38,7 @@ def test_matches_the_specification(case: Case, data: st.DataObject) -> None:
 
 
 def test_negative_outputs_count_nothing() -> None:
-    """A token of large negative outputs has the score of one of zeros; their sum, or their size, would rank it apart."""
+    """A token of large negative outputs ranks as one of zeros; their sum or their size would set it apart."""
     y = torch.tensor([[[-9.0, -9.0], [0.0, 0.0], [0.1, -9.0], [0.2, 0.0]]])
     kept = [tokenreduce.plan(torch.randn(1, 4, 2), "hsa", keep=k, scan_output=y).rep[0].tolist() for k in (1, 2, 3)]
     assert kept == [[3], [2, 3], [0, 2, 3]]

@@ -45,6 +45,7 @@ class TokenState:
         self.bias: Tensor | None = None
         self.maps: list[TokenMap] = []  # since all tokens were there
         self.around: list[Around] = []
+        follows |= {"positions"} if self.reduction.geometry.ordered and self.grid is not None else frozenset()
         self.places = Places(self.entered, self.grid, reads | follows)
         shape = self.reduction.geometry
         middle = shape.ordered == "middle"

@@ -69,7 +69,8 @@ def walks(rank: Tensor, owners: Tensor, taps: int, conv: str, gap: str, in_order
     """The two directions over rows that are left of a sequence of N tokens.
 
     Args:
-        rank: `(B, L)`, the place of each row in the whole sequence; an output without a token of its own has that of another.
+        rank: `(B, L)`, the place of each row in the whole sequence; an output without a token of its own has that of
+            another.
         owners: `(B, N)`, the row that stands for each place of the whole sequence; rows stand for their own.
         taps: tokens that the convolution reads, K.
         conv: one of `CONVOLUTIONS`.

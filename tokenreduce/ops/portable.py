@@ -80,6 +80,52 @@ def new_full(x: Tensor, size: list[int], value: float, dtype: torch.dtype | None
     return torch.full(size, value, dtype=dtype or x.dtype, device=x.device)
 
 
+# Core ML does not look at the type that these are given.
+def zeros(size: list[int], dtype: torch.dtype | None = None, device: Any = None, **options: Any) -> Tensor:
+    return torch.full(size, 0, dtype=dtype or torch.get_default_dtype(), device=device)
+
+
+def ones(size: list[int], dtype: torch.dtype | None = None, device: Any = None, **options: Any) -> Tensor:
+    return torch.full(size, 1, dtype=dtype or torch.get_default_dtype(), device=device)
+
+
+def zeros_like(x: Tensor, **options: Any) -> Tensor:
+    return new_full(x, [*x.shape], 0, **options)
+
+
+def ones_like(x: Tensor, **options: Any) -> Tensor:
+    return new_full(x, [*x.shape], 1, **options)
+
+
+def full_like(x: Tensor, value: float, **options: Any) -> Tensor:
+    return new_full(x, [*x.shape], value, **options)
+
+
+def number(value: float, x: Tensor) -> Tensor:
+    """A tensor of the type that `x` and the number have together."""
+    return torch.full([], value, dtype=torch.result_type(x, value), device=x.device)
+
+
+def where_self(condition: Tensor, value: float, x: Tensor) -> Tensor:
+    return torch.where(condition, number(value, x), x)
+
+
+def where_other(condition: Tensor, x: Tensor, value: float) -> Tensor:
+    return torch.where(condition, x, number(value, x))
+
+
+def clamp_min(x: Tensor, least: float) -> Tensor:
+    return torch.maximum(x, number(least, x))
+
+
+def isinf(x: Tensor) -> Tensor:
+    return x.abs() == torch.inf
+
+
+def isneginf(x: Tensor) -> Tensor:
+    return x == -torch.inf
+
+
 def itself(x: Tensor) -> Tensor:
     return x
 
@@ -106,4 +152,14 @@ SIMPLER = {
     aten.new_ones.default: new_ones,
     aten.new_zeros.default: new_zeros,
     aten.new_full.default: new_full,
+    aten.zeros.default: zeros,
+    aten.ones.default: ones,
+    aten.zeros_like.default: zeros_like,
+    aten.ones_like.default: ones_like,
+    aten.full_like.default: full_like,
+    aten.where.ScalarSelf: where_self,
+    aten.where.ScalarOther: where_other,
+    aten.clamp_min.default: clamp_min,
+    aten.isinf.default: isinf,
+    aten.isneginf.default: isneginf,
 }

@@ -4,6 +4,7 @@ would unroll long loops."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -49,6 +50,20 @@ def constant_result(function: Function) -> Function:
     # What torch.compiler.assume_constant_result does, which imports all of Dynamo: more than a second.
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def computed_once(function: Function) -> Function:
+    """The same decorator for those that compute for long: what they gave for the same numbers is remembered."""
+    remembered = lru_cache(maxsize=1024)(function)
+
+    # Outside of the cache, which the compiler would look behind.
+    @constant_result
+    @wraps(function)
+    def result(*numbers: Any) -> Any:
+        plain = not any(isinstance(x, (Tensor, torch.SymInt)) for x in numbers)  # as lengths in a trace are
+        return remembered(*numbers) if plain else function(*numbers)
+
+    return result  # type: ignore[return-value]
 
 
 @constant_result

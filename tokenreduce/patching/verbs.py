@@ -95,7 +95,8 @@ def patch(
     heads = auxiliary_heads(outer) if reads_heads(reducer) else None
     if heads is not None and layers is None and schedule is None and (r is None or isinstance(r, int)):
         layers = heads.auxiliary_layers
-    made = _make_schedule(reducer, ratio, r, flops, schedule, layers).restore_after(*reducer.rebuilt_after())
+    made = _make_schedule(reducer, ratio, r, flops, schedule, layers, adapter.scans)
+    made = made.restore_after(*reducer.rebuilt_after())
     reduction = _prepare(backbone, adapter, outer, reducer, made, restore, prop_attn, heads)
     if adapter.scans:
         asked: dict[str, bool | str] = {"scan_conv": scan_conv, "scan_gap": scan_gap}
@@ -227,6 +228,7 @@ def _make_schedule(
     flops: float | None,
     schedule: Schedule | None,
     layers: Sequence[int] | None,
+    scans: bool,
 ) -> Schedule:
     given = {"ratio": ratio, "r": r, "flops": flops, "schedule": schedule}
     named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
@@ -247,7 +249,8 @@ def _make_schedule(
         return schedule
     if r is not None:
         return Schedule.remove(r, layers)
-    return Schedule.budget(reducer.shape, ratio, flops, layers)
+    shape = reducer.scan_shape if scans and not reducer.once else reducer.shape
+    return Schedule.budget(shape, ratio, flops, layers)
 
 
 def _prepare(

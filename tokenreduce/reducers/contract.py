@@ -45,6 +45,7 @@ SHAPES = {
     "late": Shape("ratio", (6,), "everything at 1/2 of the depth, or earlier if few are left", left=4),
     "middle": Shape("ratio", (6,), "everything at 1/2 of the depth"),
     "first": Shape("ratio", (0,), "everything in the first block"),
+    "early": Shape("ratio", (0, 2, 4), "the same keep ratio in the first block, at 1/6 and at 1/3 of the depth"),
     "first_and_third": Shape("ratio", (0, 4), "the same keep ratio in the first block and at 1/3 of the depth"),
 }
 
@@ -80,7 +81,9 @@ class Reducer:
     uses (frozenset of names, empty): entries that it reads where the model has them.
     placement (str, "mid"): reduces "pre" a block, "mid" between attention and MLP, or "post", after the block.
     shape (str, "constant"): how a budget spreads over layers: constant, after_first, delayed, ratio, after_twelfth,
-        after_quarter, root, stages, alternate, once, late, middle, first or first_and_third, see `SHAPES`.
+        after_quarter, root, stages, alternate, once, late, middle, first, early or first_and_third, see `SHAPES`.
+    scan_shape (str, "early"): the same in state-space models, where every layer costs the same a token and reduces
+        after its only line.
     once (bool, False): it can reduce in one layer only.
     adaptive (bool, False): it can decide counts itself; then it has `decide` and says in `budgeted` (str), in one line,
         what it does with a budget.
@@ -103,6 +106,7 @@ class Reducer:
     uses: ClassVar[frozenset[str]] = frozenset()
     placement: ClassVar[str] = "mid"
     shape: ClassVar[str] = "constant"
+    scan_shape: ClassVar[str] = "early"
     once: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     budgeted: ClassVar[str] = ""

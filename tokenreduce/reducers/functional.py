@@ -55,8 +55,8 @@ def plan(
         positions: `(B, N, 2)`, row and column of each token; default: those of the grid.
         pixels: `(B, N, F, P)`, the pixels in each token, P in each of the F frames that it covers.
         auxiliary_logits: `(B, N, P, K)`, logits of K classes for each of the P places in a token.
-        scan_output, time_step: `(B, N, E)`, what the scans of a state-space model give before the output projection, and
-            their time steps.
+        scan_output, time_step: `(B, N, E)`, what the scans of a state-space model give before the output projection,
+            and their time steps.
         prefix: protected tokens in front of `x` that are not part of it; some methods count positions from them.
 
     Raises: ValueError for a count that the method cannot reach or something it needs and did not get.

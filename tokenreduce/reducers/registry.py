@@ -29,8 +29,9 @@ def register(cls: type[Reducer]) -> type[Reducer]:
         raise InvalidTypeError(
             f"{cls.__name__} must be a frozen dataclass: put @dataclass(frozen=True) below @register"
         )
-    if cls.shape not in SHAPES:
-        raise unknown(f"shape of {cls.__name__}", cls.shape, SHAPES)
+    for fact in ("shape", "scan_shape"):
+        if getattr(cls, fact) not in SHAPES:
+            raise unknown(f"{fact} of {cls.__name__}", getattr(cls, fact), SHAPES)
     if cls.plan is Reducer.plan:
         raise InvalidValueError(f"{cls.__name__} has no plan(tokens, keep, state) method")
     if cls.placement not in PLACEMENTS or not cls.needs | cls.uses <= ENTRIES.keys():

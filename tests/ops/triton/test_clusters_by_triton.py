@@ -14,7 +14,7 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.linkage import agglomerate_reference, members_of, mirrored
 from tokenreduce.ops.native import dispatch
-from tokenreduce.ops.triton.cluster import EACH, SMALL, TILE, cluster_in, ward_cluster
+from tokenreduce.ops.triton.cluster import EACH, TILE, cluster_in, ward_cluster
 from tokenreduce.reducers.methods.ward import Ward, costs, signs
 from tokenreduce.reducers.parts.labels import map_of_clusters
 from tokenreduce.reducers.tokens import Tokens
@@ -171,65 +171,5 @@ def test_a_number_of_clusters_that_cannot_be_is_refused_before_anything_is_launc
 @pytest.mark.interpreted
 def test_warps_change_no_result() -> None:
     x = torch.randn(1, 50, 7, generator=torch.Generator().manual_seed(0))
-    one, other = (cluster_in(warps, 0, x, None, None, 7, False, 30) for warps in (1, 4))
+    one, other = (cluster_in(warps, x, None, None, 7, False, 30) for warps in (1, 4))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def swept(x: Tensor, sizes: Tensor | None, keep: int, sweeps: int, directions: bool = False) -> TokenMap:
-    dest, rep, sources = cluster_in(None, sweeps, x, sizes, None, x.shape[-1], directions, keep)
-    return TokenMap(keep, dest=dest, rep=rep, sources=sources)
-
-
-@pytest.mark.interpreted
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2), st.integers(1, 80), st.integers(1, 3), st.sampled_from((1, 3, 16, 70)), st.data())
-def test_sweeps_of_pairs_leave_the_clusters_that_one_pair_after_another_leaves(
-    batch: int, n: int, sweeps: int, width: int, data: st.DataObject
-) -> None:
-    g = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
-    x = torch.randn(batch, n, width, generator=g)
-    sizes = data.draw(st.sampled_from((None, torch.randint(1, 9, (batch, n), generator=g).float())))
-    keep = data.draw(st.integers(1, n))
-    equal(swept(x, sizes, keep, sweeps), reference(x, sizes, keep))
-
-
-@pytest.mark.interpreted
-@settings(deadline=None, max_examples=20)
-@given(exact_rows(40), st.floats(0, 1), st.integers(1, 3))
-def test_sweeps_of_ties_leave_whole_maps_as_good(x: Tensor, share: float, sweeps: int) -> None:
-    """Equal tokens go together first; what follows is as good, though rounding may break a tie otherwise."""
-    x = torch.nan_to_num(x, nan=1, posinf=1, neginf=1)
-    n = x.shape[1]
-    keep = n - round(share * (n - 1))
-    found, right = swept(x, None, keep, sweeps), reference(x, None, keep)
-    check_whole(found, n)
-    assert torch.allclose(squared_error(x, found), squared_error(x, right), rtol=1e-5, atol=1e-6)
-
-
-def squared_error(x: Tensor, token_map: TokenMap) -> Tensor:
-    of_cluster = torch.nn.functional.one_hot(token_map.dest, token_map.count).double()  # type: ignore[arg-type]
-    sizes = of_cluster.sum(1)
-    centres = of_cluster.transpose(1, 2) @ x.double() / sizes[..., None]
-    return (x.double() - of_cluster @ centres).square().sum((1, 2))
-
-
-@pytest.mark.interpreted
-@pytest.mark.parametrize("odd", [0.0, torch.nan, torch.inf, 1e30])
-def test_sweeps_of_any_values_make_a_whole_map_and_leave_other_images_alone(odd: float) -> None:
-    plain = torch.randn(2, 70, 16, generator=torch.Generator().manual_seed(0))
-    mixed = plain.clone()
-    mixed[1, ::3] = odd
-    sizes = torch.ones(2, 70)
-    sizes[1, 40:] = 0
-    for counted in (None, sizes):
-        found, alone = (swept(x, counted, 9, 2) for x in (mixed, plain))
-        check_whole(found, 70)
-        assert torch.equal(found.dest[0], alone.dest[0])  # type: ignore[index]
-    check_whole(swept(torch.full((1, 12, 4), odd), None, 5, 2), 12)
-
-
-@pytest.mark.interpreted
-def test_many_tokens_are_swept() -> None:
-    n = SMALL + 20
-    x = torch.randn(1, n, 12, generator=torch.Generator().manual_seed(0))
-    equal(clustered(x, None, n - 45), reference(x, None, n - 45))

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from emitted import cubin, emitted
 
 from tokenreduce.ops.triton.attend import attend
-from tokenreduce.ops.triton.cluster import SMALL, ward_cluster
+from tokenreduce.ops.triton.cluster import ward_cluster
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -31,13 +31,13 @@ def test_attention_with_sizes(n: int, dtype: torch.dtype, tmp_path: Path) -> Non
 
 
 def test_clusters_of_many_tokens(tmp_path: Path) -> None:
-    """Their sweeps write to tensors in place, and their loops carry numbers of a type that must not change."""
-    n = SMALL + 44
+    """They write to tensors in place, and their loops carry numbers of a type that must not change."""
+    n = 300
 
     def clustered(keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         return tuple(ward_cluster.operator(keys, sizes, None, 64, False, n - 30))  # type: ignore[attr-defined]
 
     sources = emitted(clustered, torch.empty(2, 6, n, 64, dtype=torch.float16), torch.empty(2, n))
-    assert set(sources) == {"_mean", "_costs", "_merge_pairs", "_cluster"}
+    assert set(sources) == {"_mean", "_costs", "_cluster"}
     for name, source in sources.items():
         assert cubin(name, source, tmp_path).uses_tensor_cores == (name == "_costs")

@@ -9,16 +9,19 @@ from triton import language as tl
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.ops.triton.launching import has_assembly, operator, start
-from tokenreduce.ops.triton.pairs import ABSENT, EACH, GONE, PLACES, least_keys, merge_pairs, nth_least
 from tokenreduce.ops.triton.pieces import NONE, reciprocal
 from tokenreduce.ops.triton.points import mean_points, sketched_points
 from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 
 TILE = 64  # rows and columns of costs of a program
 DEEP = 32  # channels multiplied at once
-SMALL = 256  # tokens that merge pair after pair; of more, those that are each other's nearest do so at once
-SWEEPS = 2  # times, before what is left merges pair after pair
+EACH = 64  # clusters of a warp, while there are at most
+WARPS = 16  # of them: more wait longer for one another than they gain
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of fp32: what it costs where that is no number
+# A key tells of a cluster, from the highest bits on: the least cost of merging it, its place, the place of the other,
+# and whether that is out of date. The least key of all is the pair to merge, the first of equals.
+PLACES = tl.constexpr(16383)  # bits of a place
+GONE = tl.constexpr(2**63 - 1)  # the key of a cluster that is none any more
 
 
 @operator
@@ -30,13 +33,11 @@ def ward_cluster(
 
     Raises: InvalidValueError if `keep` is not in 1 to N.
     """
-    sweeps = SWEEPS if metric.shape[-2] > SMALL else 0
-    return cluster_in(None, sweeps, metric, sizes, signs, width, directions, keep)
+    return cluster_in(None, metric, sizes, signs, width, directions, keep)
 
 
 def cluster_in(
     warps: int | None,
-    sweeps: int,
     metric: Tensor,
     sizes: Tensor | None,
     signs: Tensor | None,
@@ -44,8 +45,7 @@ def cluster_in(
     directions: bool,
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`ward_cluster` with so many warps for the merges of an image, None: its own choice; and so many sweeps in which
-    all pairs merge that are each other's nearest."""
+    """`ward_cluster` with so many warps for the merges of an image; None: its own choice."""
     if not 1 <= keep <= metric.shape[-2]:  # the kernel would look for a pair without an end
         n = metric.shape[-2]
         raise InvalidValueError(f"keep is {keep}; of {n} tokens it must lie in [1, {n}]")
@@ -62,23 +62,17 @@ def cluster_in(
     keys = torch.empty(batch, tiles + 1, n, dtype=torch.int64, device=device)
     mass = torch.empty(batch, n, dtype=torch.float32, device=device)
     changed = torch.empty(batch, n, dtype=torch.int32, device=device)
-    done = torch.empty(batch, n, dtype=torch.int64, device=device) if sweeps else keys
-    for sweep in range(sweeps + 1):
-        given = mass if sweep else sizes
-        start(_costs, metric)[(tiles, tiles, batch)](
-            points, points if given is None else given, between, keys, mass, changed,
-            0 if given is None else given.stride(0), n,
-            WIDTH=width, SIZED=given is not None, SWEPT=sweep > 0, STORED=sweep == sweeps,
-            PRECISE="tf32x3" if has_assembly() else "ieee", TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
-        )  # fmt: skip
-        if sweep < sweeps:
-            merge_pairs(points, keys, mass, done, n - keep, sweep == 0)
+    start(_costs, metric)[(tiles, tiles, batch)](
+        points, points if sizes is None else sizes, between, keys, mass, changed,
+        0 if sizes is None else sizes.stride(0), n,
+        WIDTH=width, SIZED=sizes is not None, PRECISE="tf32x3" if has_assembly() else "ieee",
+        TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
+    )  # fmt: skip
     dest, rep, sources = empty_maps(metric, n, keep)
     block = max(32, next_power_of_2(n))
     start(_cluster, metric)[(batch,)](
-        between, keys, mass, changed, done, dest, rep, sources, n, keep, tiles + 1,
-        SWEPT=sweeps > 0, ASSEMBLY=has_assembly(), BLOCK=block, num_warps=warps or min(32, max(1, block // EACH)),
-        num_stages=1,
+        between, keys, mass, changed, dest, rep, sources, n, keep, tiles + 1,
+        ASSEMBLY=has_assembly(), BLOCK=block, num_warps=warps or min(WARPS, max(1, block // EACH)), num_stages=1,
     )  # fmt: skip
     return dest, rep, sources
 
@@ -86,8 +80,7 @@ def cluster_in(
 @jit(do_not_specialize=["stride_sizes", "n"])
 def _costs(
     points, sizes, between, keys, mass, changed, stride_sizes, n,
-    WIDTH: tl.constexpr, SIZED: tl.constexpr, SWEPT: tl.constexpr, STORED: tl.constexpr, PRECISE: tl.constexpr,
-    TILE: tl.constexpr, DEEP: tl.constexpr,
+    WIDTH: tl.constexpr, SIZED: tl.constexpr, PRECISE: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     """A tile on or above the diagonal, written there and mirrored: products are not symmetric to the last bit."""
     image, above, right = tl.program_id(2).to(tl.int64), tl.program_id(0), tl.program_id(1)
@@ -111,11 +104,8 @@ def _costs(
     cost = _cleaned((squares[:, None] + other_squares[None, :] - 2 * scores) / inverse)
     between += image * n * n
     pair = (row[:, None] < column[None, :]) & (column < n)[None, :]
-    if SWEPT:
-        pair = pair & (size != ABSENT)[:, None] & (other_size != ABSENT)[None, :]
-    if STORED:
-        tl.store(between + row[:, None] * n + column[None, :], cost, mask=pair)
-        tl.store(between + column[None, :] * n + row[:, None], cost, mask=pair)
+    tl.store(between + row[:, None] * n + column[None, :], cost, mask=pair)
+    tl.store(between + column[None, :] * n + row[:, None], cost, mask=pair)
     # Each tile that a row takes part in has a place for the least of it; that on the diagonal has two.
     keys += image * (tl.num_programs(0) + 1) * n
     cost = tl.where(pair, cost, float("inf"))
@@ -133,44 +123,29 @@ def _costs(
 
 @jit(do_not_specialize=["n", "keep", "parts"])
 def _cluster(
-    between, keys, mass, changed, done, dest, rep, sources, n, keep, parts,
-    SWEPT: tl.constexpr, ASSEMBLY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    between, keys, mass, changed, dest, rep, sources, n, keep, parts, ASSEMBLY: tl.constexpr, BLOCK: tl.constexpr
+):
     """What merging costs a cluster only grows as others merge (Ward's criterion is reducible), so a key that is out of
-    date is a bound, and is found again only where it would be the least. Its update takes rounding into account.
-
-    `SWEPT`: some merged before, perhaps too many: pairs merge while one costs less than one of the cheapest `n - keep`
-    that did, and of all those the cheapest count."""
+    date is a bound, and is found again only where it would be the least. Its update takes rounding into account."""
     image = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, BLOCK)
     between += image * n * n
+    keys += image * parts * n
     mass += image * n
     changed += image * n
     dest += image * n
     when = tl.zeros([BLOCK], tl.int32)
     size = tl.load(mass + index, mask=index < n, other=1.0)
-    key = least_keys(keys + image * parts * n, index, n, parts, BLOCK)
+    key = tl.full([BLOCK], GONE, tl.int64)
+    for part in range(parts):
+        key = tl.minimum(key, tl.load(keys + part * n + index, mask=index < n, other=GONE))
     end = tl.full([BLOCK], GONE, tl.int64)  # the merge that ended each
     best = tl.min(key, 0)
-    if SWEPT:
-        end = tl.load(done + image * n + index, mask=index < n, other=GONE)
-        number = 1
-        while tl.sum((end < best).to(tl.int32), 0) < n - keep:
-            best, key = _fresh(best, key, between, changed, when, index, n)
-            if tl.sum((end < best).to(tl.int32), 0) < n - keep:
-                end = tl.where(index == ((best >> 1) & PLACES).to(tl.int32), best, end)
-                best, key, when, size = _merge(
-                    best, key, when, size, number, between, mass, changed, index, n, ASSEMBLY
-                )  # fmt: skip
-                number += 1
-        merged = end <= nth_least(end, n - keep)
-    else:
-        for number in range(1, n - keep + 1):
-            best, key = _fresh(best, key, between, changed, when, index, n)
-            end = tl.where(index == ((best >> 1) & PLACES).to(tl.int32), best, end)
-            best, key, when, size = _merge(best, key, when, size, number, between, mass, changed, index, n, ASSEMBLY)
-        merged = end != GONE
-    tl.store(dest + index, tl.where(merged, (end >> 16) & PLACES, index), mask=index < n)
+    for number in range(1, n - keep + 1):
+        best, key = _fresh(best, key, between, changed, when, index, n)
+        end = tl.where(index == ((best >> 1) & PLACES).to(tl.int32), best, end)
+        best, key, when, size = _merge(best, key, when, size, number, between, mass, changed, index, n, ASSEMBLY)
+    tl.store(dest + index, tl.where(end != GONE, (end >> 16) & PLACES, index), mask=index < n)
     _write(dest, rep + image * keep, sources + image * (n - keep), index, n, BLOCK)
 
 

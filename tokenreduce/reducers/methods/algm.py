@@ -13,7 +13,7 @@ from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.constants import constant, counting
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import take
-from tokenreduce.ops.tracing import constant_result
+from tokenreduce.ops.tracing import computed_once
 from tokenreduce.reducers.checks import check_number
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.bipartite import alternating_scores, match_bipartite
@@ -61,6 +61,7 @@ class ALGM(Reducer):
     checked: ClassVar[str] = "tue-mps/algm-segmenter@674eaa2: counts, selections and outputs equal"
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     shape: ClassVar[str] = "first_and_third"
+    scan_shape: ClassVar[str] = "first_and_third"
     adaptive: ClassVar[bool] = True
     budgeted: ClassVar[str] = "merges the most uniform windows, then the most similar pairs; thresholds are not used"
 
@@ -178,7 +179,7 @@ def window_table(tokens: Tokens) -> Tensor:
     return constant(window_cells(*grid_of(tokens)), tokens.features.device).view(-1, 4)
 
 
-@constant_result
+@computed_once
 def window_cells(height: int, width: int) -> tuple[int, ...]:
     """The entries of `window_table`, row by row."""
     out: list[int] = []
@@ -189,7 +190,7 @@ def window_cells(height: int, width: int) -> tuple[int, ...]:
     return tuple(out)
 
 
-@constant_result
+@computed_once
 def corners(height: int, width: int) -> tuple[int, ...]:
     """The top left cell of each cell's window."""
     return tuple(y // 2 * 2 * width + x // 2 * 2 for y in range(height) for x in range(width))

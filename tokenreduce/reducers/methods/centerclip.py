@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
-from tokenreduce.ops.tracing import constant_result
+from tokenreduce.ops.tracing import computed_once
 from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.clustering import by_representative
@@ -122,7 +122,7 @@ class CenterCLIP(Reducer):
         return k_medoids(squared if self.metric == "cosine" else squared.sqrt(), weight, seeds, self.iterations)
 
 
-@constant_result
+@computed_once
 def shares(grid: tuple[int, ...], segments: int, count: int) -> tuple[int, ...]:
     """How many of `count` tokens stand in each segment: as if dealt out one by one, past segments that are full."""
     steps, cells = grid[0], grid[1] * grid[2]

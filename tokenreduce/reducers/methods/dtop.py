@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.tracing import to_onnx
+from tokenreduce.ops.tracing import exporting
 from tokenreduce.reducers.checks import check_number, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import normalised
@@ -88,8 +88,9 @@ class Dtop(Reducer):
         """`(B, N)`: the `context` tokens of each class, of those in `among`, with the highest confidence."""
         by_confidence = stable_order(confidence, 1, descending=True)
         order = by_confidence.gather(1, stable_order(label.gather(1, by_confidence), 1))
-        rank = torch.arange(label.shape[1], device=label.device) - smaller(label.gather(1, order))
-        return torch.zeros_like(among).scatter(1, order, rank < self.context) & among
+        first = rank_of_equals(label.gather(1, order)) < self.context
+        # As numbers, for Core ML does not scatter booleans.
+        return (torch.zeros_like(order).scatter(1, order, first.long()) > 0) & among
 
 
 def predictions(tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -98,11 +99,11 @@ def predictions(tokens: Tokens) -> tuple[Tensor, Tensor]:
     return chances.amax(-1).amin(-1), chances.mean(2).argmax(-1)
 
 
-def smaller(ordered: Tensor) -> Tensor:
-    """`(B, N)`: for each of `ordered (B, N)`, in ascending order, how many are smaller."""
-    if to_onnx():  # which cannot search
-        return (ordered[:, :, None] > ordered[:, None]).sum(-1)
-    return torch.searchsorted(ordered, ordered)
+def rank_of_equals(ordered: Tensor) -> Tensor:
+    """`(B, N)`: for each of `ordered (B, N)`, in ascending order, how many of its equals stand before it."""
+    if exporting():  # few runtimes search, and OpenVINO 2026.4 loses what is added to a sum
+        return (ordered[:, :, None] == ordered[:, None]).tril(-1).sum(-1)
+    return torch.arange(ordered.shape[1], device=ordered.device) - torch.searchsorted(ordered, ordered)
 
 
 def nearest_of_class(features: Tensor, kept: Tensor, label: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
-from tokenreduce.ops.tracing import constant_result
+from tokenreduce.ops.tracing import computed_once
 from tokenreduce.reducers.checks import check_count, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register
@@ -158,7 +158,7 @@ class Expedit(Reducer):
         return (SHARPNESS / torch.maximum(median, rounding).clamp_min(1e-12))[:, None, None]
 
 
-@constant_result
+@computed_once
 def coarse_grid(height: int, width: int, count: int) -> tuple[int, int]:
     """The largest `(h, w)` of at most `count` cells within one row or column of the aspect ratio of the grid."""
     slack, fits = max(height, width), []

@@ -36,6 +36,7 @@ class Hsa(Reducer):
     checked: ClassVar[str] = "its specification; our reading of the paper, whose released code does not run"
     needs: ClassVar[frozenset[str]] = frozenset({"scan_output"})
     shape: ClassVar[str] = "stages"
+    scan_shape: ClassVar[str] = "stages"
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         score = tokens.scan_output.float().clamp_min(0).mean(-1)

@@ -44,6 +44,7 @@ class Mtr(Reducer):
     checked: ClassVar[str] = "its specification; our reading of the paper, which has no released code"
     needs: ClassVar[frozenset[str]] = frozenset({"time_step"})
     shape: ClassVar[str] = "stages"
+    scan_shape: ClassVar[str] = "stages"
 
     def __post_init__(self) -> None:
         check_option("weighted", self.weighted, bool)

@@ -118,16 +118,21 @@ class Ranked(TokenMap):
     def __init__(self, order: Tensor, matched: TokenMap, protected: int) -> None:
         self.count, self.drops, self.divide = matched.count + protected, False, True
         self.share = self.weight = self.size_weight = self.gain = self.undo = self.grid = None
-        self.order, self.matched = order, matched
-        self.aside = counting(protected, order.device).expand(order.shape[0], -1)
+        self.order, self.matched, self.protected = order, matched, protected
         assert matched.dest is not None
-        places = torch.cat([matched.dest + protected, self.aside], 1) if protected else matched.dest
-        self.dest = torch.empty_like(order).scatter(1, order, places)
+        places = torch.cat([matched.dest + protected, self.aside()], 1) if protected else matched.dest
+        self.dest = torch.zeros_like(order).scatter(1, order, places)
+
+    def aside(self) -> Tensor:
+        return counting(self.protected, self.order.device).expand(self.order.shape[0], -1)
 
     @when_asked
     def rep(self) -> Tensor:
-        assert self.matched.rep is not None
-        return self.order.gather(1, torch.cat([self.aside + self.matched.entered, self.matched.rep], 1))
+        rep = self.matched.rep
+        assert rep is not None
+        if self.protected:
+            rep = torch.cat([self.aside() + self.matched.entered, rep], 1)
+        return self.order.gather(1, rep)
 
     @when_asked
     def sources(self) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.constants import constant
-from tokenreduce.ops.tracing import constant_result
+from tokenreduce.ops.tracing import computed_once
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
@@ -34,6 +34,7 @@ class Pool(Reducer):
     checked: ClassVar[str] = "its specification"
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     shape: ClassVar[str] = "once"
+    scan_shape: ClassVar[str] = "once"
 
     def least(self, n: int) -> int:
         return (n + 3) // 4
@@ -54,14 +55,9 @@ class Pool(Reducer):
         return 0
 
 
-@constant_result
+@computed_once
 def pooling(height: int, width: int, before: int, after: int) -> tuple[tuple[int, ...], ...]:
     """Destinations of `before` pooled tokens when `after` are left, a representative of each, and the others."""
-    return _pooling(height, width, before, after)
-
-
-@lru_cache(maxsize=256)
-def _pooling(height: int, width: int, before: int, after: int) -> tuple[tuple[int, ...], ...]:
     old, new = partition(height, width, before), partition(height, width, after)
     first = {label: cell for cell, label in reversed(list(enumerate(old)))}
     dest = tuple(new[first[label]] for label in range(before))

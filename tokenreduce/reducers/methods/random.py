@@ -10,7 +10,7 @@ import torch
 
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.constants import constant
-from tokenreduce.ops.tracing import constant_result
+from tokenreduce.ops.tracing import computed_once
 from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept
@@ -58,7 +58,7 @@ class Random(Reducer):
         return step.nearest_kept(step.width) if step.ordered else 0
 
 
-@constant_result
+@computed_once
 def choose(seed: int, layer: int, n: int, keep: int) -> tuple[int, ...]:
     """`keep` of `n` indices in ascending order."""
     return tuple(sorted(Generator(f"{seed}/{layer}/{n}").sample(range(n), keep)))

@@ -69,6 +69,7 @@ class TopK(Reducer):
     former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "mean_keys"})
     shape: ClassVar[str] = "stages"
+    scan_shape: ClassVar[str] = "stages"
 
     def __post_init__(self) -> None:
         check_option("score", self.score, tuple(NEEDED))

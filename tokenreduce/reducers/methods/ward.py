@@ -17,7 +17,7 @@ from tokenreduce.reducers.checks import check_count, check_number
 from tokenreduce.reducers.contract import FastPath, Reducer
 from tokenreduce.reducers.parts import bipartition
 from tokenreduce.reducers.parts.cosine import normalised
-from tokenreduce.reducers.parts.labels import map_of_clusters
+from tokenreduce.reducers.parts.labels import map_of_clusters, with_central
 from tokenreduce.reducers.parts.sketch import signs, sketch, sketch_width
 from tokenreduce.reducers.parts.ward_rounds import merge_in_rounds, round_counts
 from tokenreduce.reducers.registry import register
@@ -47,11 +47,14 @@ class Ward(Reducer):
             each, every second token may merge into the cheapest of the other half, and the best of them do.
         width: channels of the sketch; None: a quarter of the features' channels, at most 64. All of them: no sketch.
         early: the share of the layers, from the first on, that compares keys, where the model shows them.
+        places: in state-space models, whose convolution and scans read neighbours, what a step on the grid counts next
+            to directions of length 1.
     """
 
     rounds: int | None = None
     width: int | None = None
     early: float = 0.25
+    places: float = 0.2
 
     name: ClassVar[str] = "ward"
     kind: ClassVar[str] = "merging"
@@ -68,6 +71,7 @@ class Ward(Reducer):
         check_count("rounds", self.rounds, optional=True)
         check_count("width", self.width, optional=True)
         check_number("early", self.early, 0, 1)
+        check_number("places", self.places, 0)
 
     def least(self, n: int) -> int:
         if self.rounds is None:
@@ -79,6 +83,8 @@ class Ward(Reducer):
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         if self.rounds is not None:
             return self.plan_in_rounds(tokens, keep, self.rounds)
+        if tokens.ordered:
+            return self.plan_in_place(tokens, keep)
         directions = not (self.compares_keys(tokens.layer, tokens.depth) and tokens.has("mean_keys"))
         x = tokens.features if directions else tokens.keys_to_average
         compiled = choose("ward_cluster", x)
@@ -90,6 +96,15 @@ class Ward(Reducer):
         signed = None if width == channels else constant(signs(channels), x.device)
         dest, rep, sources = compiled(x, tokens.sizes, signed, width, directions, keep)
         return TokenMap(keep, dest=dest, rep=rep, sources=sources)
+
+    def plan_in_place(self, tokens: Tokens, keep: int) -> TokenMap:
+        """Clusters of directions and places, each at the place of the member nearest to its middle."""
+        points = self.sketch(normalised(tokens.features.float()))
+        if not tokens.has("positions"):
+            return clustered(points, tokens.sizes, keep)
+        places = tokens.positions
+        near = points if not self.places else torch.cat([points, places * self.places], -1)
+        return with_central(clustered(near, tokens.sizes, keep), places, tokens.sizes)
 
     def plan_in_rounds(self, tokens: Tokens, keep: int, rounds: int) -> TokenMap:
         x, sizes, first = tokens.features, tokens.sizes, tokens.prefix % 2
@@ -107,6 +122,8 @@ class Ward(Reducer):
 
     def work(self, step: Step) -> int:
         width = self.sketch_width(step.width)
+        if step.ordered and self.rounds is None:
+            return step.n**2 * (width + (2 if self.places else 0))
         if self.rounds is not None:
             entered = [step.n, *round_counts(step.n, step.keep, self.rounds)]
             return sum(step.bipartite(width + 2, n) for n in entered[:-1])  # with both squares
@@ -123,6 +140,15 @@ class Ward(Reducer):
     def sketch(self, x: Tensor) -> Tensor:
         """`(B, N, width)` of `x (B, N, C)`: sums of C / width channels, each with its sign."""
         return sketch(x, self.sketch_width(x.shape[-1]))
+
+
+def clustered(points: Tensor, sizes: Tensor | None, keep: int) -> TokenMap:
+    """The map of `keep` clusters of `points (B, N, d)`."""
+    compiled = choose("ward_cluster", points)
+    if compiled is None:
+        return map_of_clusters(agglomerate(costs(points, sizes), keep, "ward", sizes), keep)
+    dest, rep, sources = compiled(points.contiguous(), sizes, None, points.shape[-1], False, keep)
+    return TokenMap(keep, dest=dest, rep=rep, sources=sources)
 
 
 def costs(points: Tensor, sizes: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.ops.constants import constant
-from tokenreduce.ops.tracing import constant_result
+from tokenreduce.ops.tracing import computed_once
 
 WIDEST = 64
 
@@ -32,7 +32,7 @@ def sketch(x: Tensor, width: int) -> Tensor:
     return torch.cat([out[..., : channels - whole] + rest, out[..., channels - whole :]], -1)
 
 
-@constant_result
+@computed_once
 def signs(count: int) -> tuple[float, ...]:
     """`count` signs, always the same: of five seeds the one that cost `ward` least on photographs."""
     generator = Random(1)
