@@ -84,6 +84,7 @@ class Backbone:
         scans: layers are scans of the tokens in their order, and where in it the protected ones stand: "first" or in
             the "middle". Such a layer has one line, so that what it removes is gone from the next layer on; there is no
             attention; and merging identical tokens changes something, as a convolution sees where a group begins.
+        refused_rules: values of `scan_conv` and `scan_gap` that mean nothing to those scans.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Backbone:
     one_size: bool = False
     reads: str = "protected"
     scans: str = ""
+    refused_rules: frozenset[str] = frozenset()
 
     @property
     def count(self) -> int:

@@ -46,6 +46,7 @@ def make_rows() -> list[Backbone]:
         scans="first",
         prefix=0,
         shares=(0.9, 0.75),
+        refused_rules=frozenset({"compact", "frozen"}),
         reads="tokens",
     )
     return [
