@@ -58,8 +58,10 @@ FUNCTIONS = {
     ),
     "numbers": lambda x: (torch.where(x > 0, x, 7), torch.where(x > 0, -torch.inf, x), x.clamp_min(1)),
     "whole numbers": lambda x: ((x > 0).long().clamp_min(1), torch.where(x > 0, (x > 1).long(), 0.5)),
+    "gathered truths": lambda x: (x > 0).gather(1, x.abs().clamp(max=3).long()),
+    "counts": lambda x: ((x > 0).sum(1), (x > 0).sum((0, 2), keepdim=True), x.abs().clamp(max=3).sum(-1)),
     "infinities": lambda x: (x.isinf(), x.isneginf()),
-    "bits": lambda x: ((x > 0) & (x < 2), (x > 0) | (x < 0), x.sign().nan_to_num().long() & 3, (x > 0).long() | 2),
+    "bits": lambda x: ((x > 0) & (x < 2), (x > 0) | (x < 0), ~(x > 0), x.sign().long() & 3, (x > 0).long() | ~2),
 }
 
 

@@ -118,6 +118,18 @@ def clamp_min(x: Tensor, least: float) -> Tensor:
     return torch.maximum(x, number(least, x))
 
 
+def gather(x: Tensor, dim: int, index: Tensor, sparse_grad: bool = False) -> Tensor:
+    return x.long().gather(dim, index) > 0 if x.dtype == torch.bool else NotImplemented
+
+
+def total(x: Tensor, dim: list[int] | None, keepdim: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+    return x.long().sum(dim, keepdim, dtype=dtype) if x.dtype == torch.bool else NotImplemented
+
+
+def bitwise_not(x: Tensor) -> Tensor:
+    return torch.logical_not(x) if x.dtype == torch.bool else NotImplemented
+
+
 def isinf(x: Tensor) -> Tensor:
     return x.abs() == torch.inf
 
@@ -160,6 +172,9 @@ SIMPLER = {
     aten.where.ScalarSelf: where_self,
     aten.where.ScalarOther: where_other,
     aten.clamp_min.default: clamp_min,
+    aten.gather.default: gather,
+    aten.sum.dim_IntList: total,
+    aten.bitwise_not.default: bitwise_not,
     aten.isinf.default: isinf,
     aten.isneginf.default: isneginf,
 }
