@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokenreduce.errors import unknown
 from tokenreduce.maps.grid_walks import GridWalks, left_of_grid
@@ -20,7 +21,7 @@ class ScanRules:
     """What scans do where tokens are missing: `conv`, one of `CONVOLUTIONS`, and `gap`, one of `GAPS`."""
 
     conv: str = "stand_in"
-    gap: str = "hold"
+    gap: str = "size"
 
 
 def scan_rules(conv: str, gap: str) -> ScanRules:
@@ -54,25 +55,28 @@ class ScanState:
         self._walks: tuple[Walk, Walk] | None = None
         self._grid_walks: GridWalks | None = None
 
-    def walks(self, batch: int, device: torch.device, taps: int) -> tuple[Walk, Walk] | None:
-        """The two directions over the present rows; None: all rows as they stand."""
+    def walks(self, batch: int, device: torch.device, taps: int, sizes: Tensor | None) -> tuple[Walk, Walk] | None:
+        """The two directions over the present rows, whose image tokens have these `sizes (B, M)`; None: all rows as
+        they stand."""
         if self.origin is None and not self.middle:
             return None
         if self._walks is None:
-            self._walks = self._walk(batch, device, taps)
+            self._walks = self._walk(batch, device, taps, sizes)
         return self._walks
 
-    def grid_walks(self, whole: GridWalks) -> GridWalks:
-        """The walks over the present rows of a grid, from those over all of it."""
+    def grid_walks(self, whole: GridWalks, sizes: Tensor | None) -> GridWalks:
+        """The walks over the present rows of a grid, of these `sizes (B, M)`, from those over all of it."""
         if self.origin is None:
             return whole
         if self._grid_walks is None:
-            self._grid_walks = left_of_grid(whole.grid, self.origin, self.stands, self.rules.conv, self.rules.gap)  # type: ignore[arg-type]
+            rules, stands = self.rules, self.stands
+            self._grid_walks = left_of_grid(whole.grid, self.origin, stands, rules.conv, rules.gap, sizes)  # type: ignore[arg-type]
         return self._grid_walks
 
-    def _walk(self, batch: int, device: torch.device, taps: int) -> tuple[Walk, Walk]:
+    def _walk(self, batch: int, device: torch.device, taps: int, sizes: Tensor | None) -> tuple[Walk, Walk]:
         rank, owners = self.ranks(batch, device), self.owners(batch, device)
-        both = walks(rank, owners, taps, self.rules.conv, self.rules.gap, in_order=not self.middle)
+        held = None if sizes is None else F.pad(sizes, (self.prefix, 0), value=1.0)
+        both = walks(rank, owners, taps, self.rules.conv, self.rules.gap, not self.middle, held)
         if self.frozen is None:
             return both
         return replace(both[0], frozen=self.frozen[0]), replace(both[1], frozen=self.frozen[1])

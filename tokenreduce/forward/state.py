@@ -102,11 +102,11 @@ class TokenState:
     def walks(self, x: Tensor, taps: int) -> tuple[Walk, Walk] | None:
         """How the scans of a state-space model walk over the rows of `x`, whose convolution has so many taps; None: row
         by row."""
-        return None if self.scan is None else self.scan.walks(x.shape[0], x.device, taps)
+        return None if self.scan is None else self.scan.walks(x.shape[0], x.device, taps, self.sizes)
 
     def grid_walks(self, x: Tensor, whole: GridWalks) -> GridWalks:
         """How scans along a grid walk over the rows of `x`, from the walks over the `whole` grid."""
-        return whole if self.scan is None else self.scan.grid_walks(whole)
+        return whole if self.scan is None else self.scan.grid_walks(whole, self.sizes)
 
     def blank(self, x: Tensor) -> Tensor:
         """`x` with zeros in the place of padding, so that what it held decides nothing."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tokenreduce.maps.walks import Walk, gaps
+from tokenreduce.maps.walks import NOT_MISSED, Walk, gaps
 from tokenreduce.ops.constants import constant, counting
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import take
@@ -82,7 +82,9 @@ def whole_grid(grid: Grid, batch: int, device: torch.device) -> GridWalks:
     return GridWalks(grid, tuple(walk.expanded(batch) for walk in directions))
 
 
-def left_of_grid(grid: Grid, places: Tensor, owners: Tensor, conv: str, gap: str) -> GridWalks:
+def left_of_grid(
+    grid: Grid, places: Tensor, owners: Tensor, conv: str, gap: str, sizes: Tensor | None = None
+) -> GridWalks:
     """The walks over rows that are left of a grid of N tokens.
 
     Args:
@@ -90,11 +92,15 @@ def left_of_grid(grid: Grid, places: Tensor, owners: Tensor, conv: str, gap: str
         owners: `(B, N)`, the row that stands for each place; rows stand for their own.
         conv: "stand_in", what stands for a token fills its place, or "zeros", nothing does.
         gap: one of `GAPS` but "frozen".
+        sizes: `(B, L)`, how many tokens each row holds, which "size" reads; None: one each.
     """
     empty = None
     if conv == "zeros":
         empty = torch.ones_like(owners, dtype=torch.bool).scatter(1, places, False)
-    return GridWalks(grid, snakes(grid, places, owners, gap), places, owners, empty)
+    directions = snakes(grid, places, owners, gap)
+    if gap == "size":
+        directions = tuple(replace(walk, sizes=sizes) for walk in directions)
+    return GridWalks(grid, directions, places, owners, empty)
 
 
 def first_of_grid(grid: Grid, batch: int, left: int, device: torch.device) -> GridWalks:
@@ -111,7 +117,7 @@ def snakes(grid: Grid, places: Tensor, owners: Tensor, gap: str) -> tuple[GridWa
         order = stable_order(rank, 1)
         for reverse in (False, True):
             step = last - rank if reverse else rank
-            missing, before = (None, None) if gap == "hold" else gaps(rank, order, -1 if reverse else 1)
+            missing, before = (None, None) if gap in NOT_MISSED else gaps(rank, order, -1 if reverse else 1)
             moves = constant(moves_into(grid, along_columns, reverse), places.device)[places]
             shown = owners.gather(1, step)
             found.append(GridWalk(order, None, missing, before, gap, None, reverse=reverse, shown=shown, moves=moves))

@@ -17,12 +17,16 @@ CONVOLUTIONS = {
     "zeros": "a tap at the place of a token that is gone reads nothing",
 }
 GAPS = {
+    "size": "each token takes as many steps at once as it holds tokens",
     "hold": "the state waits while tokens are missing",
     "self": "it decays as if each missing token had the step of the one after it",
     "prev": "it decays as if each missing token had the step of the one before it",
     "bias": "it decays as if each missing token had the step of an input of zeros",
     "frozen": "it decays by the steps that the missing tokens had when they were last computed",
 }
+
+
+NOT_MISSED = ("size", "hold")  # of GAPS, those that do not ask how many tokens are missing where
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Walk:
         before: `(B, L)`, the row visited before each row, or that row itself for the first.
         gap: one of `GAPS`.
         frozen: `(B, L, E)`, for "frozen" the sum of the steps of the tokens missing before each row.
+        sizes: `(B, L)`, for "size" how many tokens each row holds; None: one each.
     """
 
     order: Tensor | None = None
@@ -45,14 +50,18 @@ class Walk:
     before: Tensor | None = None
     gap: str = "hold"
     frozen: Tensor | None = None
+    sizes: Tensor | None = None
 
     def steps(self, raw: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The time steps and how long the state decays before each, `(B, L, E)`, from steps before softplus; for "hold"
-        they stay before softplus, and the decays are None."""
-        if self.missing is None or self.gap == "hold":
+        """The time steps and how long the state decays before each, `(B, L, E)`, from steps before softplus. Where
+        nothing changes them they stay before softplus, and the decays are None."""
+        if self.missing is None and self.sizes is None:
             return raw, None
         wide = torch.float64 if raw.dtype == torch.float64 else torch.float32
         step = F.softplus(raw.to(wide))
+        if self.missing is None:
+            step = (step * self.sizes[..., None]).to(raw.dtype)  # type: ignore[index]
+            return step, step
         missing = self.missing[..., None].to(wide)
         if self.gap == "frozen" and self.frozen is not None:
             longer = self.frozen.to(wide)
@@ -65,7 +74,9 @@ class Walk:
         return step.to(raw.dtype), (step + longer).to(raw.dtype)
 
 
-def walks(rank: Tensor, owners: Tensor, taps: int, conv: str, gap: str, in_order: bool) -> tuple[Walk, Walk]:
+def walks(
+    rank: Tensor, owners: Tensor, taps: int, conv: str, gap: str, in_order: bool, sizes: Tensor | None = None
+) -> tuple[Walk, Walk]:
     """The two directions over rows that are left of a sequence of N tokens.
 
     Args:
@@ -76,13 +87,14 @@ def walks(rank: Tensor, owners: Tensor, taps: int, conv: str, gap: str, in_order
         conv: one of `CONVOLUTIONS`.
         gap: one of `GAPS`.
         in_order: whether ranks ascend from row to row.
+        sizes: `(B, L)`, how many tokens each row holds, which "size" reads; None: one each.
     """
     order = None if in_order else stable_order(rank, 1)
     both = []
     for sign in (1, -1):
         read = tapped(rank, owners, order, taps, conv, sign)
-        missing, before = (None, None) if gap == "hold" else gaps(rank, order, sign)
-        both.append(Walk(order, read, missing, before, gap))
+        missing, before = (None, None) if gap in NOT_MISSED else gaps(rank, order, sign)
+        both.append(Walk(order, read, missing, before, gap, sizes=sizes if gap == "size" else None))
     return both[0], both[1]
 
 

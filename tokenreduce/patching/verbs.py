@@ -68,9 +68,10 @@ def patch(
             is off for masked-autoencoder weights, which it hurts.
         scan_conv: of state-space models, what the convolution reads in the place of a token that is gone: "stand_in",
             the token that stands for it, which "auto" is; "zeros", nothing; "compact", the next token that is left.
-        scan_gap: of state-space models, how far the state decays where tokens are gone: "hold", not at all, which
-            "auto" is; "self", "prev", "bias" or "frozen", by steps guessed from the token after the gap, the one before
-            it, the bias alone, or by the steps that the gone tokens had.
+        scan_gap: of state-space models, how long a scan takes where tokens are gone: "size", which "auto" is, each
+            token as many steps as it holds tokens; "hold", one each; "self", "prev", "bias" or "frozen", one each, and
+            the state decays over a gap by steps guessed from the token after it, the one before it, the bias alone, or
+            by the steps that the gone tokens had.
         options: the method's own, see `describe(method)`.
 
     Raises:

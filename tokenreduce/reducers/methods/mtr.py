@@ -60,10 +60,11 @@ class Mtr(Reducer):
         ranks = torch.arange(keep, device=rep.device).expand(batch, -1)
         dest = torch.zeros_like(order).scatter(1, rep, ranks)
         dest = dest.scatter(1, sources, dest.gather(1, joins))
-        if self.weighted or tokens.sizes is None:
+        if self.weighted:
             return TokenMap(keep, dest=dest, rep=rep, sources=sources)
-        each = 1 / tokens.sizes
-        return TokenMap(keep, dest=dest, rep=rep, sources=sources, weight=each, size_weight=torch.ones_like(each))
+        # Nothing remembers what a token holds: in the next merge, and in a scan, it is one token.
+        alone = torch.zeros_like(dest, dtype=torch.float32).scatter(1, rep, 1.0)
+        return TokenMap(keep, dest=dest, rep=rep, sources=sources, size_weight=alone)
 
     def work(self, step: Step) -> int:
         removed = step.n - step.keep
