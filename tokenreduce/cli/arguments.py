@@ -20,7 +20,8 @@ from tokenreduce.lab.arms import Arm
 from tokenreduce.reducers.registry import create
 
 MODEL_HELP = (
-    "a timm name, hf:NAME for a model or folder of transformers, fashion_vit (ships), or dinov2_small (extra 'real')"
+    "a timm name, hf:NAME for a model or folder of transformers, fashion_vit or fashion_vim (which ship), or "
+    "dinov2_small (extra 'real')"
 )
 Methods = Annotated[str, typer.Option(help="methods, separated by commas")]
 Flops = Annotated[str | None, typer.Option(help="fractions of the multiply-adds left, such as 0.8,0.6")]

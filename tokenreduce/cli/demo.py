@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,8 @@ from tokenreduce.lab.quality.demo_photographs import PhotographDemo
 
 TASKS = ("classification", *HEADLINES)
 MODELS: dict[str, Callable[[bool, int | None], Demo]] = {
-    "fashion_vit": ClassificationDemo,
+    "fashion_vit": partial(ClassificationDemo, "fashion_vit"),
+    "fashion_vim": partial(ClassificationDemo, "fashion_vim"),
     "dinov2_small": PhotographDemo,
 }
 
@@ -28,7 +30,8 @@ def demo(
     model: Annotated[
         str | None,
         typer.Option(
-            help="classification: fashion_vit (default), or dinov2_small, a real model on photographs (extra 'real')"
+            help="classification: fashion_vit (default), fashion_vim, which is a state-space model, or dinov2_small, a "
+            "real model on photographs (extra 'real')"
         ),
     ] = None,
     all_methods: Annotated[

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenreduce.maps.grid_walks import Grid, GridWalks, whole_grid
+from tokenreduce.models.evaluated import evaluated
 from tokenreduce.models.plain_mamba_mixer import PlainMambaMixer, convolved
 from tokenreduce.models.positions import resized_positions
 
@@ -121,6 +122,7 @@ class PlainMamba(nn.Module):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = -(-height // patch_size), -(-width // patch_size)
         self.num_features, self.num_classes = embed_dim, num_classes
+        self.pretrained_cfg = evaluated(in_chans, (height, width))
         self.patch_embed = ConvPatchEmbed(in_chans, embed_dim, patch_size, stem_convs)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], embed_dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.errors import unknown
+from tokenreduce.models.evaluated import evaluated
 from tokenreduce.models.vim_mixer import VimMixer
 
 CLASS_TOKENS = ("middle", "first")
@@ -50,10 +51,12 @@ class VimBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches `(B, N, width)` of images `(B, C, H, W)`, in raster order."""
+    """Patches `(B, N, width)` of images `(B, C, H, W)`, in raster order; sizes are called as timm calls them."""
 
-    def __init__(self, patch_size: int, stride: int, channels: int, width: int) -> None:
+    def __init__(self, img_size: int, patch_size: int, stride: int, channels: int, width: int) -> None:
         super().__init__()
+        side = (img_size - patch_size) // stride + 1
+        self.img_size, self.grid_size = (img_size, img_size), (side, side)
         self.proj = nn.Conv2d(channels, width, patch_size, stride)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -105,13 +108,14 @@ class VisionMamba(nn.Module):
         super().__init__()
         if class_token not in CLASS_TOKENS:
             raise unknown("class_token", class_token, CLASS_TOKENS)
-        stride = stride or patch_size
-        side = (img_size - patch_size) // stride + 1
-        self.grid, self.num_features, self.num_classes = (side, side), embed_dim, num_classes
-        self.class_place = side * side // 2 if class_token == "middle" else 0
-        self.patch_embed = PatchEmbed(patch_size, stride, in_chans, embed_dim)
+        self.num_features, self.num_classes = embed_dim, num_classes
+        self.pretrained_cfg = evaluated(in_chans, (img_size, img_size))
+        self.patch_embed = PatchEmbed(img_size, patch_size, stride or patch_size, in_chans, embed_dim)
+        self.grid = self.patch_embed.grid_size
+        count = self.grid[0] * self.grid[1]
+        self.class_place = count // 2 if class_token == "middle" else 0
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, side * side + 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, count + 1, embed_dim))
         halved = class_token == "middle" if halved is None else halved
         # The first block never drops, nor does the second: released schedules start with an extra zero.
         rates = [0.0, *torch.linspace(0, drop_path, depth, device="cpu").tolist()]

@@ -18,12 +18,13 @@ from tokenreduce.lab.quality.classification import classification_lanes, measure
 from tokenreduce.lab.quality.engine import Lane, teller
 from tokenreduce.lab.quality.features import DEFINITIONS
 from tokenreduce.lab.rows import Progress, Row
-from tokenreduce.lab.shipped.fashion_vit import fashion_vit
+from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.lab.speed.throughput import throughput
 from tokenreduce.patching.verbs import report
 from tokenreduce.reducers.registry import methods
 
 METHODS = ("ward", "tome", "evit", "random", "pool")
+SCANS = ("ward", "tome", "hsa", "mtr", "random", "pool")  # of those, and of others that state-space models take
 BUDGETS = (0.80, 0.60, 0.45)
 BATCH, ROUNDS = 100, 9
 
@@ -54,9 +55,10 @@ class Demo(ABC):
 
 
 class ClassificationDemo(Demo):
-    """The shipped classifier on Fashion-MNIST, its speed included.
+    """A shipped classifier on Fashion-MNIST, its speed included.
 
     Args:
+        name: fashion_vit or fashion_vim.
         every: every method instead of `METHODS`.
         limit: use so many images instead of all 2,000.
     """
@@ -64,13 +66,15 @@ class ClassificationDemo(Demo):
     hidden = ("budget", "top5", "token_error")
     meaning = DEFINITIONS
 
-    def __init__(self, every: bool = False, limit: int | None = None) -> None:
-        self.model: Any = fashion_vit()
+    def __init__(self, name: str = "fashion_vit", every: bool = False, limit: int | None = None) -> None:
+        self.name = name
+        self.model: Any = load_model(name, None, True)[0]
         self.images = load_data("fashion-mnist", self.model, limit=limit)
-        arms = [Arm(name, flops=share) for name in (methods() if every else METHODS) for share in BUDGETS]
+        chosen = methods() if every else METHODS if name == "fashion_vit" else SCANS
+        arms = [Arm(method, flops=share) for method in chosen for share in BUDGETS]
         self.lanes, self.refused = classification_lanes(self.model, arms, len(self.images.class_names))
         threads = torch.get_num_threads()
-        self.title = f"fashion_vit on {len(self.images)} Fashion-MNIST test images, {threads} CPU threads"
+        self.title = f"{name} on {len(self.images)} Fashion-MNIST test images, {threads} CPU threads"
         self.settings = {"images": len(self.images), "batch_size": min(BATCH, len(self.images)), "rounds": ROUNDS}
 
     def measure(self, progress: Progress) -> list[Row]:
@@ -85,7 +89,7 @@ class ClassificationDemo(Demo):
 
     def draw(self, rows: Sequence[Row], out: Path) -> list[Path]:
         tradeoff, tokens = out / "tradeoff.png", out / "tokens.png"
-        draw_tradeoff(rows, tradeoff, "fashion_vit, Fashion-MNIST, without training")
+        draw_tradeoff(rows, tradeoff, f"{self.name}, Fashion-MNIST, without training")
         pictures, _ = fashion_mnist.load("test", fashion_mnist.SUBSET)
         pictures = pictures[:: len(pictures) // 6][:6]
         lane = patched_lane(self.model, Arm("tome", flops=BUDGETS[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,14 +12,17 @@ from torch import nn
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.pretrained import PREFIX, load_pretrained
 from tokenreduce.lab.shipped import dinov2_small
+from tokenreduce.lab.shipped.fashion_vim import fashion_vim
+from tokenreduce.lab.shipped.fashion_vit import fashion_vit
 
 Size = tuple[int, ...]
+SHIPPED: dict[str, Callable[[bool], nn.Module]] = {"fashion_vit": fashion_vit, "fashion_vim": fashion_vim}
 
 
 def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Size]:
     """The model called `name`, and the shape of its input without the batch."""
-    if name == "fashion_vit":
-        return load_fashion_vit(image_size, pretrained)
+    if name in SHIPPED:
+        return load_shipped(name, image_size, pretrained)
     if name == dinov2_small.NAME:
         size = image_size or 224
         return dinov2_small.dinov2_small(pretrained, size), (3, size, size)
@@ -37,8 +41,8 @@ def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.
         close = get_close_matches(name, timm.list_models(), 3, 0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists all"
         raise InvalidValueError(
-            f"unknown model {name!r}; valid: fashion_vit, dinov2_small, a name of timm, or hf:NAME of transformers; "
-            f"{hint}"
+            f"unknown model {name!r}; valid: {', '.join(SHIPPED)}, dinov2_small, a name of timm, or hf:NAME of "
+            f"transformers; {hint}"
         )
     sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
@@ -54,10 +58,8 @@ def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.
     return model, shape
 
 
-def load_fashion_vit(image_size: int | None, pretrained: bool) -> tuple[nn.Module, Size]:
-    """The model that ships with the library."""
-    from tokenreduce.lab.shipped.fashion_vit import fashion_vit
-
+def load_shipped(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, Size]:
+    """A model that ships with the library."""
     if image_size not in (None, 28):
-        raise InvalidValueError(f"--image-size is {image_size}; fashion_vit takes 28")
-    return fashion_vit(pretrained), (1, 28, 28)
+        raise InvalidValueError(f"--image-size is {image_size}; {name} takes 28")
+    return SHIPPED[name](pretrained), (1, 28, 28)
