@@ -20,8 +20,19 @@ from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.stack import forget_everywhere
 from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.patches.shared.weights import wrapped_costs
-from tokenreduce.patching.finding import around, candidates, find_backbone, need_module, reduction_of
+from tokenreduce.patching.finding import (
+    around,
+    can_keep,
+    candidates,
+    find_backbone,
+    is_patched,
+    language_reduction_of,
+    need_module,
+    reduction_of,
+)
 from tokenreduce.patching.fitting import auxiliary_heads, check_layers, misfit, reads_heads
+from tokenreduce.patching.language import fitting_methods, prepare_language
+from tokenreduce.patching.language_report import LanguageReport
 from tokenreduce.patching.outputs import check_restore, decide_restoring, warn_of_language
 from tokenreduce.patching.recorded import read_patch
 from tokenreduce.patching.reporting import Report
@@ -38,24 +49,30 @@ def patch(
     ratio: float | None = None,
     r: int | Sequence[int] | None = None,
     flops: float | None = None,
+    keep: float | int | None = None,
     schedule: Schedule | str | Path | None = None,
     layers: Sequence[int] | None = None,
     restore: bool | str = "auto",
     prop_attn: bool | str = "auto",
+    positions: str = "auto",
     **options: Any,
 ) -> Model:
     """Make `model` process fewer tokens, in place, without training; returns the model. Patching again replaces the
     patch.
 
     Args:
-        model: a vision transformer of a known family, or a module that holds exactly one.
+        model: a vision transformer of a known family, or a module that holds exactly one; with `keep`, a
+            vision-language model.
         method: a name from `methods()`; not needed where `schedule` is a file.
         ratio: fraction of the image tokens that is gone after the last reducing layer, in [0, 1).
         r: image tokens removed in every block, an int or a list with one int a block.
         flops: the share of the unpatched multiply-adds to keep, the reducer's own work included, in (0, 1].
+        keep: the tokens of each image or video that enter the language model of a vision-language model: a share in
+            (0, 1], or a number. It takes no other budget, and says that the language model is meant: without it the
+            vision tower is.
         schedule: a `Schedule`, which overrides the method's own shape, or a file that `calibrate` or `save_patch`
-            wrote, which names the method and its options too. Give exactly one of ratio, r, flops and schedule. Only
-            adaptive methods may go without: their threshold then decides how many tokens each forward keeps.
+            wrote, which names the method and its options too. Give exactly one of ratio, r, flops, keep and schedule.
+            Only adaptive methods may go without: their threshold then decides how many tokens each forward keeps.
         layers: the 0-based layers that reduce, instead of the method's own.
         restore: "auto" gives all tokens back where an output is a map (`forward_intermediates`, pooling heads) and
             leaves token outputs reduced; True always gives them back, False never does (a pooling head then weighs
@@ -63,21 +80,31 @@ def patch(
             where "auto" would, in that mode.
         prop_attn: "auto" adds log(size) to each key's logit, so that a token standing for s others counts s times; it
             is off for masked-autoencoder weights, which it hurts.
+        positions: of the tokens that enter a language model. "keep": those that they had; "renumber": as if the others
+            had never been there; "auto": as the method's paper does, and "keep" where positions are of time, height and
+            width.
         options: the method's own, see `describe(method)`.
 
     Raises:
         ValueError, TypeError: a value, option, method, budget or model that does not fit; the model is left as it was.
     """
-    name, backbone, adapter = find_backbone(model)
     if isinstance(schedule, (str, Path)):
         recorded = read_patch(schedule)
         recorded.agree(method, options)
         method, options, schedule = recorded.method, recorded.options, recorded.schedule
+        keep = recorded.keep if keep is None else keep
         restore = recorded.restore if restore == "auto" else restore
         prop_attn = recorded.prop_attn if prop_attn == "auto" else prop_attn
-    if method is None:
-        raise InvalidTypeError(f"no method was given; valid: {', '.join(methods())}, or schedule= with a file")
-    reducer = create(method, options)
+        positions = recorded.positions if positions == "auto" else positions
+    if keep is not None:
+        given: dict[str, Any] = {"ratio": ratio, "r": r, "flops": flops, "schedule": schedule, "layers": layers}
+        given |= {"restore": restore, "prop_attn": prop_attn}
+        _install(*prepare_language(model, need_reducer(method, options), keep, positions, given))
+        return model
+    name, backbone, adapter = find_backbone(model)
+    reducer = need_reducer(method, options)
+    if positions != "auto":
+        raise InvalidTypeError(f"positions={positions!r} is for what enters a language model; give it with keep=")
     check_restore(reducer, restore)
     check_mode("prop_attn", prop_attn)
     outer = around(model, name)
@@ -86,9 +113,16 @@ def patch(
         layers = heads.auxiliary_layers
     made = _make_schedule(reducer, ratio, r, flops, schedule, layers).restore_after(*reducer.rebuilt_after())
     reduction = _prepare(backbone, adapter, outer, reducer, made, restore, prop_attn, heads)
-    warn_of_language(adapter, backbone, outer, reduction.restoring)
+    warn_of_language(adapter, backbone, outer, reduction.restoring, can_keep(model))
     _install(backbone, adapter, reduction)
     return model
+
+
+def need_reducer(method: str | None, options: dict[str, Any]) -> Reducer:
+    """The method with its options; there must be one."""
+    if method is None:
+        raise InvalidTypeError(f"no method was given; valid: {', '.join(methods())}, or schedule= with a file")
+    return create(method, options)
 
 
 def change_patch(model: Model, **changes: Any) -> Model:
@@ -98,7 +132,7 @@ def change_patch(model: Model, **changes: Any) -> Model:
     return model
 
 
-def _install(backbone: nn.Module, adapter: Adapter, reduction: Reduction) -> None:
+def _install(backbone: nn.Module, adapter: Adapter, reduction: Any) -> None:
     """Install a patch, after removing the present one, if any; all or nothing."""
     _remove([(backbone, adapter)])
     try:
@@ -138,37 +172,48 @@ def unpatch(model: Model) -> Model:
 def reduced(model: Model, method: str | None = None, **arguments: Any) -> Iterator[Model]:
     """`patch` for the length of a `with` block; an earlier patch comes back afterwards. Takes the arguments of
     `patch`."""
-    _, backbone, adapter = find_backbone(model)
-    before = patch_of(backbone)
+    parts = candidates(need_module(model))
+    before = [(part, adapter, patch_of(part)) for _, part, adapter in parts if patch_of(part) is not None]
     patch(model, method, **arguments)
     try:
         yield model
     finally:
         unpatch(model)
-        if before is not None:
-            _install(backbone, adapter, before)
+        for part, adapter, reduction in before:
+            _install(part, adapter, reduction)
 
 
-def report(model: nn.Module) -> Report:
+def report(model: nn.Module) -> Any:
     """What the patch does: tokens left in each layer, and the maps and sizes of the last forward.
+
+    Returns a `Report` or, of what enters a language model, a `LanguageReport`: images, rows and bytes of the cache of
+    the last prompts.
 
     Raises: ValueError if the model is not patched.
     """
-    reduction = reduction_of(model)
-    return Report(reduction, last_record(reduction))
+    language = language_reduction_of(model)
+    if language is None or is_patched(model):
+        reduction = reduction_of(model)
+        tower = Report(reduction, last_record(reduction))
+    if language is None:
+        return tower
+    return LanguageReport(language, last_record(language), tower if is_patched(model) else None)
 
 
 class Compatibility(list[str]):
-    """The methods that fit a model; `refused` maps every other method to the reason."""
+    """The methods that fit a model; `refused` maps every other method to the reason. `language` are those that fit with
+    `keep=`, before the language model, where there is one."""
 
-    def __init__(self, fitting: list[str], refused: dict[str, str]) -> None:
+    def __init__(self, fitting: list[str], refused: dict[str, str], language: list[str] | None = None) -> None:
         super().__init__(fitting)
-        self.refused = refused
+        self.refused, self.language = refused, language or []
 
     def __repr__(self) -> str:
         lines = [f"fits: {', '.join(self) or 'nothing'}"] + [
             f"  not {name}: {why}" for name, why in self.refused.items()
         ]
+        if self.language:
+            lines.append(f"with keep=, before the language model: {', '.join(self.language)}")
         return "\n".join(lines)
 
 
@@ -177,10 +222,15 @@ def compatible(model: nn.Module) -> Compatibility:
 
     Raises: ValueError if no family knows the model, or several parts of it are backbones.
     """
+    parts = candidates(need_module(model))
+    language = [name for _, part, a in parts if a.place == "language" for name in fitting_methods(part, a)]
+    if language and all(a.place == "language" for _, _, a in parts):
+        return Compatibility([], dict.fromkeys(methods(), "its vision tower is of no known family"), language)
     holder, backbone, adapter = find_backbone(model)
     outer = around(model, holder)
     reasons = {name: misfit(lookup(name)(), backbone, adapter, outer) for name in methods()}
-    return Compatibility([n for n, why in reasons.items() if not why], {n: why for n, why in reasons.items() if why})
+    fitting, refused = [n for n, why in reasons.items() if not why], {n: why for n, why in reasons.items() if why}
+    return Compatibility(fitting, refused, language)
 
 
 def check_mode(name: str, value: object) -> None:
@@ -202,7 +252,9 @@ def _make_schedule(
         return Schedule.adaptive(layers)
     if len(named) != 1:
         what = " and ".join(named) if named else "no budget"
-        raise InvalidTypeError(f"got {what}; give exactly one of ratio, r, flops and schedule, for example flops=0.6")
+        raise InvalidTypeError(
+            f"got {what}; give exactly one of ratio, r, flops, keep and schedule, for example flops=0.6"
+        )
     if schedule is not None:
         if not isinstance(schedule, Schedule):
             raise InvalidTypeError(

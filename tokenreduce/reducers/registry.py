@@ -8,7 +8,7 @@ import pkgutil
 from typing import Any
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
-from tokenreduce.reducers.contract import PLACEMENTS, SHAPES, Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, PLACEMENTS, POSITIONS, SHAPES, Reducer
 from tokenreduce.reducers.entries import ENTRIES
 
 METHODS = f"{__name__.rpartition('.')[0]}.methods"  # the folder whose files register themselves
@@ -37,6 +37,11 @@ def register(cls: type[Reducer]) -> type[Reducer]:
         raise InvalidValueError(
             f"{cls.__name__}: placement {cls.placement!r} must be one of {PLACEMENTS} "
             f"and needs and uses {sorted(cls.needs | cls.uses)} among {sorted(ENTRIES)}"
+        )
+    if not cls.places or not cls.places <= EVERYWHERE or cls.positions not in POSITIONS:
+        raise InvalidValueError(
+            f"{cls.__name__}: places {sorted(cls.places)} must be some of {sorted(EVERYWHERE)} and positions "
+            f"{cls.positions!r} one of {POSITIONS}"
         )
     if not cls.adaptive == (cls.decide is not Reducer.decide) == bool(cls.budgeted):
         raise InvalidValueError(f"{cls.__name__}: an adaptive method, and no other, has decide(...) and `budgeted`")
@@ -82,7 +87,7 @@ def describe(method: str) -> dict[str, Any]:
 
     Keys: name, kind, paper, year, placement, adaptive, summary (the first sentence of its docstring), needs, uses,
     budget (how it spreads over layers), budgeted (what an adaptive method does with one), deterministic, exportable,
-    checked, restoring, pooling, modes, and options (each with its default).
+    checked, restoring, pooling, modes, places (encoder, language), positions, and options (each with its default).
     """
     cls = lookup(method)
     facts = {fact: getattr(cls, fact) for fact in ("name", "kind", "paper", "year", "placement", "adaptive")}
@@ -98,6 +103,8 @@ def describe(method: str) -> dict[str, Any]:
         "restoring": cls.restoring,
         "pooling": cls.pooling,
         "modes": list(cls.modes),
+        "places": sorted(cls.places),
+        "positions": cls.positions,
         "options": {f.name: f.default for f in dataclasses.fields(cls)},
     }
 

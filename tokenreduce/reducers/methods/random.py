@@ -12,7 +12,7 @@ from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.constants import constant
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.checks import check_option
-from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, Reducer
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
@@ -36,6 +36,7 @@ class Random(Reducer):
     kind: ClassVar[str] = "baseline"
     paper: ClassVar[str] = "none"
     year: ClassVar[int] = 2026
+    places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification"
 

@@ -14,7 +14,7 @@ from tokenreduce.ops.linkage import agglomerate
 from tokenreduce.ops.native.dispatch import choose
 from tokenreduce.ops.products import suits
 from tokenreduce.reducers.checks import check_count, check_number
-from tokenreduce.reducers.contract import FastPath, Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, FastPath, Reducer
 from tokenreduce.reducers.parts import bipartition
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.parts.labels import map_of_clusters
@@ -57,6 +57,7 @@ class Ward(Reducer):
     kind: ClassVar[str] = "merging"
     paper: ClassVar[str] = "none"
     year: ClassVar[int] = 2026
+    places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     shape: ClassVar[str] = "after_twelfth"

@@ -1,0 +1,131 @@
+"""`VisionLanguageAdapter`: what the families of vision-language models of transformers share.
+
+Outside of the language model everything stays as the user and `generate` count it: ids with all placeholders, masks,
+positions, lengths. Inside fewer rows exist. So the hooks are on the call of the language model, and never on the
+methods that encode images, whose lengths `generate` compares with the placeholders.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import nn
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.language.passage import Passage
+from tokenreduce.forward.language.planning import Removal
+from tokenreduce.forward.language.units import Grid, Unit, find_units
+from tokenreduce.forward.marks import mark, unmark
+
+from ..shared.adapter import Adapter
+from ._hooks import STAMP, Encoded, add_hooks, take_off_hooks
+
+SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions"})  # keys are the rows themselves
+RUN_WITH = ("sdpa", "eager")  # attention implementations that were tried with rows removed
+
+
+class VisionLanguageAdapter(Adapter):
+    """An adapter for one model type; subclasses say where its parts are.
+
+    `models`: the classes that hold vision tower and language model, without the head; `tower` and `language`: the
+    names of these parts; `pixels`: the argument with the pixels of each modality, which has a `get_..._features` and a
+    `..._token_id`; `hands_on`: whether other arguments of the model go to these methods; `rotates_in_3d`: positions are
+    of time, height and width.
+    """
+
+    place = "language"
+    models: ClassVar[tuple[type[nn.Module], ...]]
+    tower: ClassVar[str]
+    language: ClassVar[str] = "language_model"
+    pixels: ClassVar[dict[str, str]] = {"image": "pixel_values"}
+    hands_on: ClassVar[bool] = False
+    rotates_in_3d: ClassVar[bool] = False
+
+    @property
+    def family(self) -> str:  # type: ignore[override]
+        return f"transformers {', '.join(model.__name__ for model in self.models)}"
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, self.models)
+
+    def refusals(self, model: Any) -> list[str]:
+        used = model.get_submodule(self.language).config._attn_implementation
+        if used in RUN_WITH:
+            return []
+        return [
+            f"the attention of its language model is {used!r}, with which removing was never tried; call "
+            f'model.set_attn_implementation("sdpa") first'
+        ]
+
+    def lacks(self, model: Any) -> dict[str, str]:
+        """The entries of `SHOWN` that this model's images do not have, each with the reason."""
+        return {}
+
+    def missing_for(self, model: Any, needs: frozenset[str]) -> dict[str, str]:
+        """Which of the entries that a method `needs` there are none of before the language model, and why."""
+        unknown = dict.fromkeys(needs - SHOWN, "nothing before the language model shows it")
+        lacks = self.lacks(model)
+        return unknown | {name: lacks[name] for name in needs & lacks.keys()}
+
+    def grids(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Grid | None]:
+        """The grids of images or videos as they were encoded."""
+        return ()
+
+    def rows(self, given: dict[str, Any], removal: Removal, passage: Passage) -> dict[str, Any]:
+        """The other arguments of the language model that have something for each row, for the rows that enter."""
+        return {}
+
+    def encoded(self, model: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with features in the place of pixels, as `generate` hands them over."""
+        there = [name for name, pixels in self.pixels.items() if given.get(pixels) is not None]
+        if not there or given.get("mm_encoder_outputs") is not None:  # both: the model itself says what is wrong
+            return given
+        names = inspect.signature(model.forward).parameters
+        more = {k: v for k, v in given.items() if k not in names and k != "return_dict"} if self.hands_on else {}
+        features = {}
+        for modality in there:
+            encode = getattr(model, f"get_{modality}_features")
+            wanted = {name: given[name] for name in inspect.signature(encode).parameters if name in given}
+            features[modality] = encode(**wanted, **more, return_dict=True)
+        kept = {name: value for name, value in given.items() if name not in {self.pixels[m] for m in there}}
+        return kept | {"mm_encoder_outputs": features}
+
+    def units(self, model: Any, given: dict[str, Any]) -> list[Unit]:
+        """The images and videos in the prompts of this forward.
+
+        Raises: ValueError for features that are not known to be whole, and where prompts are given without ids.
+        """
+        found: list[Unit] = []
+        for modality, output in (given.get("mm_encoder_outputs") or {}).items():
+            parts = getattr(output, "pooler_output", None)
+            if parts is None or modality not in self.pixels:
+                continue
+            seal, ids = getattr(output, STAMP, None), given.get("input_ids")
+            if seal is None:
+                raise InvalidValueError(
+                    f"it is not known where each {modality} of these features begins: encode with this model while it "
+                    "is patched, and generate without prefill_chunk_size"
+                )
+            if ids is None:
+                raise InvalidValueError(
+                    f"with inputs_embeds it is not known where the {modality}s stand in the prompts; give input_ids, or "
+                    "call tokenreduce.unpatch(model)"
+                )
+            lengths = [len(part) for part in parts]
+            token = getattr(model.config, f"{modality}_token_id")
+            found += find_units(ids == token, lengths, self.grids(model, seal, lengths))
+        return found
+
+    def install(self, model: Any, reduction: Any) -> None:
+        tower, language = model.get_submodule(self.tower), model.get_submodule(self.language)
+        add_hooks(model, tower, language)
+        mark(model, reduction)
+        mark(language, reduction)
+
+    def remove(self, model: Any) -> None:
+        for module in model.modules():
+            take_off_hooks(module)
+        unmark(model)
+        unmark(model.get_submodule(self.language))

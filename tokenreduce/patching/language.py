@@ -1,0 +1,81 @@
+"""Patching what enters a language model: what `patch` does where `keep=` is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.forward.language.reduction import LanguageReduction
+from tokenreduce.patching.finding import find_language
+from tokenreduce.reducers.contract import POSITIONS, Reducer
+from tokenreduce.reducers.registry import lookup, methods
+
+
+def prepare_language(
+    model: nn.Module, reducer: Reducer, keep: float | int | None, positions: str, given: dict[str, Any]
+) -> tuple[nn.Module, Any, LanguageReduction]:
+    """The part of `model` to patch, its adapter, and the patch; checks everything that can fail.
+
+    Args:
+        given: what else was given to `patch`, which means nothing here.
+    """
+    _, part, adapter = find_language(model)
+    others = [name for name, value in given.items() if value is not None and value != "auto"]
+    if others:
+        raise InvalidTypeError(
+            f"{', '.join(others)} was given, but before a language model tokens leave once, and what has left comes back "
+            "in its outputs as the token before it; give keep= and positions= only"
+        )
+    if keep is None:
+        raise InvalidTypeError(f"{reducer.name} reduces what enters a language model: give keep=0.1 or keep=64")
+    reason = "; ".join(adapter.refusals(part)) or unfit(reducer, part, adapter)
+    if reason:
+        fitting = ", ".join(fitting_methods(part, adapter)) or "none"
+        raise InvalidValueError(
+            f"{reducer.name} cannot run before the language model of this {type(part).__name__}: {reason}; methods that "
+            f"fit: {fitting}"
+        )
+    made = LanguageReduction(
+        reducer, check_keep(keep), choose_positions(reducer, adapter, positions), adapter, positions
+    )
+    return part, adapter, made
+
+
+def unfit(reducer: Reducer, part: nn.Module, adapter: Any) -> str:
+    """Why a method cannot run before this language model; empty if it can."""
+    if "language" not in reducer.places:
+        return "it is for the layers of a vision transformer"
+    missing = adapter.missing_for(part, reducer.required())
+    return "; ".join(f"it needs {name}, but {why}" for name, why in sorted(missing.items()))
+
+
+def fitting_methods(part: nn.Module, adapter: Any) -> list[str]:
+    """The methods that can run before this language model."""
+    return [name for name in methods() if not unfit(lookup(name)(), part, adapter)]
+
+
+def check_keep(keep: object) -> float | int:
+    """The budget, if it is one."""
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)):
+        raise InvalidTypeError(f"keep is {keep!r}; it must be a share such as 0.1, or a number of tokens such as 64")
+    if isinstance(keep, float) and not 0 < keep <= 1:
+        raise InvalidValueError(f"keep is {keep}; as a share it lies in (0, 1], and a number of tokens is an int")
+    if keep < 1 and isinstance(keep, int):
+        raise InvalidValueError(f"keep is {keep}; at least one token of each image is left")
+    return keep
+
+
+def choose_positions(reducer: Reducer, adapter: Any, asked: object) -> str:
+    """What `positions=asked` means here."""
+    if asked not in ("auto", *POSITIONS):
+        raise InvalidValueError(f'positions is {asked!r}; valid: "auto", {", ".join(repr(name) for name in POSITIONS)}')
+    if asked == "renumber" and adapter.rotates_in_3d:
+        raise InvalidValueError(
+            "this model rotates tokens by time, height and width, which cannot be counted anew where tokens have left; "
+            'give positions="keep" or "auto"'
+        )
+    if asked == "auto":
+        return "keep" if adapter.rotates_in_3d else reducer.positions
+    return str(asked)

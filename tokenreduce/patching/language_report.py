@@ -1,0 +1,97 @@
+"""`LanguageReport`: what entered a language model in the last forward from which tokens left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.language.record import LanguageRecord
+from tokenreduce.forward.language.reduction import LanguageReduction
+from tokenreduce.patching.reporting import Report
+
+MIB = 2**20
+
+
+class LanguageReport:
+    """Images, rows and bytes of the cache, of the last prompts from which tokens left.
+
+    `encoder` is the report of the vision tower's own patch, or None. `str()` is for people, `to_json()` for machines.
+    """
+
+    def __init__(self, reduction: LanguageReduction, record: LanguageRecord | None, encoder: Report | None) -> None:
+        self._reduction, self._record, self.encoder = reduction, record, encoder
+        self.method, self.options = reduction.reducer.name, reduction.reducer.options()
+        self.keep, self.positions = reduction.keep, reduction.positions
+
+    @property
+    def units(self) -> tuple[tuple[int, int], ...]:
+        """Tokens of each image and video, entered and left."""
+        return self._last().units
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens of all images and videos."""
+        return sum(entered for entered, _ in self.units)
+
+    @property
+    def visual_left(self) -> int:
+        """Those of them that entered the language model."""
+        return sum(left for _, left in self.units)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Places of the longest prompt, and the rows of it that entered the language model."""
+        return self._last().rows
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the prompts' keys and values in the cache, without states of linear attention; 0 without a cache."""
+        record = self._last()
+        return record.prompts * record.row_bytes * record.cached[0]
+
+    @property
+    def kv_bytes_unpatched(self) -> int:
+        """What they would be if nothing had left."""
+        record = self._last()
+        return record.prompts * record.row_bytes * record.cached[1]
+
+    def to_json(self) -> dict[str, Any]:
+        """The patch and, where there is one, the last forward as JSON-able values."""
+        patch = self._reduction.to_json() | {"positions": self.positions}
+        if self._record is None:
+            return patch
+        return patch | {
+            "units": [list(unit) for unit in self.units],
+            "visual_tokens": self.visual_tokens,
+            "visual_left": self.visual_left,
+            "rows": self.rows[0],
+            "rows_left": self.rows[1],
+            "kv_bytes": self.kv_bytes,
+            "kv_bytes_unpatched": self.kv_bytes_unpatched,
+            "tokens": [self.visual_left] * self._record.layers,
+        }
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{k}={v!r}" for k, v in self.options.items())
+        budget = f"{self.method}({options}), keep={self.keep!r}, positions={self.positions!r}"
+        if self._record is None:
+            return f"{budget}: nothing has left yet; run the model on prompts with images first"
+        share = self.visual_left / self.visual_tokens
+        places, rows = self.rows
+        lines = [
+            f"{budget}: {len(self.units)} image{'s' * (len(self.units) != 1)} or videos, {self.visual_tokens} visual "
+            f"tokens, {self.visual_left} enter the language model ({share:.1%})",
+            f"rows of the longest of {self._record.prompts} prompts: {places} -> {rows}",
+        ]
+        if self.kv_bytes:
+            lines.append(f"keys and values: {self.kv_bytes_unpatched / MIB:.1f} -> {self.kv_bytes / MIB:.1f} MiB")
+        return "\n".join(lines if self.encoder is None else [*lines, "vision tower:", str(self.encoder)])
+
+    __repr__ = __str__
+
+    def _last(self) -> LanguageRecord:
+        if self._record is None:
+            raise InvalidValueError(
+                "there are no counts: no prompt has lost a token since the model was patched; run it on one with images"
+            )
+        return self._record
