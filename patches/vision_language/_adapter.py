@@ -110,8 +110,8 @@ class VisionLanguageAdapter(Adapter):
                 )
             if ids is None:
                 raise InvalidValueError(
-                    f"with inputs_embeds it is not known where the {modality}s stand in the prompts; give input_ids, or "
-                    "call tokenreduce.unpatch(model)"
+                    f"with inputs_embeds it is not known where the {modality}s stand in the prompts; give input_ids, "
+                    "or call tokenreduce.unpatch(model)"
                 )
             lengths = [len(part) for part in parts]
             token = getattr(model.config, f"{modality}_token_id")

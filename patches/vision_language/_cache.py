@@ -29,8 +29,8 @@ class ReducedCache(DynamicCache):
     def update(self, *args: Any, **kwargs: Any) -> Any:
         if not self.inside:
             raise InvalidValueError(
-                "this cache holds the prompt of a reduced model, and fits that model only while it is patched; patch it "
-                "again, or encode the prompt anew"
+                "this cache holds the prompt of a reduced model, and fits that model only while it is patched; patch "
+                "it again, or encode the prompt anew"
             )
         return super().update(*args, **kwargs)
 
@@ -80,8 +80,8 @@ def check_cache(cache: Any) -> None:
     """Raise for a cache that cannot hold fewer rows than places."""
     if cache is not None and type(cache) not in (DynamicCache, ReducedCache):
         raise InvalidValueError(
-            f"a {type(cache).__name__} holds all tokens, whatever is removed; leave it out, so that the model makes its "
-            "DynamicCache"
+            f"a {type(cache).__name__} holds all tokens, whatever is removed; leave it out, so that the model makes "
+            "its DynamicCache"
         )
 
 

@@ -28,7 +28,10 @@ _records: weakref.WeakKeyDictionary[object, Any] = weakref.WeakKeyDictionary()
 
 
 def keep_record(patch: object, record: Any) -> None:
-    """Store what `report` shows, a `Record` or that of a language model. Skipped while compiling: it would make every map an output of the graph."""
+    """Store what `report` shows, a `Record` or that of a language model.
+
+    Skipped while compiling: it would make every map an output of the graph.
+    """
     if not torch.compiler.is_compiling():
         _records[patch] = record
 

@@ -63,8 +63,9 @@ def find_language(model: nn.Module) -> tuple[str, nn.Module, Any]:
         raise InvalidValueError(f"{type(model).__name__} holds several vision-language models: {names}; patch one")
     known = ", ".join(family for _, family in _families(LANGUAGE))
     raise InvalidValueError(
-        f"{type(model).__name__} holds no vision-language model that tokenreduce knows (known, of transformers: {known}), "
-        "and keep= is the budget of what enters a language model; for a vision transformer give ratio= or flops="
+        f"{type(model).__name__} holds no vision-language model that tokenreduce knows (known, of transformers: "
+        f"{known}), and keep= is the budget of what enters a language model; for a vision transformer give ratio= or "
+        "flops="
     )
 
 

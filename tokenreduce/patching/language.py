@@ -25,8 +25,8 @@ def prepare_language(
     others = [name for name, value in given.items() if value is not None and value != "auto"]
     if others:
         raise InvalidTypeError(
-            f"{', '.join(others)} was given, but before a language model tokens leave once, and what has left comes back "
-            "in its outputs as the token before it; give keep= and positions= only"
+            f"{', '.join(others)} was given, but before a language model tokens leave once, and what has left comes "
+            "back in its outputs as the token before it; give keep= and positions= only"
         )
     if keep is None:
         raise InvalidTypeError(f"{reducer.name} reduces what enters a language model: give keep=0.1 or keep=64")
@@ -34,8 +34,8 @@ def prepare_language(
     if reason:
         fitting = ", ".join(fitting_methods(part, adapter)) or "none"
         raise InvalidValueError(
-            f"{reducer.name} cannot run before the language model of this {type(part).__name__}: {reason}; methods that "
-            f"fit: {fitting}"
+            f"{reducer.name} cannot run before the language model of this {type(part).__name__}: {reason}; methods "
+            f"that fit: {fitting}"
         )
     made = LanguageReduction(
         reducer, check_keep(keep), choose_positions(reducer, adapter, positions), adapter, positions

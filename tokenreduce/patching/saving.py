@@ -21,8 +21,8 @@ def save_patch(model: nn.Module, path: str | Path) -> None:
     language = language_reduction_of(model)
     if language is not None and is_patched(model):
         raise InvalidValueError(
-            f"both the vision tower and what enters the language model of this {type(model).__name__} are patched, and a "
-            "file holds one patch; save that of the tower from the tower, and load this one onto a model without it"
+            f"both the vision tower and what enters the language model of this {type(model).__name__} are patched, and "
+            "a file holds one patch; save that of the tower from the tower, and load this one onto a model without it"
         )
     data = {"tokenreduce": FORMAT} | (reduction_of(model) if language is None else language).to_json()
     Path(path).write_text(json.dumps(data, indent=2) + "\n")

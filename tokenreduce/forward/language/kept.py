@@ -68,8 +68,8 @@ class Kept:
         last = self.columns[:, self.columns.shape[1] - places :]
         if places > self.columns.shape[1] or not bool((last == ends).all()):
             raise InvalidValueError(
-                f"the last {places} places of this prompt cannot be taken out of the cache: tokens have left from among "
-                "them, so that what is before would not be whole; crop behind the last image, or encode the prompt anew"
+                f"the last {places} places of this prompt cannot be taken out of the cache: tokens have left from "
+                "among them; crop behind the last image, or encode the prompt anew"
             )
         end = self.columns.shape[1] - places
         return Kept(self.columns[:, :end], self.valid[:, :end], self.seen - places, self.removed, self.fillers)

@@ -1,5 +1,5 @@
-"""`LanguageRun`: one forward of a vision-language model. It is on the thread's stack from the model's door to the end of
-the forward; what later forwards of the same prompts need is in their cache (`Kept`), nowhere else."""
+"""`LanguageRun`: one forward of a vision-language model, on the thread's stack from the model's door to the end of the
+forward. What later forwards of the same prompts need is in their cache (`Kept`), nowhere else."""
 
 from __future__ import annotations
 

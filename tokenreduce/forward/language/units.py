@@ -47,7 +47,7 @@ def find_units(placeholders: Tensor, lengths: Sequence[int], grids: Sequence[Gri
 
 
 def _as_encoded(prompts: Sequence[int], encoded: int, batch: int) -> list[int]:
-    """For each unit its number among the `encoded` ones, of which every prompt's were repeated as often as beams are."""
+    """The number of each unit among the `encoded` ones, of which every prompt's were repeated as often as beams are."""
     if encoded == 0 or len(prompts) % encoded:
         return [encoded] * len(prompts)
     repeats = len(prompts) // encoded
