@@ -52,7 +52,7 @@ def by_map(method: str) -> Callable[..., Choice]:
 
 @dataclass
 class Sequence:
-    """What enters the language model of one prompt: rows, their positions `(axes, n)`, and what is added behind layers."""
+    """What enters the language model of one prompt: rows, their positions `(axes, n)`, and what layers add."""
 
     rows: Tensor
     positions: Tensor
@@ -76,7 +76,9 @@ def whole(model: Any, row: Row, given: dict[str, Tensor]) -> Sequence:
     positions = torch.arange(len(ids))[None]
     if row.rotates_in_3d:
         grids = {name: given.get(name) for name in ("image_grid_thw", "video_grid_thw")}
-        positions = core.get_rope_index(given["input_ids"], mm_token_type_ids=given["mm_token_type_ids"], **grids)[0][:, 0]
+        positions = core.get_rope_index(given["input_ids"], mm_token_type_ids=given["mm_token_type_ids"], **grids)[0][
+            :, 0
+        ]
     return Sequence(rows, positions, (ids == IMAGE) | (ids == VIDEO), added)
 
 

@@ -67,7 +67,7 @@ class Row:
         return found
 
     def inputs(self, prompts: Sequence[Prompt], side: str = "left", seed: int = 0) -> dict[str, Tensor]:
-        """The model's arguments for a batch, padded on one side. A prompt has the same words and images in any batch."""
+        """The model's arguments for a batch, padded on one side. A prompt has the same words in any batch."""
         rows = [self.ids(prompt, seed + len(prompt)) for prompt in prompts]
         most = max(map(len, rows))
         pads = [[PAD] * (most - len(row)) for row in rows]
@@ -96,8 +96,13 @@ class Row:
 @cache
 def shared(name: str) -> Any:
     """The row's model, shared by the tests of a process: leave it unpatched."""
+    return new(BY_NAME[name])
+
+
+def new(row: Row) -> Any:
+    """A model that has never run: transformers leaves hooks in models whose hidden states were asked for."""
     torch.manual_seed(0)
-    model = BY_NAME[name].build().eval()
+    model = row.build().eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -107,7 +112,7 @@ def shared(name: str) -> Any:
 
 
 def fresh(row: Row) -> Any:
-    """A copy of the row's model, which has not run since."""
+    """A copy of the row's model."""
     return copy.deepcopy(shared(row.name))
 
 
@@ -120,7 +125,7 @@ def generate(model: Any, given: dict[str, Any], steps: int = 5, **more: Any) -> 
 def load_rows() -> list[Row]:
     """The row of every family."""
     files = pkgutil.iter_modules(prompt_rows.__path__, "prompt_rows.")
-    return [importlib.import_module(file.name).make_row() for file in files if not file.name.split(".")[1][0] == "_"]
+    return [importlib.import_module(file.name).make_row() for file in files if "._" not in file.name]
 
 
 ROWS = load_rows()

@@ -79,6 +79,8 @@ def enter_language(language: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     before = held_by(cache)
     if removal is None and before is None:
         return None
+    if removal is not None:
+        check_cache(cache)
     check_call(language, given, removal is not None)
     if removal is None:
         changed = step(reduction, given, before)  # type: ignore[arg-type]
@@ -133,7 +135,6 @@ def check_mask(mask: Tensor | None, places: int) -> None:
 def pass_through(run: LanguageRun, given: dict[str, Any], removal: Removal) -> dict[str, Any]:
     """What changes for prompts from which tokens leave."""
     reduction, rows, cache = run.reduction, given["inputs_embeds"], given.get("past_key_values")
-    check_cache(cache)
     before, mask = held_so_far(cache, rows.shape[0], rows.device), given.get("attention_mask")
     check_mask(mask, before.seen + rows.shape[1])
     real = None if mask is None else mask[:, before.seen :].bool()

@@ -1,4 +1,4 @@
-"""Where nothing leaves, nothing changes: logits, ids and the cache are those of the unpatched model, to the last bit."""
+"""Where nothing leaves, nothing changes: logits, ids and the cache are those of the unpatched model, bit by bit."""
 
 from __future__ import annotations
 
