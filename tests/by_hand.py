@@ -20,17 +20,25 @@ import tokenreduce
 Choice = tuple[list[int], Tensor]
 
 
+def directions_apart(x: Tensor) -> list[list[float]]:
+    """Squared distances of the directions of all pairs of tokens, 2 - 2 cos; a zero vector has none and stays zero."""
+    unit = [row / max(float(row.norm()), 1e-6) for row in x.double()]
+    return [[round(float(((a - b) ** 2).sum()), 6) for b in unit] for a in unit]
+
+
 def diverse(x: Tensor, keep: int) -> list[int]:
     """DivPrune in loops: the token whose nearest other is farthest, then the one whose nearest kept one is farthest."""
-    n = len(x)
-    unit = [row / max(float(row.norm()), 1e-6) for row in x.double()]
-    apart = [[round(float(((a - b) ** 2).sum()), 6) for b in unit] for a in unit]
-    first = max(range(n), key=lambda i: (min((apart[i][j] for j in range(n) if j != i), default=0.0), -i))
-    kept = [first]
+    apart, kept = directions_apart(x), []
     while len(kept) < keep:
-        rest = [i for i in range(n) if i not in kept]
-        kept.append(max(rest, key=lambda i: (min(apart[i][s] for s in kept), -i)))
+        gaps = gaps_of(apart, kept)
+        kept.append(min(i for i, gap in gaps.items() if gap == max(gaps.values())))
     return sorted(kept)
+
+
+def gaps_of(apart: list[list[float]], kept: list[int]) -> dict[int, float]:
+    """How far each token that is not kept is from the nearest that is; the first time, from the nearest other."""
+    rest = [i for i in range(len(apart)) if i not in kept]
+    return {i: min((apart[i][j] for j in kept or range(len(apart)) if j != i), default=0.0) for i in rest}
 
 
 def by_divprune(x: Tensor, keep: int, grid: Any) -> Choice:

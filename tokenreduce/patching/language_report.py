@@ -84,7 +84,7 @@ class LanguageReport:
             f"rows of the longest of {self._record.prompts} prompts: {places} -> {rows}",
         ]
         if self.kv_bytes:
-            lines.append(f"keys and values: {self.kv_bytes_unpatched / MIB:.1f} -> {self.kv_bytes / MIB:.1f} MiB")
+            lines.append(f"keys and values: {self.kv_bytes_unpatched / MIB:.3g} -> {self.kv_bytes / MIB:.3g} MiB")
         return "\n".join(lines if self.encoder is None else [*lines, "vision tower:", str(self.encoder)])
 
     __repr__ = __str__
