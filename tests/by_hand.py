@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from prompting import IMAGE, VIDEO, Prompt, Row
+from prompting import IMAGE, VIDEO, WORDS, Prompt, Row
 from torch import Tensor
 
 import tokenreduce
@@ -161,7 +161,7 @@ def greedy(model: Any, sequence: Sequence, steps: int) -> tuple[list[int], Tenso
     found: list[Tensor] = []
     for _ in range(steps):
         found.append(logits_of(model, sequence)[-1])
-        ids.append(int(found[-1].argmax()))
+        ids.append(int(found[-1][:WORDS].argmax()))
         sequence = extended(model, sequence, ids[-1])
     return ids, torch.stack(found)
 

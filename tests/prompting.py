@@ -17,7 +17,7 @@ import prompt_rows
 import torch
 from torch import Tensor, nn
 
-IMAGE, VIDEO, PAD = 99, 98, 0
+IMAGE, VIDEO, PAD, WORDS = 99, 98, 0, 90
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -60,10 +60,10 @@ class Row:
         for i, part in enumerate(prompt):
             generator = torch.Generator().manual_seed(1000 * seed + i)
             if isinstance(part, int):
-                found += torch.randint(1, 90, (part,), generator=generator).tolist()
+                found += torch.randint(1, WORDS, (part,), generator=generator).tolist()
                 continue
             for n, run in enumerate(self.units[part]):
-                found += ([90 + n] if n else []) + [VIDEO if part.startswith("video") else IMAGE] * run
+                found += ([WORDS + n] if n else []) + [VIDEO if part.startswith("video") else IMAGE] * run
         return found
 
     def inputs(self, prompts: Sequence[Prompt], side: str = "left", seed: int = 0) -> dict[str, Tensor]:
@@ -108,6 +108,7 @@ def new(row: Row) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     model.generation_config.eos_token_id = None
+    model.generation_config.suppress_tokens = list(range(WORDS, 100))  # nobody answers with an image
     return model
 
 

@@ -61,7 +61,7 @@ class VisionLanguageAdapter(Adapter):
 
     def lacks(self, model: Any) -> dict[str, str]:
         """The entries of `SHOWN` that this model's images do not have, each with the reason."""
-        return {}
+        return dict.fromkeys(("grid", "positions"), "its images' tokens are no known grid")
 
     def missing_for(self, model: Any, needs: frozenset[str]) -> dict[str, str]:
         """Which of the entries that a method `needs` there are none of before the language model, and why."""

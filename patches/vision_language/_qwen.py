@@ -18,6 +18,9 @@ class QwenAdapter(VisionLanguageAdapter):
     hands_on = True
     rotates_in_3d = True
 
+    def lacks(self, model: Any) -> dict[str, str]:
+        return {}
+
     def grids(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Grid | None]:
         side = model.config.vision_config.spatial_merge_size
         merged = [(frames, height // side, width // side) for frames, height, width in encoded.grids]

@@ -26,7 +26,7 @@ class TransformersLlava(VisionLanguageAdapter):
         return vision.image_size // vision.patch_size
 
     def lacks(self, model: Any) -> dict[str, str]:
-        return {} if self.side(model) else dict.fromkeys(("grid", "positions"), "its images' tokens are no known grid")
+        return {} if self.side(model) else super().lacks(model)
 
     def grids(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Grid | None]:
         side = self.side(model)
