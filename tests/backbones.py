@@ -133,7 +133,8 @@ class Backbone:
     def fits(self, method: str) -> bool:
         """Whether the method must run on this model; otherwise it must be refused."""
         facts = FACTS[method]
-        return not self.unseen & set(facts["needs"]) and (self.in_a_row or facts["placement"] != "post")
+        seen = "encoder" in facts["places"] and not self.unseen & set(facts["needs"])
+        return seen and (self.in_a_row or facts["placement"] != "post")
 
     @property
     def methods(self) -> list[str]:

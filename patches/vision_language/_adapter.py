@@ -16,13 +16,13 @@ from torch import nn
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.language.passage import Passage
 from tokenreduce.forward.language.planning import Removal
-from tokenreduce.forward.language.units import Grid, Unit, find_units
+from tokenreduce.forward.language.units import Facts, Unit, find_units
 from tokenreduce.forward.marks import mark, unmark
 
 from ..shared.adapter import Adapter
 from ._hooks import STAMP, Encoded, add_hooks, take_off_hooks
 
-SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions"})  # keys are the rows themselves
+SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions", "class_attention"})  # keys: the rows themselves
 RUN_WITH = ("sdpa", "eager")  # attention implementations that were tried with rows removed
 
 
@@ -61,7 +61,8 @@ class VisionLanguageAdapter(Adapter):
 
     def lacks(self, model: Any) -> dict[str, str]:
         """The entries of `SHOWN` that this model's images do not have, each with the reason."""
-        return dict.fromkeys(("grid", "positions"), "its images' tokens are no known grid")
+        missing = dict.fromkeys(("grid", "positions"), "its images' tokens are no known grid")
+        return missing | {"class_attention": "its vision tower has no class token"}
 
     def missing_for(self, model: Any, needs: frozenset[str]) -> dict[str, str]:
         """Which of the entries that a method `needs` there are none of before the language model, and why."""
@@ -69,8 +70,13 @@ class VisionLanguageAdapter(Adapter):
         lacks = self.lacks(model)
         return unknown | {name: lacks[name] for name in needs & lacks.keys()}
 
-    def grids(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Grid | None]:
-        """The grids of images or videos as they were encoded."""
+    def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
+        """What is known of the images or videos as they were encoded."""
+        return ()
+
+    def showing(self, model: Any) -> Sequence[nn.Module]:
+        """The projections of the tower to queries and keys, layer by layer, of the class attention that features are
+        ranked by."""
         return ()
 
     def rows(self, given: dict[str, Any], removal: Removal, passage: Passage) -> dict[str, Any]:
@@ -92,7 +98,7 @@ class VisionLanguageAdapter(Adapter):
         kept = {name: value for name, value in given.items() if name not in {self.pixels[m] for m in there}}
         return kept | {"mm_encoder_outputs": features}
 
-    def units(self, model: Any, given: dict[str, Any]) -> list[Unit]:
+    def units(self, model: Any, reduction: Any, given: dict[str, Any]) -> list[Unit]:
         """The images and videos in the prompts of this forward.
 
         Raises: ValueError for features that are not known to be whole, and where prompts are given without ids.
@@ -115,12 +121,15 @@ class VisionLanguageAdapter(Adapter):
                 )
             lengths = [len(part) for part in parts]
             token = getattr(model.config, f"{modality}_token_id")
-            found += find_units(ids == token, lengths, self.grids(model, seal, lengths))
+            found += find_units(ids == token, lengths, self.facts(model, seal, lengths))
+        if "class_attention" in reduction.reducer.required():
+            check_attention(found)
         return found
 
     def install(self, model: Any, reduction: Any) -> None:
         tower, language = model.get_submodule(self.tower), model.get_submodule(self.language)
-        add_hooks(model, tower, language)
+        reads = "class_attention" in reduction.reducer.required()
+        add_hooks(model, tower, language, self.showing(model) if reads else ())
         mark(model, reduction)
         mark(language, reduction)
 
@@ -129,3 +138,13 @@ class VisionLanguageAdapter(Adapter):
             take_off_hooks(module)
         unmark(model)
         unmark(model.get_submodule(self.language))
+
+
+def check_attention(units: Sequence[Unit]) -> None:
+    """Raise where the tower has not shown its attention to the very tokens that enter."""
+    for _, places, facts in units:
+        if facts.class_attention is None or len(facts.class_attention) != len(places):
+            raise InvalidValueError(
+                "the vision tower has not shown the attention of its class token to each of these tokens: it is "
+                "reduced by a patch of its own, or was changed since; unpatch the tower, or patch the model again"
+            )

@@ -7,6 +7,8 @@ Each is a function at module level: the same object in copies and pickles of a m
 from __future__ import annotations
 
 import inspect
+import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,8 @@ from tokenreduce.forward.language.reduction import LanguageReduction
 from tokenreduce.forward.language.run import Crossing, LanguageRun, close, current, open_run
 from tokenreduce.forward.marks import patch_of
 from tokenreduce.forward.records import keep_record
+from tokenreduce.ops.attention import class_rows
+from tokenreduce.ops.modes import without_autocast
 
 from ._cache import ReducedCache, check_cache, held_by, held_so_far, reduce_cache, row_bytes
 
@@ -28,17 +32,43 @@ STAMP = "tokenreduce"  # the attribute of a tower's output which says that its u
 
 
 class Encoded(NamedTuple):
-    """What a patched model's tower says of what it encoded: the grids of images or videos, where it was given them."""
+    """What a patched model's tower says of what it encoded: the grids of images or videos, where it was given them, and
+    the attention of the class token to all tokens in the layers that were to show it, where the method reads it."""
 
     grids: tuple[tuple[int, ...], ...] = ()
+    class_attention: Tensor | None = None
 
 
-def stamp(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+class _Shown(threading.local):
+    def __init__(self) -> None:
+        self.projected: list[Tensor] = []  # queries and keys of the layers of the tower that show their attention
+
+
+_shown = _Shown()
+
+
+def show(projection: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    """Keep the queries or keys of a layer until the tower ends."""
+    _shown.projected.append(output.detach())
+
+
+def stamp(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Leave a stamp on what the tower puts out, which goes with the features until they are used."""
+    projected, _shown.projected = _shown.projected, []
+    if output is None or isinstance(output, tuple):
+        return
     grids = kwargs.get("grid_thw")
-    if not isinstance(output, tuple):
-        sizes = () if grids is None else tuple(tuple(grid) for grid in grids.tolist())
-        setattr(output, STAMP, Encoded(sizes))
+    sizes = () if grids is None else tuple(tuple(grid) for grid in grids.tolist())
+    setattr(output, STAMP, Encoded(sizes, attention_of_class(projected, tower) if projected else None))
+
+
+def attention_of_class(projected: list[Tensor], tower: Any) -> Tensor:
+    """`(images, tokens)`: the mean over layers and heads of the first token's attention, of pairs of queries and keys
+    `(images, tokens, H d)`."""
+    split = [x.unflatten(-1, (tower.config.num_attention_heads, -1)).transpose(1, 2) for x in projected]
+    with torch.no_grad(), without_autocast(projected[0].device):
+        rows = [class_rows(q, k, None, 1) for q, k in zip(split[::2], split[1::2], strict=True)]
+    return torch.stack(rows).mean(0)
 
 
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +86,7 @@ def enter_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         return None
     given = given_to(model, args, kwargs)
     given = reduction.adapter.encoded(model, given)
-    open_run(reduction, reduction.adapter.units(model, given))
+    open_run(reduction, reduction.adapter.units(model, reduction, given))
     return (), given
 
 
@@ -199,12 +229,14 @@ def come_back(run: LanguageRun, passage: Passage, before: Kept, language: Any, o
 
 
 PRE = (enter_model, enter_language)
-POST = (stamp, leave_model, leave_language)
+POST = (stamp, show, leave_model, leave_language)
 
 
-def add_hooks(model: nn.Module, tower: nn.Module, language: nn.Module) -> None:
-    """Put all hooks on the parts of a model."""
-    tower.register_forward_hook(stamp, with_kwargs=True)
+def add_hooks(model: nn.Module, tower: nn.Module, language: nn.Module, showing: Sequence[nn.Module]) -> None:
+    """Put all hooks on the parts of a model, `showing` those of the tower that show queries and keys."""
+    tower.register_forward_hook(stamp, with_kwargs=True, always_call=True)
+    for projection in showing:
+        projection.register_forward_hook(show)
     model.register_forward_pre_hook(enter_model, with_kwargs=True)
     model.register_forward_hook(leave_model, always_call=True)
     language.register_forward_pre_hook(enter_language, with_kwargs=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from tokenreduce.forward.language.units import Grid
+from tokenreduce.forward.language.units import Facts
 
 from ._adapter import VisionLanguageAdapter
 from ._hooks import Encoded
@@ -19,9 +19,9 @@ class QwenAdapter(VisionLanguageAdapter):
     rotates_in_3d = True
 
     def lacks(self, model: Any) -> dict[str, str]:
-        return {}
+        return {"class_attention": "its vision tower has no class token"}
 
-    def grids(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Grid | None]:
+    def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         side = model.config.vision_config.spatial_merge_size
         merged = [(frames, height // side, width // side) for frames, height, width in encoded.grids]
-        return [grid[1:] if grid[0] == 1 else grid for grid in merged]
+        return [Facts(grid[1:] if grid[0] == 1 else grid) for grid in merged]

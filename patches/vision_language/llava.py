@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
 from transformers.models.llava.modeling_llava import LlavaModel
 
-from tokenreduce.forward.language.units import Grid
+from tokenreduce.forward.language.units import Facts
 
 from ._adapter import VisionLanguageAdapter
 from ._hooks import Encoded
@@ -26,11 +27,27 @@ class TransformersLlava(VisionLanguageAdapter):
         return vision.image_size // vision.patch_size
 
     def lacks(self, model: Any) -> dict[str, str]:
-        return {} if self.side(model) else super().lacks(model)
+        lacks = super().lacks(model)
+        if not self.side(model):
+            return lacks
+        return (
+            {}
+            if model.config.vision_config.model_type == "clip_vision_model"
+            else {"class_attention": lacks["class_attention"]}
+        )
 
-    def grids(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Grid | None]:
+    def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         side = self.side(model)
-        return [(side, side) if side and length == side**2 else None for length in lengths]
+        grids = [(side, side) if side and length == side**2 else None for length in lengths]
+        if encoded.class_attention is None:
+            return [Facts(grid) for grid in grids]
+        return [Facts(grid, row[1:]) for grid, row in zip(grids, encoded.class_attention, strict=False)]
+
+    def showing(self, model: Any) -> Sequence[nn.Module]:
+        taken, layers = model.config.vision_feature_layer, model.vision_tower.encoder.layers
+        states = [taken] if isinstance(taken, int) else taken
+        shown = [layers[state % (len(layers) + 1) - 1].self_attn for state in states]  # state 0 is the embedding
+        return [projection for attention in shown for projection in (attention.q_proj, attention.k_proj)]
 
 
 ADAPTER = TransformersLlava()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenreduce.forward.language.units import find_units
+from tokenreduce.forward.language.units import Facts, find_units
 
-A, B, C = (2, 2), (1, 3), (3, 1)
+A, B, C = Facts((2, 2)), Facts((1, 3)), Facts((3, 1))
 
 
 def holders(*rows: str) -> torch.Tensor:
@@ -17,7 +17,7 @@ def holders(*rows: str) -> torch.Tensor:
 
 def test_units_follow_each_other_and_may_be_in_pieces() -> None:
     found = find_units(holders("xx.xx.xxx", ".........", "...xxxx.."), [4, 3, 4], [A, B, C])
-    assert [(unit.prompt, unit.places.tolist(), unit.grid) for unit in found] == [
+    assert [(unit.prompt, unit.places.tolist(), unit.facts) for unit in found] == [
         (0, [0, 1, 3, 4], A),
         (0, [6, 7, 8], B),
         (2, [3, 4, 5, 6], C),
@@ -28,12 +28,12 @@ def test_beams_repeat_the_units_of_a_prompt() -> None:
     """[A, B], [], [C] with two beams: A, B, A, B, C, C."""
     rows = holders("xxxx.xxx", "xxxx.xxx", "........", "........", "xxx.....", "xxx.....")
     found = find_units(rows, [4, 3, 4, 3, 3, 3], [A, B, C])
-    assert [unit.grid for unit in found] == [A, B, A, B, C, C]
+    assert [unit.facts for unit in found] == [A, B, A, B, C, C]
     assert [unit.prompt for unit in found] == [0, 0, 1, 1, 4, 5]
 
 
 def test_without_grids() -> None:
-    assert [unit.grid for unit in find_units(holders("xx.x"), [2, 1], [])] == [None, None]
+    assert [unit.facts for unit in find_units(holders("xx.x"), [2, 1], [])] == [Facts(), Facts()]
 
 
 def test_numbers_that_do_not_fit_are_left_to_the_model() -> None:

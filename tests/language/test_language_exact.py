@@ -50,4 +50,5 @@ def test_the_methods_that_fit() -> None:
     """Those whose maps name a member of each output."""
     plain = {"atc", "divprune", "dpc_knn", "kmeans", "kmedoids", "pitome", "pool", "random", "spectral", "tome", "ward"}
     for row in ROWS:
-        assert set(compatible(shared(row.name)).language) == plain
+        of_tower = {"fastervlm"} if row.name == "llava" else set()
+        assert set(compatible(shared(row.name)).language) == plain | of_tower

@@ -65,7 +65,7 @@ def plan_removal(reduction: LanguageReduction, units: Sequence[Unit], x: Tensor)
     groups: dict[tuple[int, Grid | None], list[Unit]] = {}
     for unit in units:
         if reduction.count(len(unit.places)) < len(unit.places):
-            groups.setdefault((len(unit.places), unit.grid), []).append(unit)
+            groups.setdefault((len(unit.places), unit.facts.grid), []).append(unit)
     if not groups:
         return None
     planned = [_plan(reduction, group, grid, x) for (_, grid), group in groups.items()]
@@ -77,18 +77,24 @@ def _plan(reduction: LanguageReduction, units: Sequence[Unit], grid: Grid | None
     places = torch.stack([unit.places for unit in units])
     keep = reduction.count(places.shape[1])
     with working("reducer"), torch.no_grad(), without_autocast(x.device):
-        rows = x.detach()[prompts[:, None], places]
-        steps, rep = plan_in_steps(reduction.reducer, rows, keep, grid)
+        rows, shown = x.detach()[prompts[:, None], places], {}
+        if "class_attention" in reduction.reducer.required():
+            shown["class_attention"] = torch.stack([unit.facts.class_attention for unit in units])  # type: ignore[misc]
+        steps, rep = plan_in_steps(reduction.reducer, rows, keep, grid, shown)
         order = rep.argsort(dim=1)
         kept = places.gather(1, rep.gather(1, order))
     return Planned(prompts, places, steps, order, kept)
 
 
 def plan_in_steps(
-    reducer: Reducer, rows: Tensor, keep: int, grid: Grid | None
+    reducer: Reducer, rows: Tensor, keep: int, grid: Grid | None, shown: dict[str, Tensor]
 ) -> tuple[tuple[tuple[TokenMap, Tensor | None], ...], Tensor]:
     """The maps that leave `keep` of `rows (U, T, C)`, with the sizes before each, and the token that represents each
-    output `(U, keep)`. A method that cannot remove so many at once does it again with what is left."""
+    output `(U, keep)`. A method that cannot remove so many at once does it again with what is left.
+
+    Args:
+        shown: what the method reads besides, `(U, T)` each.
+    """
     sizes: Tensor | None = None
     steps: list[tuple[TokenMap, Tensor | None]] = []
     rep = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape[0], -1)
@@ -99,8 +105,9 @@ def plan_in_steps(
             raise InvalidValueError(
                 f"{reducer.name} cannot leave {keep} tokens of an image: it stops at {n}; keep more"
             )
-        token_map = functional.plan(rows, reducer.name, keep=count, sizes=sizes, grid=grid, **options)
+        token_map = functional.plan(rows, reducer.name, keep=count, sizes=sizes, grid=grid, **(options | shown))
         steps.append((token_map, sizes))
-        rep = rep.gather(1, token_map.representatives())
+        members = token_map.representatives()
+        rep, shown = rep.gather(1, members), {name: x.gather(1, members) for name, x in shown.items()}
         rows, sizes = token_map.apply(rows, sizes), token_map.sizes(sizes)
     return tuple(steps), rep

@@ -13,18 +13,26 @@ from tokenreduce.errors import InvalidValueError
 Grid = tuple[int, ...]
 
 
+class Facts(NamedTuple):
+    """What is known of an image or video besides its features: its grid, and the attention `(T,)` of the vision tower's
+    class token to its tokens."""
+
+    grid: Grid | None = None
+    class_attention: Tensor | None = None
+
+
 class Unit(NamedTuple):
-    """One image or video: the prompt that it is in, the places of its tokens there `(T,)`, and its grid if known."""
+    """One image or video: the prompt that it is in, the places of its tokens there `(T,)`, and what is known of it."""
 
     prompt: int
     places: Tensor
-    grid: Grid | None
+    facts: Facts
 
 
-def find_units(placeholders: Tensor, lengths: Sequence[int], grids: Sequence[Grid | None]) -> list[Unit]:
+def find_units(placeholders: Tensor, lengths: Sequence[int], facts: Sequence[Facts]) -> list[Unit]:
     """The units whose features fill the `placeholders (B, n)` one after the other, each as many as `lengths` says.
 
-    `grids` are those of the units as they were encoded; beams repeat the units of a prompt: [A, B] -> [A, B, A, B].
+    `facts` are those of the units as they were encoded; beams repeat the units of a prompt: [A, B] -> [A, B, A, B].
     Where the numbers do not fit there are no units, and the model itself says what is wrong.
     """
     if sum(lengths) != int(placeholders.sum()):
@@ -38,10 +46,10 @@ def find_units(placeholders: Tensor, lengths: Sequence[int], grids: Sequence[Gri
         raise InvalidValueError(
             "the features of one image belong to the places of two prompts: an image's tokens must stand in one prompt"
         )
-    spread = _as_encoded(first, len(grids), placeholders.shape[0])
+    spread = _as_encoded(first, len(facts), placeholders.shape[0])
     parts = (places % length for places in flat.split(list(lengths)))
     return [
-        Unit(prompt, places, grids[i] if i < len(grids) else None)
+        Unit(prompt, places, facts[i] if i < len(facts) else Facts())
         for prompt, places, i in zip(first, parts, spread, strict=True)
     ]
 
