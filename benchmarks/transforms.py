@@ -72,7 +72,7 @@ def main() -> None:
     columns = [(library, transform) for transform in names for library in models()]
     for library, transform in columns[index::parts]:
         cells = {} if args.only else known(library, transform)
-        for method in (None, *tokenreduce.methods()):
+        for method in (None, *tokenreduce.methods("encoder")):
             small = models()[library]
             if method is not None and library != "timm" and not small.fits(method):
                 continue  # videos and auxiliary heads have one model that stands for them
@@ -94,7 +94,7 @@ def known(library: str, transform: str) -> dict[str, str]:
     """What there is of a column, method by method, in their order."""
     there = file(library, transform)
     found = json.loads(there.read_text()) if there.exists() else {}
-    return {name: found[name] for name in ("unpatched", *tokenreduce.methods()) if name in found}
+    return {name: found[name] for name in ("unpatched", *tokenreduce.methods("encoder")) if name in found}
 
 
 def collect() -> None:

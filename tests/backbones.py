@@ -24,7 +24,7 @@ from tokenreduce.reducers.entries import VIDEO
 PATCH, CHANNELS = 4, 3
 
 Inputs = dict[str, Any]
-METHODS = tokenreduce.methods()
+METHODS = tokenreduce.methods("encoder")
 FACTS = {method: tokenreduce.describe(method) for method in METHODS}
 
 

@@ -15,7 +15,7 @@ import tokenreduce
 from tokenreduce import patch
 
 SUMS = (torch.ops.aten.sum.dim_IntList, torch.ops.aten.mean.dim)
-METHODS = [method for method in tokenreduce.methods() if exportable(method) and SHORT.fits(method)]
+METHODS = [method for method in tokenreduce.methods("encoder") if exportable(method) and SHORT.fits(method)]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 EVERY_DAY = {"mctf", "topk", *one_of_each_kind()}
 

@@ -56,10 +56,12 @@ def register(cls: type[Reducer]) -> type[Reducer]:
     return cls
 
 
-def methods() -> list[str]:
-    """Names of all registered methods."""
+def methods(place: str | None = None) -> list[str]:
+    """Names of all registered methods, or of those that run in one place: "encoder" or "language", see `Reducer`."""
     _load_builtin()
-    return sorted(_registry)
+    if place is not None and place not in EVERYWHERE:
+        raise unknown("place", place, EVERYWHERE)
+    return sorted(name for name, cls in _registry.items() if place is None or place in cls.places)
 
 
 def lookup(name: str) -> type[Reducer]:

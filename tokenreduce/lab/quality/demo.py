@@ -67,7 +67,7 @@ class ClassificationDemo(Demo):
     def __init__(self, every: bool = False, limit: int | None = None) -> None:
         self.model: Any = fashion_vit()
         self.images = load_data("fashion-mnist", self.model, limit=limit)
-        arms = [Arm(name, flops=share) for name in (methods() if every else METHODS) for share in BUDGETS]
+        arms = [Arm(name, flops=share) for name in (methods("encoder") if every else METHODS) for share in BUDGETS]
         self.lanes, self.refused = classification_lanes(self.model, arms, len(self.images.class_names))
         threads = torch.get_num_threads()
         self.title = f"fashion_vit on {len(self.images)} Fashion-MNIST test images, {threads} CPU threads"
