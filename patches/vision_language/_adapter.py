@@ -20,9 +20,13 @@ from tokenreduce.forward.language.units import Facts, Unit, find_units
 from tokenreduce.forward.marks import mark, unmark
 
 from ..shared.adapter import Adapter
-from ._hooks import STAMP, Encoded, add_hooks, take_off_hooks
+from ._hooks import enter_language, enter_model, leave_language, leave_model
+from ._layers import enter_layer, show_attention, stop_showing
+from ._tower import STAMP, Encoded, show, stamp
 
 SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions", "class_attention"})  # keys: the rows themselves
+PRE = (enter_model, enter_language, enter_layer)
+POST = (stamp, show, leave_model, leave_language)
 RUN_WITH = ("sdpa", "eager")  # attention implementations that were tried with rows removed
 
 
@@ -32,7 +36,7 @@ class VisionLanguageAdapter(Adapter):
     `models`: the classes that hold vision tower and language model, without the head; `tower` and `language`: the
     names of these parts; `pixels`: the argument with the pixels of each modality, which has a `get_..._features` and a
     `..._token_id`; `hands_on`: whether other arguments of the model go to these methods; `rotates_in_3d`: positions are
-    of time, height and width.
+    of time, height and width; `within`: tokens may leave before later layers too, which was tried.
     """
 
     place = "language"
@@ -41,6 +45,7 @@ class VisionLanguageAdapter(Adapter):
     language: ClassVar[str] = "language_model"
     pixels: ClassVar[dict[str, str]] = {"image": "pixel_values"}
     hands_on: ClassVar[bool] = False
+    within: ClassVar[bool] = False
     rotates_in_3d: ClassVar[bool] = False
 
     @property
@@ -59,6 +64,16 @@ class VisionLanguageAdapter(Adapter):
             f'model.set_attn_implementation("sdpa") first'
         ]
 
+    def refuse_layers(self, model: Any) -> list[str]:
+        """Why tokens cannot leave within this language model; empty if they can."""
+        if not self.within:
+            return ["tokens leave only before the language model of this family, at layer 0"]
+        config = model.get_submodule(self.language).config
+        sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        if sliding or (getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)):
+            return ["layers of its language model have sliding windows, from which tokens leave only at layer 0"]
+        return []
+
     def lacks(self, model: Any) -> dict[str, str]:
         """The entries of `SHOWN` that this model's images do not have, each with the reason."""
         missing = dict.fromkeys(("grid", "positions"), "its images' tokens are no known grid")
@@ -66,8 +81,9 @@ class VisionLanguageAdapter(Adapter):
 
     def missing_for(self, model: Any, needs: frozenset[str]) -> dict[str, str]:
         """Which of the entries that a method `needs` there are none of before the language model, and why."""
-        unknown = dict.fromkeys(needs - SHOWN, "nothing before the language model shows it")
-        lacks = self.lacks(model)
+        unknown = dict.fromkeys(needs - SHOWN - {"text_attention"}, "nothing before the language model shows it")
+        lacks, reasons = self.lacks(model), self.refuse_layers(model)
+        lacks |= {"text_attention": "; ".join(reasons)} if reasons else {}
         return unknown | {name: lacks[name] for name in needs & lacks.keys()}
 
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
@@ -128,16 +144,45 @@ class VisionLanguageAdapter(Adapter):
 
     def install(self, model: Any, reduction: Any) -> None:
         tower, language = model.get_submodule(self.tower), model.get_submodule(self.language)
-        reads = "class_attention" in reduction.reducer.required()
-        add_hooks(model, tower, language, self.showing(model) if reads else ())
+        reads = reduction.reducer.required()
+        tower.register_forward_hook(stamp, with_kwargs=True, always_call=True)
+        for projection in self.showing(model) if "class_attention" in reads else ():
+            projection.register_forward_hook(show)
+        model.register_forward_pre_hook(enter_model, with_kwargs=True)
+        model.register_forward_hook(leave_model, always_call=True)
+        language.register_forward_pre_hook(enter_language, with_kwargs=True)
+        language.register_forward_hook(leave_language, always_call=True)
         mark(model, reduction)
         mark(language, reduction)
+        for number, layer in enumerate(language.layers):
+            if reduction.later and number >= min(reduction.later):
+                mark(layer, reduction, number)
+                layer.register_forward_pre_hook(enter_layer, with_kwargs=True)
+            if "text_attention" in reads and number + 1 in reduction.later:
+                show_attention(layer.self_attn, reduction)
 
     def remove(self, model: Any) -> None:
+        language = model.get_submodule(self.language)
         for module in model.modules():
             take_off_hooks(module)
+        for layer in language.layers:
+            stop_showing(getattr(layer, "self_attn", None), language.config)
+            unmark(layer)
         unmark(model)
-        unmark(model.get_submodule(self.language))
+        unmark(language)
+
+
+def take_off_hooks(module: nn.Module) -> None:
+    """Take our hooks off `module`, and nobody else's."""
+    pre = [key for key, hook in module._forward_pre_hooks.items() if hook in PRE]
+    post = [key for key, hook in module._forward_hooks.items() if hook in POST]
+    for key in pre:
+        del module._forward_pre_hooks[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key in post:
+        del module._forward_hooks[key]
+        module._forward_hooks_with_kwargs.pop(key, None)
+        module._forward_hooks_always_called.pop(key, None)
 
 
 def check_attention(units: Sequence[Unit]) -> None:

@@ -3,12 +3,15 @@ language model, and entries for that."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.language.held import all_held
 from tokenreduce.forward.language.kept import Kept, whole
 
 
@@ -69,11 +72,13 @@ def held_by(cache: Any) -> Kept | None:
     return cache.kept if isinstance(cache, ReducedCache) else None
 
 
-def held_so_far(cache: Any, batch: int, device: torch.device) -> Kept:
-    """What any cache holds, until its last place."""
+def held_so_far(cache: Any, batch: int, device: torch.device, stages: Iterable[int] = ()) -> Kept:
+    """What any cache holds, until its last place, also in the layers from later `stages` on."""
     seen = 0 if cache is None else cache.get_seq_length()
     kept = held_by(cache)
-    return whole(batch, seen, device) if kept is None else kept.until(seen)
+    kept = whole(batch, seen, device) if kept is None else kept.until(seen)
+    later = {layer: kept.held.get(layer) or all_held(batch, kept.columns.shape[1], device) for layer in stages}
+    return replace(kept, held=later)
 
 
 def check_cache(cache: Any) -> None:
@@ -85,8 +90,9 @@ def check_cache(cache: Any) -> None:
         )
 
 
-def row_bytes(cache: Cache | None) -> int:
-    """Bytes of one row of one prompt of all layers that keep rows."""
+def bytes_of(cache: Cache | None, places: int) -> tuple[int, int]:
+    """Bytes of all layers that keep rows, and what they would be if all `places` of the prompts were there."""
     layers: list[Any] = [] if cache is None else [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     held = [x for layer in layers for x in (layer.keys, layer.values)]
-    return sum(x[0, :, 0].numel() * x.element_size() for x in held)
+    now = sum(x.numel() * x.element_size() for x in held)
+    return now, sum(x[:, :, 0].numel() * x.element_size() * places for x in held)

@@ -1,5 +1,5 @@
-"""The hooks on a vision-language model: on its vision tower, on the model that holds both parts, and on its language
-model, whose call is the one place where rows leave and come back.
+"""The hooks on a vision-language model: on the model that holds both parts, and on its language model, whose call is
+the one place where rows leave and come back.
 
 Each is a function at module level: the same object in copies and pickles of a model, by which it is found again.
 """
@@ -7,68 +7,25 @@ Each is a function at module level: the same object in copies and pickles of a m
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.language.kept import Kept
 from tokenreduce.forward.language.passage import Passage
-from tokenreduce.forward.language.planning import Removal, plan_removal
+from tokenreduce.forward.language.planning import plan_removal
 from tokenreduce.forward.language.record import LanguageRecord
-from tokenreduce.forward.language.reduction import LanguageReduction
+from tokenreduce.forward.language.reduction import LanguageReduction, count_left
 from tokenreduce.forward.language.run import Crossing, LanguageRun, close, current, open_run
+from tokenreduce.forward.language.stream import Later, Stream
+from tokenreduce.forward.language.units import Unit
 from tokenreduce.forward.marks import patch_of
 from tokenreduce.forward.records import keep_record
-from tokenreduce.ops.attention import class_rows
-from tokenreduce.ops.modes import without_autocast
 
-from ._cache import ReducedCache, check_cache, held_by, held_so_far, reduce_cache, row_bytes
-
-STAMP = "tokenreduce"  # the attribute of a tower's output which says that its units are whole
-
-
-class Encoded(NamedTuple):
-    """What a patched model's tower says of what it encoded: the grids of images or videos, where it was given them, and
-    the attention of the class token to all tokens in the layers that were to show it, where the method reads it."""
-
-    grids: tuple[tuple[int, ...], ...] = ()
-    class_attention: Tensor | None = None
-
-
-class _Shown(threading.local):
-    def __init__(self) -> None:
-        self.projected: list[Tensor] = []  # queries and keys of the layers of the tower that show their attention
-
-
-_shown = _Shown()
-
-
-def show(projection: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    """Keep the queries or keys of a layer until the tower ends."""
-    _shown.projected.append(output.detach())
-
-
-def stamp(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Leave a stamp on what the tower puts out, which goes with the features until they are used."""
-    projected, _shown.projected = _shown.projected, []
-    if output is None or isinstance(output, tuple):
-        return
-    grids = kwargs.get("grid_thw")
-    sizes = () if grids is None else tuple(tuple(grid) for grid in grids.tolist())
-    setattr(output, STAMP, Encoded(sizes, attention_of_class(projected, tower) if projected else None))
-
-
-def attention_of_class(projected: list[Tensor], tower: Any) -> Tensor:
-    """`(images, tokens)`: the mean over layers and heads of the first token's attention, of pairs of queries and keys
-    `(images, tokens, H d)`."""
-    split = [x.unflatten(-1, (tower.config.num_attention_heads, -1)).transpose(1, 2) for x in projected]
-    with torch.no_grad(), without_autocast(projected[0].device):
-        rows = [class_rows(q, k, None, 1) for q, k in zip(split[::2], split[1::2], strict=True)]
-    return torch.stack(rows).mean(0)
+from ._cache import ReducedCache, bytes_of, check_cache, held_by, held_so_far, reduce_cache
+from ._calls import check_call, check_linear, check_mask
 
 
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -105,42 +62,24 @@ def enter_language(language: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     given = given_to(language, args, kwargs)
     cache, rows = given.get("past_key_values"), given.get("inputs_embeds")
     run = current(reduction) or open_run(reduction, (), inside=True)
-    removal = plan_removal(reduction, run.units, rows) if run.units and rows is not None else None
-    before = held_by(cache)
-    if removal is None and before is None:
+    removes, before = rows is not None and loses(reduction, run.units), held_by(cache)
+    if not removes and before is None:
         return None
-    if removal is not None:
+    if removes:
         check_cache(cache)
-    check_call(language, given, removal is not None)
-    if removal is None:
-        changed = step(reduction, given, before)  # type: ignore[arg-type]
-        run.crossing = Crossing(cache)
-    else:
-        changed = pass_through(run, given, removal)
+    check_call(language, reduction, given, removes)
+    changed = pass_through(run, given) if removes else step(run, given, before)  # type: ignore[arg-type]
     if isinstance(cache, ReducedCache):
         cache.inside = True
     return (), given | changed
 
 
-def check_call(language: Any, given: dict[str, Any], removes: bool) -> None:
-    """Raise for arguments that hold something for each place in a way that is not known here."""
-    mask = given.get("attention_mask")
-    if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim != 2):
-        raise InvalidValueError(
-            "a reduced model takes an attention mask of the prompts' places, (batch, places), and not one of pairs or "
-            "several of them; give that, or call tokenreduce.unpatch(model)"
-        )
-    if given.get("cu_seq_lens_q") is not None:
-        raise InvalidValueError("a reduced model takes no packed sequences; give prompts as a padded batch")
-    wanted = given.get("output_attentions")
-    if removes and (language.config.output_attentions if wanted is None else wanted):
-        raise InvalidValueError(
-            "output_attentions is not possible where tokens leave before the language model: its maps have no rows for "
-            "them; leave it out, or call tokenreduce.unpatch(model)"
-        )
+def loses(reduction: LanguageReduction, units: Sequence[Unit]) -> bool:
+    """Whether a token of any of these leaves."""
+    return any(reduction.left(len(unit.places)) < len(unit.places) for unit in units)
 
 
-def step(reduction: LanguageReduction, given: dict[str, Any], before: Kept) -> dict[str, Any]:
+def step(run: LanguageRun, given: dict[str, Any], before: Kept) -> dict[str, Any]:
     """What changes for tokens of which none leaves, behind a prompt from which some have."""
     cache, mask, positions = given["past_key_values"], given.get("attention_mask"), given.get("position_ids")
     rows = given["inputs_embeds"] if given.get("inputs_embeds") is not None else given["input_ids"]
@@ -150,44 +89,36 @@ def step(reduction: LanguageReduction, given: dict[str, Any], before: Kept) -> d
     if positions is None:
         positions = torch.arange(past, past + places, device=rows.device).expand(rows.shape[0], -1)
         changed["position_ids"] = positions
-    if reduction.renumbers:
+    if run.reduction.renumbers:
         changed["position_ids"] = positions - before.removed[:, None]
+    entries = before.columns.shape[1] + past - before.seen + places
+    run.crossing = Crossing(cache, later=Later(before.held, entries, places) if before.held else None)
     return changed
 
 
-def check_mask(mask: Tensor | None, places: int) -> None:
-    if mask is not None and mask.shape[1] != places:
-        raise InvalidValueError(
-            f"attention_mask has {mask.shape[1]} places, but cache and prompt have {places}; give one for all of them"
-        )
-
-
-def pass_through(run: LanguageRun, given: dict[str, Any], removal: Removal) -> dict[str, Any]:
+def pass_through(run: LanguageRun, given: dict[str, Any]) -> dict[str, Any]:
     """What changes for prompts from which tokens leave."""
     reduction, rows, cache = run.reduction, given["inputs_embeds"], given.get("past_key_values")
-    before, mask = held_so_far(cache, rows.shape[0], rows.device), given.get("attention_mask")
+    removal = plan_removal(reduction.reducer, dict(reduction.stages).get(0, 1.0), run.units, rows)
+    before = held_so_far(cache, rows.shape[0], rows.device, reduction.later)
+    mask = given.get("attention_mask")
     check_mask(mask, before.seen + rows.shape[1])
     real = None if mask is None else mask[:, before.seen :].bool()
     passage = Passage.of(removal.removed, real, before.seen)
     check_linear(cache, before, passage)
     hidden = before.mask(mask if mask is None else mask[:, : before.seen], 0)
     old = torch.ones_like(before.valid) if hidden is None else hidden
-    run.crossing = Crossing(cache, passage, before)
+    stream = None
+    if reduction.later:
+        units = [unit._replace(places=passage.back[unit.prompt, unit.places]) for unit in removal.left(run.units)]
+        stream = Stream(reduction, units, passage.valid, before.held, before.columns.shape[1])
+    run.crossing = Crossing(cache, passage, before, stream)
     return {
         "inputs_embeds": passage.rows(removal.carry(rows)),
         "attention_mask": torch.cat([old, passage.valid], 1).long(),
         "position_ids": passage.positions(given.get("position_ids"), reduction.renumbers, before),
         **reduction.adapter.rows(given, removal, passage),
     }
-
-
-def check_linear(cache: Any, before: Kept, passage: Passage) -> None:
-    """Raise where fillers would pass through the state of linear attention."""
-    if cache is not None and before.seen and any(cache.is_linear) and not bool(passage.valid.all()):
-        raise InvalidValueError(
-            "layers with linear attention cannot take a batch of later turns whose prompts are left with different "
-            "numbers of tokens; give one prompt at a time, or the whole conversation at once"
-        )
 
 
 def leave_language(language: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -205,52 +136,39 @@ def leave_language(language: nn.Module, args: tuple[Any, ...], output: Any) -> A
         crossing.cache.inside = False
     if crossing.passage is None or crossing.before is None or output is None:
         return None
-    return come_back(run, crossing.passage, crossing.before, language, output)
+    return come_back(run, crossing.passage, crossing.before, crossing.stream, language, output)
 
 
-def come_back(run: LanguageRun, passage: Passage, before: Kept, language: Any, output: Any) -> Any:
+def come_back(
+    run: LanguageRun, passage: Passage, before: Kept, stream: Stream | None, language: Any, output: Any
+) -> Any:
     """Rows for all places of the prompts, a cache that knows what it holds, and a record for `report`."""
-    output.last_hidden_state = passage.restore(output.last_hidden_state)
-    if output.get("hidden_states") is not None:
-        output.hidden_states = tuple(passage.restore(states) for states in output.hidden_states)
+
+    def whole(x: Tensor | None, layer: int | None = None) -> Tensor | None:
+        x = x if x is None or stream is None else stream.restore(x, layer)
+        return None if x is None else passage.restore(x)
+
+    output.last_hidden_state = whole(output.last_hidden_state)
+    states = output.get("hidden_states")
+    if states is not None:  # what enters the first layer, what each layer puts out, and the last behind the norm
+        inner = [whole(x, layer - 1) for layer, x in enumerate(states[:-1])]
+        output.hidden_states = (*inner, whole(states[-1]))
     cache = output.get("past_key_values")
-    kept = passage.then(before)
     if cache is not None:
-        reduce_cache(cache, kept)
-    count = run.reduction.count
-    units = tuple((len(unit.places), count(len(unit.places))) for unit in run.units)
-    rows = passage.back.shape[1], passage.index.shape[1]
-    layers = language.config.num_hidden_layers
-    record = LanguageRecord(
-        units, rows, row_bytes(cache), (kept.columns.shape[1], kept.seen), passage.back.shape[0], layers
-    )
-    keep_record(run.reduction, record)
+        asked = "text_attention" in run.reduction.reducer.required()
+        reduce_cache(cache, passage.then(before, None if stream is None else stream.held, asked))
+    rows = passage.index.shape[1] if stream is None else stream.within.shape[1]
+    keep_record(run.reduction, record_of(run, passage, rows, cache, language.config.num_hidden_layers))
     return output
 
 
-PRE = (enter_model, enter_language)
-POST = (stamp, show, leave_model, leave_language)
-
-
-def add_hooks(model: nn.Module, tower: nn.Module, language: nn.Module, showing: Sequence[nn.Module]) -> None:
-    """Put all hooks on the parts of a model, `showing` those of the tower that show queries and keys."""
-    tower.register_forward_hook(stamp, with_kwargs=True, always_call=True)
-    for projection in showing:
-        projection.register_forward_hook(show)
-    model.register_forward_pre_hook(enter_model, with_kwargs=True)
-    model.register_forward_hook(leave_model, always_call=True)
-    language.register_forward_pre_hook(enter_language, with_kwargs=True)
-    language.register_forward_hook(leave_language, always_call=True)
-
-
-def take_off_hooks(module: nn.Module) -> None:
-    """Take our hooks off `module`, and nobody else's."""
-    pre = [key for key, hook in module._forward_pre_hooks.items() if hook in PRE]
-    post = [key for key, hook in module._forward_hooks.items() if hook in POST]
-    for key in pre:
-        del module._forward_pre_hooks[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
-    for key in post:
-        del module._forward_hooks[key]
-        module._forward_hooks_with_kwargs.pop(key, None)
-        module._forward_hooks_always_called.pop(key, None)
+def record_of(run: LanguageRun, passage: Passage, rows: int, cache: Any, layers: int) -> LanguageRecord:
+    """What `report` shows."""
+    entered, stages = [len(unit.places) for unit in run.units], dict(run.reduction.stages)
+    left, tokens = entered, []
+    for layer in range(layers):
+        left = [count_left(n, stages[layer]) for n in left] if layer in stages else left
+        tokens.append(sum(left))
+    prompts, places = passage.back.shape
+    units = tuple(zip(entered, left, strict=True))
+    return LanguageRecord(units, (places, rows), bytes_of(cache, passage.past + places), prompts, tuple(tokens))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from tokenreduce.forward.language.units import Facts
 
 from ._adapter import VisionLanguageAdapter
-from ._hooks import Encoded
+from ._tower import Encoded
 
 
 class QwenAdapter(VisionLanguageAdapter):

@@ -11,13 +11,14 @@ from transformers.models.llava.modeling_llava import LlavaModel
 from tokenreduce.forward.language.units import Facts
 
 from ._adapter import VisionLanguageAdapter
-from ._hooks import Encoded
+from ._tower import Encoded
 
 
 class TransformersLlava(VisionLanguageAdapter):
     name = "transformers_llava"
     models = (LlavaModel,)
     tower = "vision_tower"
+    within = True
 
     def side(self, model: Any) -> int:
         """Patches along a side of each image; 0 where images keep their sizes, or a row of no patch is among theirs."""

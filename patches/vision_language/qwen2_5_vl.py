@@ -10,6 +10,7 @@ from ._qwen import QwenAdapter
 class TransformersQwen25VL(QwenAdapter):
     name = "transformers_qwen2_5_vl"
     models = (Qwen2_5_VLModel,)
+    within = True
 
 
 ADAPTER = TransformersQwen25VL()

@@ -10,6 +10,7 @@ from ._qwen import QwenAdapter
 class TransformersQwen2VL(QwenAdapter):
     name = "transformers_qwen2_vl"
     models = (Qwen2VLModel,)
+    within = True
 
 
 ADAPTER = TransformersQwen2VL()

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from prompting import BY_NAME, PROMPTS, ROWS, Row, fresh, generate, new, shared
-from tokenreduce.patches.vision_language import _hooks
 from torch import nn
 
 import tokenreduce
 from tokenreduce import patch, reduced, report, unpatch
 from tokenreduce.forward.language import run as runs
+from tokenreduce.patches.vision_language import _adapter
 
 every_family = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 LLAVA = BY_NAME["llava"]
@@ -27,7 +27,7 @@ def traces(model: nn.Module) -> list[str]:
     found = []
     for name, module in model.named_modules():
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        found += [f"{name}: {hook}" for hook in hooks if hook in (*_hooks.PRE, *_hooks.POST)]
+        found += [f"{name}: {hook}" for hook in hooks if hook in (*_adapter.PRE, *_adapter.POST)]
         found += [f"{name}: {key}" for key in vars(module) if "tokenreduce" in key]
     return found
 

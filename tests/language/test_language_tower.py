@@ -9,10 +9,10 @@ import pytest
 import torch
 from by_hand import by_hand, greedy
 from prompting import BY_NAME, PROMPTS, Row, fresh, generate, shared
-from tokenreduce.patches.vision_language import _hooks
 from torch import Tensor
 
 from tokenreduce import compatible, patch, report, unpatch
+from tokenreduce.patches.vision_language import _adapter, _tower
 
 LLAVA, STEPS = BY_NAME["llava"], 5
 
@@ -70,7 +70,7 @@ def test_fastervlm_equals_deletion_by_hand(way: dict[str, Any]) -> None:
 def ours(model: Any) -> int:
     """Hooks of ours in the tower."""
     hooks = [hook for module in model.model.vision_tower.modules() for hook in module._forward_hooks.values()]
-    return sum(hook in _hooks.POST for hook in hooks)
+    return sum(hook in _adapter.POST for hook in hooks)
 
 
 def test_hooks_on_the_tower_are_gone_after_unpatching() -> None:
@@ -111,5 +111,5 @@ def test_nothing_is_kept_after_an_exception_in_the_tower() -> None:
     with pytest.raises(RuntimeError, match="stopped"):
         generate(model, given)
     handle.remove()
-    assert _hooks._shown.projected == []
+    assert _tower._shown.projected == []
     generate(model, given)

@@ -25,7 +25,15 @@ def inputs(batch: int = 2, seed: int = 0) -> dict[str, Any]:
     heads = {name: torch.randn(batch, 2, N, 8, generator=g) for name in ("keys", "queries", "values")}
     x, pixels = torch.randn(batch, N, 16, generator=g), torch.randn(batch, N, 2, 5, generator=g)
     logits = torch.randn(batch, N, 4, 3, generator=g)
-    return {"x": x, "attention": attention, "pixels": pixels, "auxiliary_logits": logits, **heads}
+    words = torch.rand(batch, N, generator=g)
+    return {
+        "x": x,
+        "attention": attention,
+        "text_attention": words,
+        "pixels": pixels,
+        "auxiliary_logits": logits,
+        **heads,
+    }
 
 
 def plan(method: str, given: dict[str, Any], keep: int | None = 16, **more: Any) -> tokenreduce.TokenMap:

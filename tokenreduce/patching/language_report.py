@@ -35,7 +35,7 @@ class LanguageReport:
 
     @property
     def visual_left(self) -> int:
-        """Those of them that entered the language model."""
+        """Those of them that are left after the last layer."""
         return sum(left for _, left in self.units)
 
     @property
@@ -46,14 +46,12 @@ class LanguageReport:
     @property
     def kv_bytes(self) -> int:
         """Bytes of the prompts' keys and values in the cache, without states of linear attention; 0 without a cache."""
-        record = self._last()
-        return record.prompts * record.row_bytes * record.cached[0]
+        return self._last().kv_bytes[0]
 
     @property
     def kv_bytes_unpatched(self) -> int:
         """What they would be if nothing had left."""
-        record = self._last()
-        return record.prompts * record.row_bytes * record.cached[1]
+        return self._last().kv_bytes[1]
 
     def to_json(self) -> dict[str, Any]:
         """The patch and, where there is one, the last forward as JSON-able values."""
@@ -68,7 +66,7 @@ class LanguageReport:
             "rows_left": self.rows[1],
             "kv_bytes": self.kv_bytes,
             "kv_bytes_unpatched": self.kv_bytes_unpatched,
-            "tokens": [self.visual_left] * self._record.layers,
+            "tokens": list(self._record.tokens),
         }
 
     def __str__(self) -> str:
@@ -77,10 +75,11 @@ class LanguageReport:
         if self._record is None:
             return f"{budget}: nothing has left yet; run the model on prompts with images first"
         share = self.visual_left / self.visual_tokens
+        where = "are left at the end" if self._reduction.later else "enter the language model"
         places, rows = self.rows
         lines = [
             f"{budget}: {len(self.units)} image{'s' * (len(self.units) != 1)} or videos, {self.visual_tokens} visual "
-            f"tokens, {self.visual_left} enter the language model ({share:.1%})",
+            f"tokens, {self.visual_left} {where} ({share:.1%})",
             f"rows of the longest of {self._record.prompts} prompts: {places} -> {rows}",
         ]
         if self.kv_bytes:

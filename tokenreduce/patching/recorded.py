@@ -22,7 +22,7 @@ class Recorded(NamedTuple):
     schedule: Schedule | None
     restore: bool | str = "auto"
     prop_attn: bool | str = "auto"
-    keep: float | int | None = None  # of a patch of what enters a language model
+    keep: Any = None  # of a patch of what enters a language model
     positions: str = "auto"
 
     def agree(self, method: str | None, options: dict[str, Any]) -> None:
@@ -53,7 +53,9 @@ def read_patch(path: str | Path) -> Recorded:
         method = data["method"]
         options = {**lookup(method).former, **data["options"]}
         if "keep" in data:
-            return Recorded(str(path), method, options, None, keep=data["keep"], positions=data["positions"])
+            keep = data["keep"]
+            keep = {int(layer): value for layer, value in keep.items()} if isinstance(keep, dict) else keep
+            return Recorded(str(path), method, options, None, keep=keep, positions=data["positions"])
         schedule = Schedule.from_json(data["schedule"])
         return Recorded(str(path), method, options, schedule, data["restore"], data["prop_attn"])
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:

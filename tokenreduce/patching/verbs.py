@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,7 +49,7 @@ def patch(
     ratio: float | None = None,
     r: int | Sequence[int] | None = None,
     flops: float | None = None,
-    keep: float | int | None = None,
+    keep: float | int | Mapping[int, float | int] | None = None,
     schedule: Schedule | str | Path | None = None,
     layers: Sequence[int] | None = None,
     restore: bool | str = "auto",
@@ -68,8 +68,8 @@ def patch(
         r: image tokens removed in every block, an int or a list with one int a block.
         flops: the share of the unpatched multiply-adds to keep, the reducer's own work included, in (0, 1].
         keep: the tokens of each image or video that enter the language model of a vision-language model: a share in
-            (0, 1], or a number. It takes no other budget, and says that the language model is meant: without it the
-            vision tower is.
+            (0, 1], or a number; or one for some of its layers, `{0: 0.5, 16: 0.5}`, of those that enter each. It takes
+            no other budget, and says that the language model is meant: without it the vision tower is.
         schedule: a `Schedule`, which overrides the method's own shape, or a file that `calibrate` or `save_patch`
             wrote, which names the method and its options too. Give exactly one of ratio, r, flops, keep and schedule.
             Only adaptive methods may go without: their threshold then decides how many tokens each forward keeps.

@@ -155,6 +155,10 @@ class Reducer:
         """The layers after which these options have all tokens restored."""
         return ()
 
+    def language_layers(self, depth: int) -> tuple[int, ...]:
+        """The layers of a language model before which a budget alone lets tokens leave; 0: before the first."""
+        return (0,)
+
     def required(self) -> frozenset[str]:
         """What these options need of the model; most methods need the same with all options."""
         return self.needs

@@ -59,6 +59,11 @@ ENTRIES = {
         "softmax, so they sum to less than 1",
         of_attention=True,
     ),
+    "text_attention": Entry(
+        ("B", "N"),
+        "in fp32, within a language model: attention of the prompt's last token to the image tokens in the layer "
+        "before, mean over heads; rows of the full softmax",
+    ),
     "received_attention": Entry(
         ("B", "H", "N"),
         "in fp32, attention that each image token receives: column sums of the full softmax over all queries, itself "
@@ -168,6 +173,7 @@ def fake_entries(
         "mean_keys": lambda: full[:, 0, image],
         "positions": lambda: torch.rand(1, n, 2, generator=generator, device=full.device) * max(grid),
         "origin": lambda: torch.arange(n, device=full.device)[None],
+        "text_attention": lambda: torch.rand(1, n, generator=generator, device=full.device),
         "pixels": lambda: torch.randn(1, n, 2, 1, generator=generator, device=full.device),
     }
     sources |= {name: lambda: full[:, :, image] for name in ("keys", "queries", "values")}

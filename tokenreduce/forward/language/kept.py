@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.language.held import Held
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +21,8 @@ class Kept:
         seen: places of the prompts that these entries stand for.
         removed: `(B,)`, places that have left.
         fillers: whether there are any: asking `valid` in each step would wait for the device.
+        held: what the layers from each later stage on have of the entries, by the layer that begins it.
+        asked: the last word of a prompt decided what left.
     """
 
     columns: Tensor
@@ -27,6 +30,8 @@ class Kept:
     seen: int
     removed: Tensor
     fillers: bool
+    held: dict[int, Held] = field(default_factory=dict)
+    asked: bool = False
 
     @property
     def missing(self) -> int:
@@ -37,7 +42,9 @@ class Kept:
         """The same of a cache that has grown to `seen` places since."""
         later = torch.arange(self.seen, seen, device=self.columns.device).expand(self.columns.shape[0], -1)
         valid = torch.cat([self.valid, torch.ones_like(later, dtype=torch.bool)], 1)
-        return Kept(torch.cat([self.columns, later], 1), valid, seen, self.removed, self.fillers)
+        columns = torch.cat([self.columns, later], 1)
+        held = {layer: held.until(columns.shape[1]) for layer, held in self.held.items()}
+        return replace(self, columns=columns, valid=valid, seen=seen, held=held)
 
     def mask(self, mask: Tensor | None, new: int) -> Tensor | None:
         """The mask `(B, entries)` of the cache's entries, of a `mask (B, places)`; None: nothing is hidden. `new`:
@@ -52,27 +59,39 @@ class Kept:
     def select(self, index: Tensor) -> Kept:
         """Of the prompts `index`, as beams take over each other's cache."""
         index = index.to(self.columns.device)
-        return Kept(self.columns[index], self.valid[index], self.seen, self.removed[index], self.fillers)
+        columns, valid, removed = (x[index] for x in (self.columns, self.valid, self.removed))
+        held = {layer: held.select(index) for layer, held in self.held.items()}
+        return replace(self, columns=columns, valid=valid, removed=removed, held=held)
 
     def repeat(self, repeats: int) -> Kept:
         """Each prompt so often."""
         columns, valid, removed = (x.repeat_interleave(repeats, 0) for x in (self.columns, self.valid, self.removed))
-        return Kept(columns, valid, self.seen, removed, self.fillers)
+        held = {layer: held.repeat(repeats) for layer, held in self.held.items()}
+        return replace(self, columns=columns, valid=valid, removed=removed, held=held)
 
     def cut(self, places: int) -> Kept:
         """Without the last `places`.
 
-        Raises: ValueError where something has left from among them.
+        Raises: ValueError where something has left from among them, or one of them decided what left.
         """
+        if self.asked and places:
+            raise InvalidValueError(
+                "words of this prompt cannot be taken out of the cache: the last of them decided which tokens of "
+                "images left; generate without drafted words (an assistant, prompt lookup), or use a method that "
+                "reads no text"
+            )
         ends = torch.arange(self.seen - places, self.seen, device=self.columns.device)
         last = self.columns[:, self.columns.shape[1] - places :]
-        if places > self.columns.shape[1] or not bool((last == ends).all()):
+        whole = places <= self.columns.shape[1] and bool((last == ends).all())
+        if not (whole and all(held.ends_whole(places) for held in self.held.values())):
             raise InvalidValueError(
                 f"the last {places} places of this prompt cannot be taken out of the cache: tokens have left from "
                 "among them; crop behind the last image, or encode the prompt anew"
             )
         end = self.columns.shape[1] - places
-        return Kept(self.columns[:, :end], self.valid[:, :end], self.seen - places, self.removed, self.fillers)
+        held = {layer: held.cut(places) for layer, held in self.held.items()}
+        columns, valid = self.columns[:, :end], self.valid[:, :end]
+        return replace(self, columns=columns, valid=valid, seen=self.seen - places, held=held)
 
 
 def whole(batch: int, places: int, device: torch.device) -> Kept:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenreduce.forward.language.held import Held
 from tokenreduce.forward.language.kept import Kept
 
 
@@ -59,12 +60,15 @@ class Passage:
             positions = positions - (gone if before is None else gone + before.removed[:, None])
         return positions.gather(-1, self.index.expand(*positions.shape[:-2], -1, -1))
 
-    def then(self, before: Kept) -> Kept:
-        """What a cache holds that held `before`."""
+    def then(self, before: Kept, held: dict[int, Held] | None = None, asked: bool = False) -> Kept:
+        """What a cache holds that held `before`; `held` and `asked` as in `Kept`."""
+        held = {} if held is None else held
         return Kept(
             torch.cat([before.columns, self.index + self.past], 1),
             torch.cat([before.valid, self.valid], 1),
             self.past + self.back.shape[1],
             before.removed + self.removed.sum(1),
             before.fillers or not bool(self.valid.all()),
+            held,
+            asked,
         )

@@ -1,4 +1,4 @@
-"""Planning which tokens of each image enter the language model, image by image of one size at a time."""
+"""Planning which tokens of each image stay, image by image of one size at a time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tokenreduce.budget.phase import working
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.forward.language.reduction import LanguageReduction
-from tokenreduce.forward.language.units import Grid, Unit
+from tokenreduce.forward.language.reduction import Keep, count_left
+from tokenreduce.forward.language.units import Facts, Grid, Unit
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.modes import without_autocast
 from tokenreduce.reducers import functional
@@ -19,14 +19,16 @@ from tokenreduce.reducers.contract import Reducer
 
 
 class Planned(NamedTuple):
-    """What becomes of U units of one size: the prompts that they are in `(U,)`, where their tokens stand `(U, T)`, the
-    maps with the sizes before each, and of what is left, in the order of the prompt, which of the maps' outputs it is
-    and where it stands, `(U, M)` each."""
+    """What becomes of U units of one size: their numbers, the prompts that they are in `(U,)`, where their tokens stand
+    `(U, T)`, the maps with the sizes before each, and of what is left, in the order of the prompt, which of the maps'
+    outputs it is, which of the T tokens stands for it and where, `(U, M)` each."""
 
+    numbers: list[int]
     prompts: Tensor
     places: Tensor
     steps: tuple[tuple[TokenMap, Tensor | None], ...]
     order: Tensor
+    members: Tensor
     kept: Tensor
 
     def carry(self, x: Tensor) -> Tensor:
@@ -59,31 +61,54 @@ class Removal:
             x = part.carry(x)
         return x
 
+    def left(self, units: Sequence[Unit]) -> list[Unit]:
+        """What is left of the units that were planned for."""
+        found = list(units)
+        for part in self.planned:
+            for number, kept, members in zip(part.numbers, part.kept, part.members, strict=True):
+                prompt, _, (grid, attention) = units[number]
+                attention = None if attention is None else attention[members]
+                found[number] = Unit(prompt, kept, Facts(grid, attention))
+        return found
 
-def plan_removal(reduction: LanguageReduction, units: Sequence[Unit], x: Tensor) -> Removal | None:
-    """Plan for all `units` in `x (B, n, C)`; None if nothing leaves."""
-    groups: dict[tuple[int, Grid | None], list[Unit]] = {}
-    for unit in units:
-        if reduction.count(len(unit.places)) < len(unit.places):
-            groups.setdefault((len(unit.places), unit.facts.grid), []).append(unit)
-    if not groups:
-        return None
-    planned = [_plan(reduction, group, grid, x) for (_, grid), group in groups.items()]
+
+def plan_removal(
+    reducer: Reducer, keep: Keep, units: Sequence[Unit], x: Tensor, text_attention: Tensor | None = None
+) -> Removal:
+    """Plan for all `units` in `x (B, n, C)`, of which each keeps its share or number.
+
+    Args:
+        text_attention: `(B, n)`, of the last word of each prompt, where the method reads it.
+    """
+    groups: dict[tuple[int, Grid | None], list[int]] = {}
+    for number, unit in enumerate(units):
+        if count_left(len(unit.places), keep) < len(unit.places):
+            groups.setdefault((len(unit.places), unit.facts.grid), []).append(number)
+    planned = []
+    with working("reducer"), torch.no_grad(), without_autocast(x.device):
+        for (entered, grid), numbers in groups.items():
+            some = [units[number] for number in numbers]
+            prompts = torch.tensor([unit.prompt for unit in some], device=x.device)
+            places = torch.stack([unit.places for unit in some])
+            shown = _shown(reducer, some, prompts, places, text_attention)
+            rows = x.detach()[prompts[:, None], places]
+            steps, rep = plan_in_steps(reducer, rows, count_left(entered, keep), grid, shown)
+            order = rep.argsort(dim=1)
+            members = rep.gather(1, order)
+            planned.append(Planned(numbers, prompts, places, steps, order, members, places.gather(1, members)))
     return Removal(planned, (x.shape[0], x.shape[1]), x.device)
 
 
-def _plan(reduction: LanguageReduction, units: Sequence[Unit], grid: Grid | None, x: Tensor) -> Planned:
-    prompts = torch.tensor([unit.prompt for unit in units], device=x.device)
-    places = torch.stack([unit.places for unit in units])
-    keep = reduction.count(places.shape[1])
-    with working("reducer"), torch.no_grad(), without_autocast(x.device):
-        rows, shown = x.detach()[prompts[:, None], places], {}
-        if "class_attention" in reduction.reducer.required():
-            shown["class_attention"] = torch.stack([unit.facts.class_attention for unit in units])  # type: ignore[misc]
-        steps, rep = plan_in_steps(reduction.reducer, rows, keep, grid, shown)
-        order = rep.argsort(dim=1)
-        kept = places.gather(1, rep.gather(1, order))
-    return Planned(prompts, places, steps, order, kept)
+def _shown(
+    reducer: Reducer, units: Sequence[Unit], prompts: Tensor, places: Tensor, text_attention: Tensor | None
+) -> dict[str, Tensor]:
+    """What the method reads of these units besides their rows, `(U, T)` each."""
+    shown: dict[str, Tensor] = {}
+    if "class_attention" in reducer.required():
+        shown["class_attention"] = torch.stack([unit.facts.class_attention for unit in units])  # type: ignore[misc]
+    if "text_attention" in reducer.required() and text_attention is not None:
+        shown["text_attention"] = text_attention[prompts[:, None], places]
+    return shown
 
 
 def plan_in_steps(

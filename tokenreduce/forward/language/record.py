@@ -12,15 +12,13 @@ class LanguageRecord:
     Args:
         units: tokens of each image and video, entered and left.
         rows: places of the longest prompt, padding included, and rows of it that entered the language model.
-        row_bytes: bytes of one row of one prompt in all layers of the cache; 0 without a cache.
-        cached: rows in the cache, and places that they stand for.
+        kv_bytes: bytes of the prompts in the cache, and what they would be if nothing had left; 0 without a cache.
         prompts: how many there were.
-        layers: layers of the language model.
+        tokens: tokens of images and videos in each layer.
     """
 
     units: tuple[tuple[int, int], ...]
     rows: tuple[int, int]
-    row_bytes: int
-    cached: tuple[int, int]
+    kv_bytes: tuple[int, int]
     prompts: int
-    layers: int
+    tokens: tuple[int, ...]

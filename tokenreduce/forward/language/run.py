@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from tokenreduce.forward.language.kept import Kept
 from tokenreduce.forward.language.passage import Passage
 from tokenreduce.forward.language.reduction import LanguageReduction
+from tokenreduce.forward.language.stream import Later, Stream
 from tokenreduce.forward.language.units import Unit
 
 
@@ -20,6 +21,8 @@ class Crossing(NamedTuple):
     cache: Any
     passage: Passage | None = None
     before: Kept | None = None
+    stream: Stream | None = None  # where more rows leave within the model
+    later: Later | None = None  # where rows have left there before
 
 
 class LanguageRun:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tokenreduce.maps.token_map import TokenMap, keep_tokens
-from tokenreduce.ops.order import stable_order
+from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.reducers.contract import Reducer
-from tokenreduce.reducers.parts.cosine import nearest_kept
+from tokenreduce.reducers.parts.highest import keep_highest
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
@@ -39,8 +38,7 @@ class FasterVLM(Reducer):
     positions: ClassVar[str] = "renumber"
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
-        kept = stable_order(tokens.class_attention, 1, descending=True)[:, :keep].sort(dim=1).values
-        return keep_tokens(kept, nearest_kept(tokens.features.float(), kept))
+        return keep_highest(tokens.class_attention, keep)
 
     def work(self, step: Step) -> int:
-        return step.class_attention + step.nearest_kept(step.width)
+        return step.class_attention
