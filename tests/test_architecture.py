@@ -13,11 +13,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import tokenreduce.patches
 import tomllib
 import torch
 
 import tokenreduce
-import tokenreduce.patches
 from tokenreduce.ops.tracing import constant_result
 
 ROOT = Path(__file__).parents[1]

@@ -12,19 +12,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import tokenreduce.patches
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from tokenreduce.patches.shared.layered import LayeredAdapter, ReducedLayer
 from torch import nn
 
 import tokenreduce
-import tokenreduce.patches
 from tokenreduce.budget.geometry import Geometry
 from tokenreduce.budget.rehearsal import Rehearsal
 from tokenreduce.forward.run import Run
 from tokenreduce.ops.merging import size_bias
 from tokenreduce.ops.native import build_cuda, dispatch
 from tokenreduce.ops.native.fakes import FAKES
-from tokenreduce.patches.shared.layered import LayeredAdapter, ReducedLayer
 from tokenreduce.patching import finding
 from tokenreduce.reducers import registry
 

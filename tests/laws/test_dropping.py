@@ -12,6 +12,9 @@ import pytest
 import torch
 from backbones import BACKBONES, Backbone, Inputs, tensors
 from masking import Bias, watched
+from tokenreduce.patches.shared.layered import LayeredAdapter
+from tokenreduce.patches.shared.windows import as_tokens, first
+from tokenreduce.patches.transformers import lw_detr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,9 +22,6 @@ import tokenreduce
 from tokenreduce import Reducer, Schedule, TokenMap, patch, report, unpatch
 from tokenreduce.maps.token_map import keep_tokens
 from tokenreduce.ops.rows import with_protected
-from tokenreduce.patches.shared.layered import LayeredAdapter
-from tokenreduce.patches.shared.windows import as_tokens, first
-from tokenreduce.patches.transformers import lw_detr
 from tokenreduce.patching.reporting import Report
 from tokenreduce.reducers import registry
 

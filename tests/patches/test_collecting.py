@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
+from tokenreduce.patches.shared.collecting import taken
 from torch import Tensor, nn
 
 from tokenreduce import Schedule, patch, report, unpatch
-from tokenreduce.patches.shared.collecting import taken
 
 ROWS = ("timm_vit", "timm_eva", "timm_dinov3", "timm_beit", "timm_naflex", "open_clip_vit")
 INDICES = ([-2], [-1, -4], [0, -1], [1], [3, 0], 1, 3, None)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from backbones import BY_NAME, Backbone, fresh_model
 from choosing import every_backbone
+from tokenreduce.patches.shared.windows import relative_logits
 
 import tokenreduce
 from tokenreduce import InvalidValueError, Schedule, TokenMap, compatible, patch, report, unpatch
 from tokenreduce.forward.run import Run
-from tokenreduce.patches.shared.windows import relative_logits
 
 of_maps = every_backbone(lambda row: bool(row.map_attention))
 

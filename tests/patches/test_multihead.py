@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
+from tokenreduce.patches.shared.classes import swap, swap_back
+from tokenreduce.patches.shared.multihead import ATTENTIONS, ReducedMultiheadAttention
 from torch import nn
 
 from tokenreduce import patch, report
 from tokenreduce.forward.marks import mark
 from tokenreduce.forward.run import Run
-from tokenreduce.patches.shared.classes import swap, swap_back
-from tokenreduce.patches.shared.multihead import ATTENTIONS, ReducedMultiheadAttention
 
 ROW = BY_NAME["torchvision_vit"]
 

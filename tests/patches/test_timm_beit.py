@@ -4,9 +4,9 @@ import pytest
 import torch
 from backbones import BY_NAME, fresh_model
 from timm.models.beit import Attention
+from tokenreduce.patches.timm.beit import ReducedAttention
 
 from tokenreduce import Schedule, patch, report, unpatch
-from tokenreduce.patches.timm.beit import ReducedAttention
 from tokenreduce.patching.finding import find_backbone
 
 NAMES = ["timm_beit", "timm_beit_shared", "timm_beit_only_shared"]

@@ -9,13 +9,13 @@ from backbones import BY_NAME, fresh_model
 from timm.layers import LayerNorm
 from timm.models.eva import Eva, EvaAttention
 from timms import SMALL
+from tokenreduce.patches.timm import eva as timm_eva
+from tokenreduce.patches.timm.eva import ReducedEvaAttention
 from torch.nn import functional as F
 
 from tokenreduce import compatible, patch, report, unpatch
 from tokenreduce.forward.marks import mark
 from tokenreduce.forward.shown import Shown
-from tokenreduce.patches.timm import eva as timm_eva
-from tokenreduce.patches.timm.eva import ReducedEvaAttention
 
 X = torch.randn(2, 3, 32, 32)
 

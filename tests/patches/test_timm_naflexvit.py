@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 from backbones import BY_NAME, fresh_model
+from tokenreduce.patches.timm.naflexvit import valid_tokens
 
 from tokenreduce import patch, report, unpatch
-from tokenreduce.patches.timm.naflexvit import valid_tokens
 
 LOW = torch.finfo(torch.float32).min
 VALID = torch.tensor([[True, True, False], [True, True, True]])

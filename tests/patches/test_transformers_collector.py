@@ -10,11 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 import transformers
+from tokenreduce.patches.transformers import _collector
 from transformers import ViTConfig, ViTModel
 from transformers.utils import output_capturing
 
 from tokenreduce import patch, unpatch
-from tokenreduce.patches.transformers import _collector
 
 ROOT = Path(__file__).parents[2]
 X = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from backbones import BY_NAME, fresh_model
 from rows.transformers.lw_detr import CONFIG
+from tokenreduce.patches.transformers.lw_detr import as_tokens, as_windows
 from transformers.models.lw_detr.configuration_lw_detr import LwDetrViTConfig
 from transformers.models.lw_detr.modeling_lw_detr import LwDetrViTBackbone
 
 from tokenreduce import patch, report
-from tokenreduce.patches.transformers.lw_detr import as_tokens, as_windows
 
 ROW = BY_NAME["hf_lw_detr_backbone"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from backbones import Backbone, fresh_model
 from choosing import every_backbone
+from tokenreduce.patches.transformers._unmasked import BiasedSelfAttention
 
 import tokenreduce
-from tokenreduce.patches.transformers._unmasked import BiasedSelfAttention
 
 in_families = every_backbone(lambda row: row.unmasked)
 
