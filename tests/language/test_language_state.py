@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from prompting import BY_NAME, PROMPTS, ROWS, Row, fresh, generate, new, shared
+from tokenreduce.patches.vision_language import _adapter
 from torch import nn
 
 import tokenreduce
 from tokenreduce import patch, reduced, report, unpatch
 from tokenreduce.forward.language import run as runs
-from tokenreduce.patches.vision_language import _adapter
 
 every_family = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 LLAVA = BY_NAME["llava"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from by_hand import by_hand, greedy
 from prompting import BY_NAME, PROMPTS, Row, fresh, generate, shared
+from tokenreduce.patches.vision_language import _adapter, _tower
 from torch import Tensor
 
 from tokenreduce import compatible, patch, report, unpatch
-from tokenreduce.patches.vision_language import _adapter, _tower
 
 LLAVA, STEPS = BY_NAME["llava"], 5
 
