@@ -47,6 +47,17 @@ def check_layers(language: Any) -> None:
         )
 
 
+def check_manner(reduction: LanguageReduction, before: Kept) -> None:
+    """Raise for a cache that another patch has made in another manner."""
+    if before.under != reduction.manner:
+        positions, layers = before.under
+        raise InvalidValueError(
+            f"this cache was filled with positions={positions!r} and tokens leaving before layers {list(layers)} "
+            f"within the language model; the model is patched otherwise now ({reduction.positions!r}, "
+            f"{list(reduction.later)}): patch it as it was, or encode the prompt anew"
+        )
+
+
 def check_mask(mask: Tensor | None, places: int) -> None:
     """Raise for a mask that is not of all places."""
     if mask is not None and mask.shape[1] != places:

@@ -25,7 +25,7 @@ from tokenreduce.forward.marks import patch_of
 from tokenreduce.forward.records import keep_record
 
 from ._cache import ReducedCache, bytes_of, check_cache, held_by, held_so_far, reduce_cache
-from ._calls import check_call, check_linear, check_mask
+from ._calls import check_call, check_linear, check_manner, check_mask
 
 
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +68,8 @@ def enter_language(language: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     if removes:
         check_cache(cache)
     check_call(language, reduction, given, removes)
+    if before is not None:
+        check_manner(reduction, before)
     changed = pass_through(run, given) if removes else step(run, given, before)  # type: ignore[arg-type]
     if isinstance(cache, ReducedCache):
         cache.inside = True
@@ -156,7 +158,8 @@ def come_back(
     cache = output.get("past_key_values")
     if cache is not None:
         asked = "text_attention" in run.reduction.reducer.required()
-        reduce_cache(cache, passage.then(before, None if stream is None else stream.held, asked))
+        held = None if stream is None else stream.held
+        reduce_cache(cache, passage.then(before, held, asked, run.reduction.manner))
     rows = passage.index.shape[1] if stream is None else stream.within.shape[1]
     keep_record(run.reduction, record_of(run, passage, rows, cache, language.config.num_hidden_layers))
     return output

@@ -13,7 +13,7 @@ from by_hand import by_divprune, extended, units_of, whole
 from prompting import BY_NAME, PROMPTS, Prompt, Row, fresh, generate, shared
 from torch import Tensor
 
-from tokenreduce import compatible, load_patch, patch, report, save_patch, unpatch
+from tokenreduce import compatible, count_flops, load_patch, patch, report, save_patch, unpatch
 
 ROWS = [BY_NAME[name] for name in ("llava", "qwen2_vl", "qwen2_5_vl")]
 STEPS, NEAR = 5, 1e-5
@@ -212,6 +212,29 @@ def test_caches_are_copied_pickled_cropped_and_reordered() -> None:
     twice.batch_repeat_interleave(2)
     twice.reorder_cache(torch.tensor([1]))
     assert torch.allclose(ask(twice), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("then", [{"keep": 0.5}, {"keep": {1: 0.5}}, {"keep": {0: 0.5, 2: 0.5}}], ids=str)
+def test_a_cache_of_another_patch(then: dict[str, Any]) -> None:
+    """What it holds is told by layers and positions; how many tokens stay does not matter."""
+    model = patch(fresh(LLAVA), "divprune", keep={2: 0.25})
+    cache = generate(model, LLAVA.inputs([PROMPTS[0]])).past_key_values
+    patch(model, "divprune", **then)
+    if then["keep"] == {0: 0.5, 2: 0.5}:
+        assert torch.isfinite(model(input_ids=torch.tensor([[5]]), past_key_values=cache).logits).all()
+        return
+    with pytest.raises(
+        ValueError, match="this cache was filled with positions='keep' and tokens leaving before layers"
+    ):
+        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+
+def test_multiply_adds_are_counted() -> None:
+    given = LLAVA.inputs(PROMPTS)
+    full = count_flops(shared("llava"), given)
+    for method, keep in (("divprune", 0.25), ("fastv", 0.5)):
+        less = count_flops(patch(fresh(LLAVA), method, keep=keep), given)
+        assert less.total < full.total and (less.reducer > 0) == (method == "divprune")
 
 
 def test_unpatching_and_copies() -> None:

@@ -40,6 +40,7 @@ def prepare_language(
         )
     stages = choose_stages(reducer, part, adapter, keep)
     chosen = choose_positions(reducer, adapter, positions, stages)
+    keep = dict(keep) if isinstance(keep, Mapping) else keep
     return part, adapter, LanguageReduction(reducer, keep, stages, chosen, adapter, positions)
 
 

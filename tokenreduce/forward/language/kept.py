@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class Kept:
         fillers: whether there are any: asking `valid` in each step would wait for the device.
         held: what the layers from each later stage on have of the entries, by the layer that begins it.
         asked: the last word of a prompt decided what left.
+        under: how the patch counts positions and in which layers tokens leave, which another patch has to do alike.
     """
 
     columns: Tensor
@@ -32,6 +34,7 @@ class Kept:
     fillers: bool
     held: dict[int, Held] = field(default_factory=dict)
     asked: bool = False
+    under: Any = None
 
     @property
     def missing(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,8 +61,8 @@ class Passage:
             positions = positions - (gone if before is None else gone + before.removed[:, None])
         return positions.gather(-1, self.index.expand(*positions.shape[:-2], -1, -1))
 
-    def then(self, before: Kept, held: dict[int, Held] | None = None, asked: bool = False) -> Kept:
-        """What a cache holds that held `before`; `held` and `asked` as in `Kept`."""
+    def then(self, before: Kept, held: dict[int, Held] | None = None, asked: bool = False, under: Any = None) -> Kept:
+        """What a cache holds that held `before`; `held`, `asked` and `under` as in `Kept`."""
         held = {} if held is None else held
         return Kept(
             torch.cat([before.columns, self.index + self.past], 1),
@@ -71,4 +72,5 @@ class Passage:
             before.fillers or not bool(self.valid.all()),
             held,
             asked,
+            under,
         )

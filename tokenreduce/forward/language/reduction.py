@@ -55,6 +55,11 @@ class LanguageReduction:
         """The stages within the language model."""
         return {layer: keep for layer, keep in self.stages if layer}
 
+    @property
+    def manner(self) -> tuple[str, tuple[int, ...]]:
+        """What a cache depends on: positions, and the later layers before which tokens leave."""
+        return self.positions, tuple(self.later)
+
     def to_json(self) -> dict[str, Any]:
         """Method, options, budget and positions as JSON-able values."""
         keep = self.keep
