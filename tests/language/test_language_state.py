@@ -13,6 +13,7 @@ import torch
 from prompting import BY_NAME, PROMPTS, ROWS, Row, fresh, generate, new, shared
 from tokenreduce.patches.vision_language import _adapter
 from torch import nn
+from transformers.cache_utils import DynamicCache
 
 import tokenreduce
 from tokenreduce import patch, reduced, report, unpatch
@@ -186,3 +187,28 @@ def test_adapters_of_other_libraries_on_top() -> None:
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2))
     assert torch.allclose(generate(adapted, given).logits[0], expected, atol=1e-6)
     assert report(adapted).visual_left == 12 and traces(unpatch(adapted)) == []
+
+
+@every_family
+def test_every_way_of_calling(row: Row) -> None:
+    """Tuples, some hidden states, a cache of the user's, positional ids."""
+    model, given = patch(fresh(row), "divprune", keep=0.25), row.inputs(PROMPTS)
+    ids, rest = given["input_ids"], {name: value for name, value in given.items() if name != "input_ids"}
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        expected = model(**given)
+        assert torch.equal(model(**given, return_dict=False)[0], expected.logits)
+        assert torch.equal(model(ids, **rest).logits, expected.logits)
+        assert torch.equal(model.lm_head(model.model(ids, **rest).last_hidden_state), expected.logits)
+        assert torch.equal(model(**given, past_key_values=cache).logits, expected.logits)
+        states = model(**given, output_hidden_states=[-2]).hidden_states
+    assert cache.get_seq_length() == ids.shape[1] and cache.layers[1].keys.shape[2] == report(model).rows[1]
+    assert [None if x is None else x.shape[1] for x in states] == [None, None, ids.shape[1], None]
+
+
+def test_saved_models_are_plain_ones(tmp_path: Any) -> None:
+    model = patch(fresh(LLAVA), "fastv", keep=0.5)
+    model.save_pretrained(tmp_path)
+    loaded, given = type(model).from_pretrained(tmp_path).eval(), LLAVA.inputs(PROMPTS)
+    assert traces(loaded) == [] and loaded.config._attn_implementation == "sdpa"
+    assert torch.equal(loaded(**given).logits, shared("llava")(**given).logits)
