@@ -10,6 +10,7 @@ import pytest
 import torch
 from by_hand import by_divprune, deleted, greedy, logits_of, units_of, whole
 from prompting import BY_NAME, PROMPTS, ROWS, Prompt, Row, fresh, generate, shared
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import DynamicCache
 
 from tokenreduce import patch
@@ -202,3 +203,33 @@ def test_a_cache_that_is_reset_is_a_plain_one_again() -> None:
     with torch.no_grad():
         again = model(**given, past_key_values=cache).logits
     assert torch.equal(again, model(**given).logits)
+
+
+class Questions(TorchDispatchMode):
+    """Counts how often a number is read from a tensor, for which a GPU would have to finish its work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@every_family
+@pytest.mark.parametrize("prompts", [[PROMPTS[1]], [*PROMPTS]], ids=["alone", "batch"])
+def test_a_step_reads_no_number_from_the_device(row: Row, prompts: list[Prompt]) -> None:
+    """Beyond those that the unpatched model reads."""
+    found = []
+    for model in (shared(row.name), patch(fresh(row), "divprune", keep=0.25)):
+        given = row.inputs(prompts)
+        with torch.no_grad():
+            cache = model(**given, use_cache=True).past_key_values
+            mask = None if len(prompts) == 1 else torch.cat([given["attention_mask"], torch.ones(len(prompts), 1)], 1)
+            asked = {"input_ids": torch.full((len(prompts), 1), 9), "attention_mask": mask}
+            asked["position_ids"] = torch.full((len(prompts), 1), 60)
+            with Questions() as questions:
+                model(**asked, past_key_values=cache)
+        found.append(questions.count)
+    assert found[1] <= found[0]
