@@ -23,7 +23,7 @@ class TransformersQwen3VL(QwenAdapter):
         where, added = given.get("visual_pos_masks"), given.get("deepstack_visual_embeds")
         if where is None or added is None:
             return {}
-        left = where.gather(1, passage.index) & passage.valid
+        left = where.gather(1, passage.index)
 
         def of_rows(features: Tensor) -> Tensor:
             spread = torch.zeros(*where.shape, features.shape[-1], dtype=features.dtype, device=features.device)

@@ -46,6 +46,7 @@ def test_masks_pair_by_pair(kind: str) -> None:
 def test_a_step_asks_for_no_mask_unless_there_are_fillers() -> None:
     held = all_held(1, 3, torch.device("cpu"))
     assert Later({2: held}, 4, 1).mask(2, None) is None
+    assert Later({2: held}, 4, 2).mask(2, None).tolist() == [[[[True] * 3 + [False], [True] * 4]]]
     later = Later({2: some()}, 6, 1)
     assert later.mask(1, None) is None
     mask = later.mask(3, None)

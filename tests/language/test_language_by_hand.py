@@ -48,10 +48,12 @@ def test_divprune_in_a_batch(row: Row, keep: float) -> None:
 
 
 @every_family
-@pytest.mark.parametrize("method", ["ward", "kmeans", "random", "pool", "atc"])
+@pytest.mark.parametrize("method", ["ward", "kmeans", "random", "pool", "atc", "tome", "pitome"])
 def test_methods_of_the_library_as_they_are(row: Row, method: str) -> None:
-    """Merged tokens stand where their representative stood, in the order of the prompt."""
-    check(row, [*PROMPTS], by_map(method), 0.25, False, patch(fresh(row), method, keep=0.25))
+    """Merged tokens stand where their representative stood, in the order of the prompt, which is not that of
+    `tome` and `pitome`."""
+    keep = 0.75 if method in ("tome", "pitome") else 0.25
+    check(row, [*PROMPTS], by_map(method), keep, False, patch(fresh(row), method, keep=keep))
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

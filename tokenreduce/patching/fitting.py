@@ -31,9 +31,9 @@ def auxiliary_heads(outer: Sequence[nn.Module]) -> AuxiliaryHeads | None:
 
 def misfit(reducer: Reducer, backbone: nn.Module, adapter: Adapter, outer: Sequence[nn.Module]) -> str:
     """Why a method cannot run on a backbone; empty if it can."""
-    if "encoder" not in reducer.places:
-        return "it is for what enters a language model, with keep="
     reasons, missing = adapter.refusals(backbone), adapter.missing(backbone)
+    if not reasons and "encoder" not in reducer.places:
+        return "it is for what enters a language model, with keep="
     missing["text_attention"] = "there is no prompt before a vision transformer"
     if auxiliary_heads(outer) is None:
         missing[LOGITS] = "no module around the backbone has auxiliary heads (auxiliary_layers and auxiliary_logits)"

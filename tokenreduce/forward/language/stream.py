@@ -68,7 +68,7 @@ class Stream:
             "position_embeddings": tuple(_rows_of(table, passage) for table in before["position_embeddings"])
         }
         mask, places = given.get("attention_mask"), before.get("position_ids")
-        if mask is not None or held.fillers or self.past:
+        if mask is not None or held.fillers:  # behind a cache there is always one
             changed["attention_mask"] = translated(mask, self.within, held.within, held.valid, self.past)
         if places is not None:
             places = places.expand(len(passage.index), -1)
