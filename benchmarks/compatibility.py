@@ -42,7 +42,7 @@ FOLDER = ROOT / "runs" / "compatibility"
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checks", default=",".join(CHECKS))
-    parser.add_argument("--method", default=",".join(tokenreduce.methods()))
+    parser.add_argument("--method", default=",".join(tokenreduce.methods("encoder")))
     parser.add_argument("--part", default="0/1", help="I/K: only every K-th family, to share the work among processes")
     return parser.parse_args()
 

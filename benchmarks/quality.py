@@ -112,7 +112,7 @@ def main() -> None:
     model = load(args.checkpoint)
     images, labels = fashion_mnist.load("test", fashion_mnist.find(args.data_dir))
     batches = [(fashion_mnist.normalise(i), k) for i, k in zip(images.split(BATCH), labels.split(BATCH), strict=True)]
-    names = args.method.split(",") if args.method else tokenreduce.methods()
+    names = args.method.split(",") if args.method else tokenreduce.methods("encoder")
     planned = [Arm(name, flops=share) for name in names for share in BUDGETS]
     files = {arm: folder / f"{arm.method}_{arm.arguments['flops']}.npz" for arm in planned}
     index, parts = map(int, args.part.split("/"))

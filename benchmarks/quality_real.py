@@ -72,7 +72,7 @@ def result_name(size: int) -> str:
 
 
 def methods_at(size: int) -> list[str]:
-    return tokenreduce.methods() if size == SIZE else list(FEW)
+    return tokenreduce.methods("encoder") if size == SIZE else list(FEW)
 
 
 def planned(args: Namespace, budgets: Sequence[float]) -> list[Arm]:

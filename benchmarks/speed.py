@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
 
 def all_cases() -> list[Case]:
     done = {case.method for case in CASES}
-    others = [name for name in tokenreduce.methods() if name not in done]
+    others = [name for name in tokenreduce.methods("encoder") if name not in done]
     at = {name: 1.25 if name in CLUSTERING else None for name in others}
     return CASES + [Case(DEIT, 8, name, {"flops": 0.6}, at[name], 5) for name in others]
 

@@ -52,7 +52,7 @@ POOLED = BY_NAME["timm_vit_maximum"]
 SMALL = dataclasses.replace(POOLED, build=partial(POOLED.build, depth=2, global_pool="avg"))
 ROWS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "unpatched": (None, {}),
-    **{name: (name, {}) for name in tokenreduce.methods()},
+    **{name: (name, {}) for name in tokenreduce.methods("encoder")},
     "ward, rounds=3": ("ward", {"rounds": 3}),
 }
 

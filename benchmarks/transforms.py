@@ -38,7 +38,7 @@ import tokenreduce  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "transforms.json"
 FOLDER = ROOT / "runs" / "transforms"
 UNPATCHED = "unpatched"
-ROWS = (UNPATCHED, *tokenreduce.methods())
+ROWS = (UNPATCHED, *tokenreduce.methods("encoder"))
 LIBRARIES = ("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 

@@ -24,7 +24,7 @@ from tokenreduce.reducers.entries import ATTENTION, SCANS, VIDEO
 PATCH, CHANNELS = 4, 3
 
 Inputs = dict[str, Any]
-METHODS = tokenreduce.methods()
+METHODS = tokenreduce.methods("encoder")
 FACTS = {method: tokenreduce.describe(method) for method in METHODS}
 
 
@@ -145,7 +145,8 @@ class Backbone:
     def fits(self, method: str) -> bool:
         """Whether the method must run on this model; otherwise it must be refused."""
         facts = FACTS[method]
-        return not self.unseen & set(facts["needs"]) and (self.in_a_row or facts["placement"] != "post")
+        seen = "encoder" in facts["places"] and not self.unseen & set(facts["needs"])
+        return seen and (self.in_a_row or facts["placement"] != "post")
 
     @property
     def methods(self) -> list[str]:

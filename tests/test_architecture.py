@@ -32,6 +32,7 @@ ROOMS = (
     ("reducers", "methods"),
     ("budget",),
     ("forward",),
+    ("forward", "language"),  # rows that enter a language model
     ("models",),
     ("patches", "shared"),
     ("patches", "open_clip"),
@@ -39,6 +40,7 @@ ROOMS = (
     ("patches", "timm"),
     ("patches", "torchvision"),
     ("patches", "transformers"),
+    ("patches", "vision_language"),
     ("patches",),
     ("patching",),
     ("lab",),

@@ -9,8 +9,9 @@ from tokenreduce.lab.speed.advising import Advice, advise
 from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.order import stable_order
 from tokenreduce.patching.capturing import graph
+from tokenreduce.patching.compatibility import compatible
 from tokenreduce.patching.saving import load_patch, save_patch
-from tokenreduce.patching.verbs import compatible, patch, reduced, report, unpatch
+from tokenreduce.patching.verbs import patch, reduced, report, unpatch
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.functional import apply, plan, restore
 from tokenreduce.reducers.registry import describe, methods, register

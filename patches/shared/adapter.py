@@ -29,6 +29,7 @@ class Adapter:
 
     name: str
     family: str
+    place: str = "encoder"  # or "language": tokens leave before a language model, see patches/vision_language
     videos: bool = False  # tokens are tubelets, in a grid of time, height and width
     scans: bool = False  # layers are state-space models, which scan the tokens in order
 

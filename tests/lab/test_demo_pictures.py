@@ -43,4 +43,4 @@ def test_every_method_or_a_few_are_shown() -> None:
         {lane.arm.method for lane in made.lanes if lane.arm} | {row["method"] for row in made.refused}
         for made in (demo.ClassificationDemo(limit=2), demo.ClassificationDemo(every=True, limit=2))
     )
-    assert few == set(demo.METHODS) and all_of_them == set(tokenreduce.methods())
+    assert few == set(demo.METHODS) and all_of_them == set(tokenreduce.methods("encoder"))

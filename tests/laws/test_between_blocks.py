@@ -183,7 +183,7 @@ def test_an_attention_that_is_replaced_is_read() -> None:
         fresh(MAIN.images())
 
 
-@pytest.mark.parametrize("method", tokenreduce.methods())
+@pytest.mark.parametrize("method", tokenreduce.methods("encoder"))
 @torch.no_grad()
 def test_images_too_small_for_the_budget_pass_through(method: str) -> None:
     row = BY_NAME["timm_vit_dynamic_size"]

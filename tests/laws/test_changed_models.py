@@ -84,7 +84,7 @@ def test_parts_that_change_after_patching(backbone: Backbone, method: str, chang
     check_alike(backbone, method, CHANGES[change])
 
 
-@pairs(first=("evit", "ward"), main=tokenreduce.methods())
+@pairs(first=("evit", "ward"), main=tokenreduce.methods("encoder"))
 def test_adapters_added_after_patching_are_read(backbone: Backbone, method: str) -> None:
     check_alike(backbone, method, add_lora)
 

@@ -11,7 +11,7 @@ import tokenreduce
 from tokenreduce import patch
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-HAS_ORACLE = [m for m in tokenreduce.methods() if checks.by_place(m) or finds_duplicates(m)]
+HAS_ORACLE = [m for m in tokenreduce.methods("encoder") if checks.by_place(m) or finds_duplicates(m)]
 
 
 def merges_exactly(backbone: Backbone) -> bool:
@@ -32,7 +32,7 @@ def test_so_does_merging_them_in_a_later_layer(backbone: Backbone, method: str) 
     checks.check_oracle(backbone, method, nth=1)
 
 
-@pairs(everywhere=SAMPLE, first=tokenreduce.methods(), main=tokenreduce.methods())
+@pairs(everywhere=SAMPLE, first=tokenreduce.methods("encoder"), main=tokenreduce.methods("encoder"))
 def test_maps_come_back_whole_in_raster_order(backbone: Backbone, method: str) -> None:
     checks.check_restore(backbone, method)
 

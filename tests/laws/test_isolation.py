@@ -24,7 +24,7 @@ def fail(module, args):
     raise DeliberateError
 
 
-@pairs(everywhere=("tome", "ward"), main=tokenreduce.methods())
+@pairs(everywhere=("tome", "ward"), main=tokenreduce.methods("encoder"))
 def test_forwards_do_not_leak_into_each_other(backbone: Backbone, method: str) -> None:
     x, y = backbone.inputs(), backbone.inputs(3, seed=1)
     with checks.shared(backbone) as model:

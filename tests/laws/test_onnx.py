@@ -86,7 +86,7 @@ def few_rounds(method: str) -> dict[str, Any]:
 
 def methods(fit: Callable[[str], bool]) -> list[Any]:
     """One method of each kind every day, all in the full suite."""
-    found = [method for method in tokenreduce.methods() if exportable(method) and fit(method)]
+    found = [method for method in tokenreduce.methods("encoder") if exportable(method) and fit(method)]
     daily = one_of_each_kind()
     return [pytest.param(m, marks=() if m in daily else (pytest.mark.full,)) for m in found]
 
@@ -196,11 +196,11 @@ def test_loops_decide_as_the_kernels_do() -> None:
 def test_the_example_of_the_readme_exports_or_does_not_claim_to() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "@tokenreduce" in block)
-    module, known = ModuleType("readme_example"), {*tokenreduce.methods()}
+    module, known = ModuleType("readme_example"), {*tokenreduce.methods("encoder")}
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
         exec(example.split("\n\nmodel = ")[0], vars(module))
-        [name] = {*tokenreduce.methods()} - known
+        [name] = {*tokenreduce.methods("encoder")} - known
         said = tokenreduce.describe(name)["exportable"]
         if said is True:
             check_onnx(patch(two_blocks(), name, ratio=0.5), images(2, seed=0), images(3, seed=1))

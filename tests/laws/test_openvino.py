@@ -18,7 +18,7 @@ from tokenreduce import patch
 aten = torch.ops.aten
 SUMS = (aten.sum.dim_IntList, aten.mean.dim)
 ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
-METHODS = [method for method in tokenreduce.methods() if exportable(method)]
+METHODS = [method for method in tokenreduce.methods("encoder") if exportable(method) and SHORT.fits(method)]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 EVERY_DAY = {"mctf", "topk", "pitome", "dtop", *one_of_each_kind()}
 

@@ -17,7 +17,7 @@ from tokenreduce import patch
 from tokenreduce.ops import constants
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-METHODS = tokenreduce.methods()
+METHODS = tokenreduce.methods("encoder")
 KEPT = (constants._kept_counting, constants._kept_constant)
 
 

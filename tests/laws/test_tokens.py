@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 
 # Law 4: protected tokens are never touched.
-@pairs(everywhere=SAMPLE, main=tokenreduce.methods(), where=lambda row: row.prefix + row.suffix > 0)
+@pairs(everywhere=SAMPLE, main=tokenreduce.methods("encoder"), where=lambda row: row.prefix + row.suffix > 0)
 def test_protected_tokens_pass_untouched(backbone: Backbone, method: str) -> None:
     """With silenced layers, protected tokens leave the last layer as they entered the first."""
     model = silenced(fresh_model(backbone), backbone)
@@ -55,7 +55,7 @@ def some(inputs: Inputs, index: list[int]) -> Inputs:
     return {name: value[index] if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
-@pairs(everywhere=SAMPLE, first=tokenreduce.methods(), main=tokenreduce.methods())
+@pairs(everywhere=SAMPLE, first=tokenreduce.methods("encoder"), main=tokenreduce.methods("encoder"))
 def test_an_image_does_not_depend_on_its_batch(backbone: Backbone, method: str) -> None:
     x = backbone.inputs(2)
     with checks.shared(backbone) as model, torch.no_grad():
@@ -69,7 +69,7 @@ def test_an_image_does_not_depend_on_its_batch(backbone: Backbone, method: str) 
 
 
 # Law 6: dtypes.
-@pairs(everywhere=("tome",), main=tokenreduce.methods())
+@pairs(everywhere=("tome",), main=tokenreduce.methods("encoder"))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast(backbone: Backbone, method: str, dtype: torch.dtype) -> None:
     """Rounding may turn a choice between two tokens, which shows on tiny images: outputs must be close on the whole."""

@@ -22,7 +22,7 @@ VIDEO = BY_NAME["hf_videomae"]
 
 
 @pytest.mark.parametrize("transform", CHEAP)
-@pytest.mark.parametrize("method", tokenreduce.methods())
+@pytest.mark.parametrize("method", tokenreduce.methods("encoder"))
 def test_right_or_refused(method: str, transform: str) -> None:
     judge(transform, outcome(transform, main_row(method, SHORT), method))
 
@@ -45,7 +45,7 @@ def judge(transform: str, found: str) -> None:
 def test_results_are_of_all_methods_and_transforms(library: str) -> None:
     """And none is wrong, or an error that is not the unpatched model's own."""
     small = models()[library]
-    fitting = [method for method in tokenreduce.methods() if library == "timm" or small.fits(method)]
+    fitting = [method for method in tokenreduce.methods("encoder") if library == "timm" or small.fits(method)]
     assert [*COLUMNS[library]] == [*TRANSFORMS]
     for transform, column in COLUMNS[library].items():
         assert [*column] == ["unpatched", *fitting], transform

@@ -41,7 +41,7 @@ def test_unpatch_restores_classes_hooks_and_keys(backbone: Backbone) -> None:
     assert state() == before
 
 
-@pairs(everywhere=("tome", "ward"), main=tokenreduce.methods())
+@pairs(everywhere=("tome", "ward"), main=tokenreduce.methods("encoder"))
 def test_copies_and_pickles_behave_alike(backbone: Backbone, method: str) -> None:
     inputs, model = backbone.inputs(), new_model(backbone)
     patch(model, method, ratio=0.5)

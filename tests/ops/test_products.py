@@ -92,7 +92,7 @@ def inputs(n: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("few", [products.FEW, 4])
-@pytest.mark.parametrize("method", tokenreduce.methods())
+@pytest.mark.parametrize("method", tokenreduce.methods("encoder"))
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
 def test_every_method_merges_the_same(as_on_gpu, monkeypatch, method: str, dtype: torch.dtype, few: int) -> None:
     monkeypatch.setattr(products, "FEW", few)

@@ -23,7 +23,7 @@ def moves_whole_tokens(method: str) -> bool:
 
 # Of those that merge what is nearest or drop what gets no attention: padding is nearest to padding, and gets none.
 BY_LIKENESS_OR_ATTENTION = ("tome", "ward", "atc", "mctf", "evit", "topk")
-each_method = pairs(where=has_padding, first=tokenreduce.methods())
+each_method = pairs(where=has_padding, first=tokenreduce.methods("encoder"))
 
 
 def other_padding(backbone: Backbone, inputs: Inputs) -> Inputs:
@@ -48,7 +48,7 @@ def test_content_of_padding_changes_nothing(backbone: Backbone, method: str, bud
     assert report(model).tokens_left < backbone.count
 
 
-@pairs(where=has_padding, first=tokenreduce.methods(), among=lambda method: method in BY_LIKENESS_OR_ATTENTION)
+@pairs(where=has_padding, first=tokenreduce.methods("encoder"), among=lambda method: method in BY_LIKENESS_OR_ATTENTION)
 def test_padding_goes_first(backbone: Backbone, method: str) -> None:
     """Methods that merge the nearest or drop what gets no attention change nothing while there is padding to remove."""
     model = fresh_model(backbone)
@@ -62,7 +62,7 @@ def test_padding_goes_first(backbone: Backbone, method: str) -> None:
         assert torch.allclose(a, b, atol=1e-5)
 
 
-@pairs(where=has_padding, first=tokenreduce.methods(), among=moves_whole_tokens)
+@pairs(where=has_padding, first=tokenreduce.methods("encoder"), among=moves_whole_tokens)
 def test_no_two_real_tokens_meet_in_padding(backbone: Backbone, method: str) -> None:
     model = fresh_model(backbone)
     inputs = backbone.inputs(4)

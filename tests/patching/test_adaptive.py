@@ -121,7 +121,7 @@ def test_with_a_budget_the_counts_are_known_before_a_forward(model, method) -> N
 
 
 def test_a_static_method_needs_a_budget(model) -> None:
-    with pytest.raises(TypeError, match=r"got no budget; give exactly one of ratio, r, flops and schedule"):
+    with pytest.raises(TypeError, match=r"got no budget; give exactly one of ratio, r, flops, keep and schedule"):
         patch(model, "tome")
     with pytest.raises(TypeError, match="tome cannot decide counts itself; give a budget"):
         patch(model, "tome", schedule=Schedule.adaptive())

@@ -76,7 +76,7 @@ def checkpointing() -> nn.Module:
         (
             {"method": "tome", "flops": 0.6, "r": 3},
             TypeError,
-            "got r=3 and flops=0.6; give exactly one of ratio, r, flops and schedule",
+            "got r=3 and flops=0.6; give exactly one of ratio, r, flops, keep and schedule",
         ),
         ({"method": "tome"}, TypeError, "got no budget; give exactly one"),
         ({"method": "tome", "ratio": 1.2}, ValueError, r"ratio is 1.2; .* lies in \[0, 1\)"),

@@ -25,8 +25,10 @@ def inputs(batch: int = 2, seed: int = 0) -> dict[str, Any]:
     heads = {name: torch.randn(batch, 2, N, 8, generator=g) for name in ("keys", "queries", "values")}
     x, pixels = torch.randn(batch, N, 16, generator=g), torch.randn(batch, N, 2, 5, generator=g)
     logits = torch.randn(batch, N, 4, 3, generator=g)
+    words = torch.rand(batch, N, generator=g)
     scans = {"scan_output": torch.randn(batch, N, 8, generator=g), "time_step": torch.rand(batch, N, 8, generator=g)}
-    return {"x": x, "attention": attention, "pixels": pixels, "auxiliary_logits": logits, **heads, **scans}
+    shown = {"attention": attention, "text_attention": words, "pixels": pixels, "auxiliary_logits": logits}
+    return {"x": x, **shown, **heads, **scans}
 
 
 def plan(method: str, given: dict[str, Any], keep: int | None = 16, **more: Any) -> tokenreduce.TokenMap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,15 +24,18 @@ class Record:
 
 
 # By the identity of the patch; what has no patch any more has no record.
-_records: weakref.WeakKeyDictionary[object, Record] = weakref.WeakKeyDictionary()
+_records: weakref.WeakKeyDictionary[object, Any] = weakref.WeakKeyDictionary()
 
 
-def keep_record(patch: object, record: Record) -> None:
-    """Store what `report` shows. Skipped while compiling: it would make every map an output of the graph."""
+def keep_record(patch: object, record: Any) -> None:
+    """Store what `report` shows, a `Record` or that of a language model.
+
+    Skipped while compiling: it would make every map an output of the graph.
+    """
     if not torch.compiler.is_compiling():
         _records[patch] = record
 
 
-def last_record(patch: object) -> Record | None:
+def last_record(patch: object) -> Any:
     """The record of the last forward in any thread."""
     return _records.get(patch)

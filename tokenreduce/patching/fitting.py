@@ -11,6 +11,7 @@ from torch import nn
 from tokenreduce.budget.geometry import AuxiliaryHeads
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.reduction import Reduction
+from tokenreduce.forward.scan_state import ScanRules, scan_rules
 from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.reducers.contract import Reducer
 
@@ -32,6 +33,9 @@ def auxiliary_heads(outer: Sequence[nn.Module]) -> AuxiliaryHeads | None:
 def misfit(reducer: Reducer, backbone: nn.Module, adapter: Adapter, outer: Sequence[nn.Module]) -> str:
     """Why a method cannot run on a backbone; empty if it can."""
     reasons, missing = adapter.refusals(backbone), adapter.missing(backbone)
+    if not reasons and "encoder" not in reducer.places:
+        return "it is for what enters a language model, with keep="
+    missing["text_attention"] = "there is no prompt before a vision transformer"
     if auxiliary_heads(outer) is None:
         missing[LOGITS] = "no module around the backbone has auxiliary heads (auxiliary_layers and auxiliary_logits)"
     reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(reducer.required()) if need in missing]
@@ -84,3 +88,21 @@ def _reducing(reduction: Reduction) -> list[int]:
     n = reduction.geometry.count
     counts = reduction.counts(n)
     return [layer for layer, (a, b) in enumerate(zip(reduction.entering(n, counts), counts, strict=True)) if b < a]
+
+
+def check_scan(backbone: nn.Module, adapter: Adapter, conv: str, gap: str) -> ScanRules:
+    """What scans are to do where tokens are missing."""
+    rules = scan_rules(conv, gap)
+    if not adapter.scans and (conv, gap) != ("auto", "auto"):
+        raise InvalidValueError(
+            f"scan_conv={conv!r} and scan_gap={gap!r} are for state-space models, and {adapter.family} is none; leave "
+            "them out"
+        )
+    refused = adapter.scan_refusals(backbone)
+    for name, value, default in (("scan_conv", rules.conv, ScanRules.conv), ("scan_gap", rules.gap, ScanRules.gap)):
+        if value in refused:
+            raise InvalidValueError(
+                f"{name} is {value!r}, which this {type(backbone).__name__} cannot do: {refused[value]}; leave it out, "
+                f"or give {default!r}"
+            )
+    return rules

@@ -51,14 +51,17 @@ def decide_restoring(
     return Restoring(at_end, between, ends=restores, taps=asked is not False, charged=restores or within)
 
 
-def warn_of_language(adapter: Adapter, backbone: nn.Module, outer: Sequence[nn.Module], restoring: Restoring) -> None:
+def warn_of_language(
+    adapter: Adapter, backbone: nn.Module, outer: Sequence[nn.Module], restoring: Restoring, can_keep: bool
+) -> None:
     """Warn if tokens come back before a projector into a language model, where they cost most."""
     holder = adapter.language_model(outer)
     if holder is not None and (restoring.ends or restoring.taps):
         tower = type(backbone).__name__
         warnings.warn(
             f"all tokens of the {tower} are restored before the projector into the language model of this "
-            f"{type(holder).__name__}: the {tower} computes less, but nothing is saved in the language model behind it",
+            f"{type(holder).__name__}: the {tower} computes less, but nothing is saved in the language model behind it"
+            + ("; keep=0.1 instead of the budget lets a tenth of them enter that" if can_keep else ""),
             NothingSavedWarning,
             stacklevel=3,
         )

@@ -19,11 +19,13 @@ class Recorded(NamedTuple):
     path: str
     method: str
     options: dict[str, Any]
-    schedule: Schedule
-    restore: bool | str
-    prop_attn: bool | str
+    schedule: Schedule | None
+    restore: bool | str = "auto"
+    prop_attn: bool | str = "auto"
     scan_conv: str = "auto"
     scan_gap: str = "auto"
+    keep: Any = None  # of a patch of what enters a language model
+    positions: str = "auto"
 
     def agree(self, method: str | None, options: dict[str, Any]) -> None:
         """Raise if a method or options were given beside the file that are not those in it."""
@@ -50,8 +52,13 @@ def read_patch(path: str | Path) -> Recorded:
         data = json.loads(Path(path).read_text())
         if data["tokenreduce"] != FORMAT:
             raise InvalidValueError(f"{path} has patch format {data['tokenreduce']!r}; this version reads {FORMAT}")
-        schedule, method = Schedule.from_json(data["schedule"]), data["method"]
+        method = data["method"]
         options = {**lookup(method).former, **data["options"]}
+        if "keep" in data:
+            keep = data["keep"]
+            keep = {int(layer): value for layer, value in keep.items()} if isinstance(keep, dict) else keep
+            return Recorded(str(path), method, options, None, keep=keep, positions=data["positions"])
+        schedule = Schedule.from_json(data["schedule"])
         scan = {name: data[name] for name in ("scan_conv", "scan_gap") if name in data}
         return Recorded(str(path), method, options, schedule, data["restore"], data["prop_attn"], **scan)
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:

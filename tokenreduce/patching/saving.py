@@ -7,14 +7,24 @@ from pathlib import Path
 
 from torch import nn
 
-from tokenreduce.patching.finding import reduction_of
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.patching.finding import is_patched, language_reduction_of, reduction_of
 from tokenreduce.patching.recorded import FORMAT, read_patch
 from tokenreduce.patching.verbs import Model, patch
 
 
 def save_patch(model: nn.Module, path: str | Path) -> None:
-    """Write the model's patch (method, options, schedule, modes) as JSON; weights are not part of it."""
-    data = {"tokenreduce": FORMAT} | reduction_of(model).to_json()
+    """Write the model's patch (method, options, schedule or budget, modes) as JSON; weights are not part of it.
+
+    Raises: ValueError if the model is not patched, or both its vision tower and what enters its language model are.
+    """
+    language = language_reduction_of(model)
+    if language is not None and is_patched(model):
+        raise InvalidValueError(
+            f"both the vision tower and what enters the language model of this {type(model).__name__} are patched, and "
+            "a file holds one patch; save that of the tower from the tower, and load this one onto a model without it"
+        )
+    data = {"tokenreduce": FORMAT} | (reduction_of(model) if language is None else language).to_json()
     Path(path).write_text(json.dumps(data, indent=2) + "\n")
 
 
@@ -24,5 +34,7 @@ def load_patch(model: Model, path: str | Path) -> Model:
     Raises: ValueError for a file that is not such a record or does not fit the model.
     """
     read = read_patch(path)
+    if read.keep is not None:
+        return patch(model, read.method, keep=read.keep, positions=read.positions, **read.options)
     modes = {name: getattr(read, name) for name in ("restore", "prop_attn", "scan_conv", "scan_gap")}
     return patch(model, read.method, schedule=read.schedule, **modes, **read.options)

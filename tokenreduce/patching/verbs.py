@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +17,22 @@ from tokenreduce.forward.marks import patch_of
 from tokenreduce.forward.owner import Owner
 from tokenreduce.forward.records import last_record
 from tokenreduce.forward.reduction import Reduction
-from tokenreduce.forward.scan_state import ScanRules, scan_rules
 from tokenreduce.forward.stack import forget_everywhere
 from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.patches.shared.weights import wrapped_costs
-from tokenreduce.patching.finding import around, candidates, find_backbone, need_module, reduction_of
-from tokenreduce.patching.fitting import auxiliary_heads, check_layers, misfit, reads_heads
+from tokenreduce.patching.finding import (
+    around,
+    can_keep,
+    candidates,
+    find_backbone,
+    is_patched,
+    language_reduction_of,
+    need_module,
+    reduction_of,
+)
+from tokenreduce.patching.fitting import auxiliary_heads, check_layers, check_scan, misfit, reads_heads
+from tokenreduce.patching.language import prepare_language
+from tokenreduce.patching.language_report import LanguageReport
 from tokenreduce.patching.outputs import check_restore, decide_restoring, warn_of_language
 from tokenreduce.patching.recorded import read_patch
 from tokenreduce.patching.reporting import Report
@@ -39,26 +49,32 @@ def patch(
     ratio: float | None = None,
     r: int | Sequence[int] | None = None,
     flops: float | None = None,
+    keep: float | int | Mapping[int, float | int] | None = None,
     schedule: Schedule | str | Path | None = None,
     layers: Sequence[int] | None = None,
     restore: bool | str = "auto",
     prop_attn: bool | str = "auto",
     scan_conv: str = "auto",
     scan_gap: str = "auto",
+    positions: str = "auto",
     **options: Any,
 ) -> Model:
     """Make `model` process fewer tokens, in place, without training; returns the model. Patching again replaces the
     patch.
 
     Args:
-        model: a vision transformer of a known family, or a module that holds exactly one.
+        model: a vision transformer of a known family, or a module that holds exactly one; with `keep`, a
+            vision-language model.
         method: a name from `methods()`; not needed where `schedule` is a file.
         ratio: fraction of the image tokens that is gone after the last reducing layer, in [0, 1).
         r: image tokens removed in every block, an int or a list with one int a block.
         flops: the share of the unpatched multiply-adds to keep, the reducer's own work included, in (0, 1].
+        keep: the tokens of each image or video that enter the language model of a vision-language model: a share in
+            (0, 1], or a number; or one for some of its layers, `{0: 0.5, 16: 0.5}`, of those that enter each. It takes
+            no other budget, and says that the language model is meant: without it the vision tower is.
         schedule: a `Schedule`, which overrides the method's own shape, or a file that `calibrate` or `save_patch`
-            wrote, which names the method and its options too. Give exactly one of ratio, r, flops and schedule. Only
-            adaptive methods may go without: their threshold then decides how many tokens each forward keeps.
+            wrote, which names the method and its options too. Give exactly one of ratio, r, flops, keep and schedule.
+            Only adaptive methods may go without: their threshold then decides how many tokens each forward keeps.
         layers: the 0-based layers that reduce, instead of the method's own.
         restore: "auto" gives all tokens back where an output is a map (`forward_intermediates`, pooling heads) and
             leaves token outputs reduced; True always gives them back, False never does (a pooling head then weighs
@@ -72,23 +88,33 @@ def patch(
             token as many steps as it holds tokens; "hold", one each; "self", "prev", "bias" or "frozen", one each, and
             the state decays over a gap by steps guessed from the token after it, the one before it, the bias alone, or
             by the steps that the gone tokens had.
+        positions: of the tokens that enter a language model. "keep": those that they had; "renumber": as if the others
+            had never been there; "auto": as the method's paper does, and "keep" where positions are of time, height and
+            width.
         options: the method's own, see `describe(method)`.
 
     Raises:
         ValueError, TypeError: a value, option, method, budget or model that does not fit; the model is left as it was.
     """
-    name, backbone, adapter = find_backbone(model)
     if isinstance(schedule, (str, Path)):
         recorded = read_patch(schedule)
         recorded.agree(method, options)
         method, options, schedule = recorded.method, recorded.options, recorded.schedule
+        keep = recorded.keep if keep is None else keep
         restore = recorded.restore if restore == "auto" else restore
         prop_attn = recorded.prop_attn if prop_attn == "auto" else prop_attn
         scan_conv = recorded.scan_conv if scan_conv == "auto" else scan_conv
         scan_gap = recorded.scan_gap if scan_gap == "auto" else scan_gap
-    if method is None:
-        raise InvalidTypeError(f"no method was given; valid: {', '.join(methods())}, or schedule= with a file")
-    reducer = create(method, options)
+        positions = recorded.positions if positions == "auto" else positions
+    if keep is not None:
+        given: dict[str, Any] = {"ratio": ratio, "r": r, "flops": flops, "schedule": schedule, "layers": layers}
+        given |= {"restore": restore, "prop_attn": prop_attn, "scan_conv": scan_conv, "scan_gap": scan_gap}
+        _install(*prepare_language(model, need_reducer(method, options), keep, positions, given))
+        return model
+    name, backbone, adapter = find_backbone(model)
+    reducer = need_reducer(method, options)
+    if positions != "auto":
+        raise InvalidTypeError(f"positions={positions!r} is for what enters a language model; give it with keep=")
     check_restore(reducer, restore)
     check_mode("prop_attn", prop_attn)
     scan = check_scan(backbone, adapter, scan_conv, scan_gap)
@@ -102,9 +128,16 @@ def patch(
     if adapter.scans:
         asked: dict[str, bool | str] = {"scan_conv": scan_conv, "scan_gap": scan_gap}
         reduction = dataclasses.replace(reduction, scan=scan, requested=reduction.requested | asked)
-    warn_of_language(adapter, backbone, outer, reduction.restoring)
+    warn_of_language(adapter, backbone, outer, reduction.restoring, can_keep(model))
     _install(backbone, adapter, reduction)
     return model
+
+
+def need_reducer(method: str | None, options: dict[str, Any]) -> Reducer:
+    """The method with its options; there must be one."""
+    if method is None:
+        raise InvalidTypeError(f"no method was given; valid: {', '.join(methods())}, or schedule= with a file")
+    return create(method, options)
 
 
 def change_patch(model: Model, **changes: Any) -> Model:
@@ -114,7 +147,7 @@ def change_patch(model: Model, **changes: Any) -> Model:
     return model
 
 
-def _install(backbone: nn.Module, adapter: Adapter, reduction: Reduction) -> None:
+def _install(backbone: nn.Module, adapter: Adapter, reduction: Any) -> None:
     """Install a patch, after removing the present one, if any; all or nothing."""
     _remove([(backbone, adapter)])
     try:
@@ -154,72 +187,37 @@ def unpatch(model: Model) -> Model:
 def reduced(model: Model, method: str | None = None, **arguments: Any) -> Iterator[Model]:
     """`patch` for the length of a `with` block; an earlier patch comes back afterwards. Takes the arguments of
     `patch`."""
-    _, backbone, adapter = find_backbone(model)
-    before = patch_of(backbone)
+    parts = candidates(need_module(model))
+    before = [(part, adapter, patch_of(part)) for _, part, adapter in parts if patch_of(part) is not None]
     patch(model, method, **arguments)
     try:
         yield model
     finally:
         unpatch(model)
-        if before is not None:
-            _install(backbone, adapter, before)
+        for part, adapter, reduction in before:
+            _install(part, adapter, reduction)
 
 
-def report(model: nn.Module) -> Report:
+def report(model: nn.Module) -> Any:
     """What the patch does: tokens left in each layer, and the maps and sizes of the last forward.
+
+    Returns a `Report` or, of what enters a language model, a `LanguageReport`: images, rows and bytes of the cache of
+    the last prompts.
 
     Raises: ValueError if the model is not patched.
     """
-    reduction = reduction_of(model)
-    return Report(reduction, last_record(reduction))
-
-
-class Compatibility(list[str]):
-    """The methods that fit a model; `refused` maps every other method to the reason."""
-
-    def __init__(self, fitting: list[str], refused: dict[str, str]) -> None:
-        super().__init__(fitting)
-        self.refused = refused
-
-    def __repr__(self) -> str:
-        lines = [f"fits: {', '.join(self) or 'nothing'}"] + [
-            f"  not {name}: {why}" for name, why in self.refused.items()
-        ]
-        return "\n".join(lines)
-
-
-def compatible(model: nn.Module) -> Compatibility:
-    """The methods that fit `model`, as a list; its attribute `refused` says why the others do not.
-
-    Raises: ValueError if no family knows the model, or several parts of it are backbones.
-    """
-    holder, backbone, adapter = find_backbone(model)
-    outer = around(model, holder)
-    reasons = {name: misfit(lookup(name)(), backbone, adapter, outer) for name in methods()}
-    return Compatibility([n for n, why in reasons.items() if not why], {n: why for n, why in reasons.items() if why})
+    language = language_reduction_of(model)
+    if language is None or is_patched(model):
+        reduction = reduction_of(model)
+        tower = Report(reduction, last_record(reduction))
+    if language is None:
+        return tower
+    return LanguageReport(language, last_record(language), tower if is_patched(model) else None)
 
 
 def check_mode(name: str, value: object) -> None:
     if not (isinstance(value, bool) or value == "auto"):
         raise InvalidValueError(f'{name} is {value!r}; valid: True, False, "auto"')
-
-
-def check_scan(backbone: nn.Module, adapter: Adapter, conv: str, gap: str) -> ScanRules:
-    """What scans are to do where tokens are missing."""
-    rules = scan_rules(conv, gap)
-    if not adapter.scans and (conv, gap) != ("auto", "auto"):
-        raise InvalidValueError(
-            f"scan_conv={conv!r} and scan_gap={gap!r} are for state-space models, and {adapter.family} is none; leave "
-            "them out"
-        )
-    refused = adapter.scan_refusals(backbone)
-    for name, value, default in (("scan_conv", rules.conv, ScanRules.conv), ("scan_gap", rules.gap, ScanRules.gap)):
-        if value in refused:
-            raise InvalidValueError(
-                f"{name} is {value!r}, which this {type(backbone).__name__} cannot do: {refused[value]}; leave it out, "
-                f"or give {default!r}"
-            )
-    return rules
 
 
 def _make_schedule(
@@ -237,7 +235,9 @@ def _make_schedule(
         return Schedule.adaptive(layers)
     if len(named) != 1:
         what = " and ".join(named) if named else "no budget"
-        raise InvalidTypeError(f"got {what}; give exactly one of ratio, r, flops and schedule, for example flops=0.6")
+        raise InvalidTypeError(
+            f"got {what}; give exactly one of ratio, r, flops, keep and schedule, for example flops=0.6"
+        )
     if schedule is not None:
         if not isinstance(schedule, Schedule):
             raise InvalidTypeError(

@@ -14,6 +14,9 @@ from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 PLACEMENTS = ("pre", "mid", "post")
+ENCODER = frozenset({"encoder"})
+EVERYWHERE = frozenset({"encoder", "language"})
+POSITIONS = ("keep", "renumber")
 UNKNOWN = "unknown"  # what `describe` says of a fact that a method does not state
 
 
@@ -93,6 +96,9 @@ class Reducer:
     restoring (str, "delta"): how tokens come back in maps, unless the user says otherwise: copy, soft, freeze or delta.
     pooling (str, "copy"): how they come back for a head that pools them.
     modes (tuple of str): the ways of coming back that its maps allow.
+    places (frozenset, {"encoder"}): it reduces between the layers of an "encoder", before a "language" model, or both.
+        There a map has to name one member of each output, whose place in the prompt the output takes.
+    positions (str, "keep"): what a language model sees of what was removed, gaps ("keep") or nothing ("renumber").
     former (mapping, empty): options that came later, with what patches that were saved before mean.
     fast_path (FastPath): what compiled kernels spare `plan`. It belongs to the `plan` beside it: a subclass with
         a plan of its own does not inherit it.
@@ -116,6 +122,8 @@ class Reducer:
     restoring: ClassVar[str] = "delta"
     pooling: ClassVar[str] = "copy"
     modes: ClassVar[tuple[str, ...]] = ("copy", "freeze", "delta")
+    places: ClassVar[frozenset[str]] = ENCODER
+    positions: ClassVar[str] = "keep"
     former: ClassVar[Mapping[str, Any]] = {}
     fast_path: ClassVar[FastPath] = FastPath()
 
@@ -150,6 +158,10 @@ class Reducer:
     def rebuilt_after(self) -> tuple[int, ...]:
         """The layers after which these options have all tokens restored."""
         return ()
+
+    def language_layers(self, depth: int) -> tuple[int, ...]:
+        """The layers of a language model before which a budget alone lets tokens leave; 0: before the first."""
+        return (0,)
 
     def required(self) -> frozenset[str]:
         """What these options need of the model; most methods need the same with all options."""

@@ -62,6 +62,11 @@ ENTRIES = {
         "softmax, so they sum to less than 1",
         of_attention=True,
     ),
+    "text_attention": Entry(
+        ("B", "N"),
+        "in fp32, within a language model: attention of the prompt's last token to the image tokens in the layer "
+        "before, mean over heads; rows of the full softmax",
+    ),
     "received_attention": Entry(
         ("B", "H", "N"),
         "in fp32, attention that each image token receives: column sums of the full softmax over all queries, itself "
@@ -180,6 +185,7 @@ def fake_entries(
         "origin": lambda: torch.arange(n, device=full.device)[None],
         "scan_output": lambda: torch.randn(1, n, 2 * full.shape[-1], generator=generator, device=full.device),
         "time_step": lambda: torch.rand(1, n, 2 * full.shape[-1], generator=generator, device=full.device),
+        "text_attention": lambda: torch.rand(1, n, generator=generator, device=full.device),
         "pixels": lambda: torch.randn(1, n, 2, 1, generator=generator, device=full.device),
     }
     sources |= {name: lambda: full[:, :, image] for name in ("keys", "queries", "values")}

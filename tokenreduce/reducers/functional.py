@@ -30,6 +30,7 @@ def plan(
     queries: Tensor | None = None,
     values: Tensor | None = None,
     class_attention: Tensor | None = None,
+    text_attention: Tensor | None = None,
     attention: Tensor | None = None,
     positions: Tensor | None = None,
     pixels: Tensor | None = None,
@@ -49,7 +50,7 @@ def plan(
             method that shall decide itself.
         sizes: `(B, N)`, how many input tokens each token stands for; None: one each.
         keys, queries, values: `(B, H, N, d)` or `(B, N, d)`; keys default to `x` itself.
-        class_attention: `(B, N)`, needed by methods that rank by it.
+        class_attention, text_attention: `(B, N)`, needed by methods that rank by them.
         attention: `(B, H, prefix + N, prefix + N)` after softmax, needed by methods that read more of it.
         grid: `(H, W)` of the tokens, of a video `(T, H, W)`, needed by methods that use their places.
         positions: `(B, N, 2)`, row and column of each token; default: those of the grid.
@@ -73,8 +74,8 @@ def plan(
         if not least <= keep <= n:
             raise InvalidValueError(f"{method} can leave {least} to {n} of {n} tokens, not {keep}")
     given = {"keys": keys, "queries": queries, "values": values, "class_attention": class_attention}
-    given |= {"attention": attention, "positions": positions, "pixels": pixels, "auxiliary_logits": auxiliary_logits}
-    given |= {"scan_output": scan_output, "time_step": time_step}
+    given |= {"text_attention": text_attention, "attention": attention, "positions": positions, "pixels": pixels}
+    given |= {"auxiliary_logits": auxiliary_logits, "scan_output": scan_output, "time_step": time_step}
     for name, tensor in {**given, "sizes": sizes}.items():
         if tensor is not None and not isinstance(tensor, Tensor):
             raise InvalidTypeError(f"{name} is {tensor!r}; it must be a tensor, see the docstring of plan")
@@ -135,7 +136,7 @@ def _entries(x: Tensor, given: dict[str, Tensor], grid: tuple[int, ...] | None, 
         found = from_attention(found["attention"], prefix) | {k: v for k, v in found.items() if k != "attention"}
     if "positions" not in found and grid is not None and math.prod(grid) == n:
         found["positions"] = grid_positions(grid, x.device).expand(batch, -1, -1)
-    for name in ("class_attention", "positions"):
+    for name in ("class_attention", "text_attention", "positions"):
         if name in found:
             found[name] = found[name].float()
     return found

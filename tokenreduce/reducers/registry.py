@@ -8,7 +8,7 @@ import pkgutil
 from typing import Any
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
-from tokenreduce.reducers.contract import PLACEMENTS, SHAPES, Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, PLACEMENTS, POSITIONS, SHAPES, Reducer
 from tokenreduce.reducers.entries import ENTRIES
 
 METHODS = f"{__name__.rpartition('.')[0]}.methods"  # the folder whose files register themselves
@@ -39,6 +39,11 @@ def register(cls: type[Reducer]) -> type[Reducer]:
             f"{cls.__name__}: placement {cls.placement!r} must be one of {PLACEMENTS} "
             f"and needs and uses {sorted(cls.needs | cls.uses)} among {sorted(ENTRIES)}"
         )
+    if not cls.places or not cls.places <= EVERYWHERE or cls.positions not in POSITIONS:
+        raise InvalidValueError(
+            f"{cls.__name__}: places {sorted(cls.places)} must be some of {sorted(EVERYWHERE)} and positions "
+            f"{cls.positions!r} one of {POSITIONS}"
+        )
     if not cls.adaptive == (cls.decide is not Reducer.decide) == bool(cls.budgeted):
         raise InvalidValueError(f"{cls.__name__}: an adaptive method, and no other, has decide(...) and `budgeted`")
     if not cls.__module__.startswith(f"{METHODS}."):
@@ -52,10 +57,12 @@ def register(cls: type[Reducer]) -> type[Reducer]:
     return cls
 
 
-def methods() -> list[str]:
-    """Names of all registered methods."""
+def methods(place: str | None = None) -> list[str]:
+    """Names of all registered methods, or of those that run in one place: "encoder" or "language", see `Reducer`."""
     _load_builtin()
-    return sorted(_registry)
+    if place is not None and place not in EVERYWHERE:
+        raise unknown("place", place, EVERYWHERE)
+    return sorted(name for name, cls in _registry.items() if place is None or place in cls.places)
 
 
 def lookup(name: str) -> type[Reducer]:
@@ -83,7 +90,7 @@ def describe(method: str) -> dict[str, Any]:
 
     Keys: name, kind, paper, year, placement, adaptive, summary (the first sentence of its docstring), needs, uses,
     budget (how it spreads over layers), budgeted (what an adaptive method does with one), deterministic, exportable,
-    checked, restoring, pooling, modes, and options (each with its default).
+    checked, restoring, pooling, modes, places (encoder, language), positions, and options (each with its default).
     """
     cls = lookup(method)
     facts = {fact: getattr(cls, fact) for fact in ("name", "kind", "paper", "year", "placement", "adaptive")}
@@ -99,6 +106,8 @@ def describe(method: str) -> dict[str, Any]:
         "restoring": cls.restoring,
         "pooling": cls.pooling,
         "modes": list(cls.modes),
+        "places": sorted(cls.places),
+        "positions": cls.positions,
         "options": {f.name: f.default for f in dataclasses.fields(cls)},
     }
 

@@ -49,6 +49,7 @@ class Tokens:
     queries = _entry("queries")
     values = _entry("values")
     class_attention = _entry("class_attention")
+    text_attention = _entry("text_attention")
     received_attention = _entry("received_attention")
     own_attention = _entry("own_attention")
     attention = _entry("attention")

@@ -70,7 +70,7 @@ class ClassificationDemo(Demo):
         self.name = name
         self.model: Any = load_model(name, None, True)[0]
         self.images = load_data("fashion-mnist", self.model, limit=limit)
-        chosen = methods() if every else METHODS if name == "fashion_vit" else SCANS
+        chosen = methods("encoder") if every else METHODS if name == "fashion_vit" else SCANS
         arms = [Arm(method, flops=share) for method in chosen for share in BUDGETS]
         self.lanes, self.refused = classification_lanes(self.model, arms, len(self.images.class_names))
         threads = torch.get_num_threads()

@@ -16,7 +16,8 @@ from tokenreduce.lab.quality.evaluation import DENSE_MODELS
 from tokenreduce.lab.quality.named import load_dense
 from tokenreduce.lab.quality.predictors import load_predictor
 from tokenreduce.lab.rows import Progress, Row
-from tokenreduce.patching.verbs import compatible, report
+from tokenreduce.patching.compatibility import compatible
+from tokenreduce.patching.verbs import report
 
 HEADLINES = {"segmentation": ("miou", "mIoU"), "detection": ("ap50", "AP50")}
 METHODS = ("ward", "tome", "expedit", "evit", "random", "pool")

@@ -42,7 +42,7 @@ class PhotographDemo(Demo):
         self.model: Any = dinov2_small.dinov2_small()
         self.head = dinov2_small.saliency_head()
         self.images = load_data(photographs.NAME, self.model, limit=limit or SQUARES)
-        arms = [Arm(name, flops=share) for name in (methods() if every else METHODS) for share in BUDGETS]
+        arms = [Arm(name, flops=share) for name in (methods("encoder") if every else METHODS) for share in BUDGETS]
         self.lanes, self.refused = unlabelled_lanes(self.model, arms, self.head)
         names, count, threads = self.images.images.names, len(self.images), torch.get_num_threads()
         self.title = (

@@ -15,7 +15,7 @@ from tokenreduce.lab.search.parting import collect, part
 from tokenreduce.lab.search.proposing import need_optuna
 from tokenreduce.lab.search.searching import Search
 from tokenreduce.lab.search.trials import Trials, Variant
-from tokenreduce.patching.verbs import compatible
+from tokenreduce.patching.compatibility import compatible
 
 DEFAULT = "ward"
 VARIANTS = (DEFAULT, (DEFAULT, {"early": 0}), "tome", "dpc_knn")

@@ -16,8 +16,9 @@ from tokenreduce.lab.speed.break_even import Curve, nearest_curve
 from tokenreduce.lab.speed.command import bench_command
 from tokenreduce.ops.native import dispatch
 from tokenreduce.ops.size_channels import attended_type
+from tokenreduce.patching.compatibility import compatible
 from tokenreduce.patching.finding import find_backbone, reduction_of
-from tokenreduce.patching.verbs import compatible, patch, report
+from tokenreduce.patching.verbs import patch, report
 
 METHODS = ("ward", "tome")  # those measured; where both pay, the first is advised, which loses less on a real model
 FLOPS = 0.6  # the budget that was measured

@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.linkage import LINKAGES, agglomerate
 from tokenreduce.reducers.checks import check_option
-from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, Reducer
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.parts.labels import map_of_clusters
 from tokenreduce.reducers.registry import register
@@ -47,6 +47,7 @@ class ATC(Reducer):
     kind: ClassVar[str] = "clustering"
     paper: ClassVar[str] = "arXiv 2409.11923"
     year: ClassVar[int] = 2024
+    places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "JoakimHaurum/ATC@227c94b: clusters and outputs equal"
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})

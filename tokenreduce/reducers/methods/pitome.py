@@ -14,7 +14,7 @@ from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import take
 from tokenreduce.reducers.checks import check_number, check_option
-from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, Reducer
 from tokenreduce.reducers.parts.bipartite import match_bipartite
 from tokenreduce.reducers.parts.energy import FORMS, energy
 from tokenreduce.reducers.registry import register
@@ -63,6 +63,7 @@ class PiToMe(Reducer):
     kind: ClassVar[str] = "merging"
     paper: ClassVar[str] = "arXiv 2405.16148"
     year: ClassVar[int] = 2024
+    places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = (
         "hchautran/PiToMe@550b5de: selections and outputs equal; ties of energy, which rounding decides there, aside"

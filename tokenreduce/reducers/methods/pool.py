@@ -10,7 +10,7 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.constants import constant
 from tokenreduce.ops.tracing import computed_once
-from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, Reducer
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
@@ -30,6 +30,7 @@ class Pool(Reducer):
     kind: ClassVar[str] = "baseline"
     paper: ClassVar[str] = "none"
     year: ClassVar[int] = 2026
+    places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification"
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})

@@ -12,7 +12,7 @@ from tokenreduce.maps.token_map import TokenMap, keep_tokens
 from tokenreduce.ops.constants import constant
 from tokenreduce.ops.tracing import computed_once
 from tokenreduce.reducers.checks import check_option
-from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, Reducer
 from tokenreduce.reducers.parts.cosine import nearest_kept
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
@@ -38,6 +38,7 @@ class Random(Reducer):
     kind: ClassVar[str] = "baseline"
     paper: ClassVar[str] = "none"
     year: ClassVar[int] = 2026
+    places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.reducers.checks import check_option
-from tokenreduce.reducers.contract import FastPath, Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, FastPath, Reducer
 from tokenreduce.reducers.parts.bipartite import match_bipartite
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
@@ -52,6 +52,7 @@ class ToMe(Reducer):
     kind: ClassVar[str] = "merging"
     paper: ClassVar[str] = "arXiv 2210.09461"
     year: ClassVar[int] = 2023
+    places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = "its specification"
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})

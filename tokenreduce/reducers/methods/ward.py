@@ -14,7 +14,7 @@ from tokenreduce.ops.linkage import agglomerate
 from tokenreduce.ops.native.dispatch import choose
 from tokenreduce.ops.products import suits
 from tokenreduce.reducers.checks import check_count, check_number
-from tokenreduce.reducers.contract import FastPath, Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, FastPath, Reducer
 from tokenreduce.reducers.parts import bipartition
 from tokenreduce.reducers.parts.cosine import normalised
 from tokenreduce.reducers.parts.labels import map_of_clusters, with_central
@@ -47,19 +47,20 @@ class Ward(Reducer):
             each, every second token may merge into the cheapest of the other half, and the best of them do.
         width: channels of the sketch; None: a quarter of the features' channels, at most 64. All of them: no sketch.
         early: the share of the layers, from the first on, that compares keys, where the model shows them.
-        places: in state-space models, whose convolution and scans read neighbours, what a step on the grid counts next
-            to directions of length 1.
+        nearness: in state-space models, whose convolution and scans read neighbours, what a step on the grid counts
+            next to directions of length 1.
     """
 
     rounds: int | None = None
     width: int | None = None
     early: float = 0.25
-    places: float = 0.2
+    nearness: float = 0.2
 
     name: ClassVar[str] = "ward"
     kind: ClassVar[str] = "merging"
     paper: ClassVar[str] = "none"
     year: ClassVar[int] = 2026
+    places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     shape: ClassVar[str] = "after_twelfth"
@@ -71,7 +72,7 @@ class Ward(Reducer):
         check_count("rounds", self.rounds, optional=True)
         check_count("width", self.width, optional=True)
         check_number("early", self.early, 0, 1)
-        check_number("places", self.places, 0)
+        check_number("nearness", self.nearness, 0)
 
     def least(self, n: int) -> int:
         if self.rounds is None:
@@ -103,7 +104,7 @@ class Ward(Reducer):
         if not tokens.has("positions"):
             return clustered(points, tokens.sizes, keep)
         places = tokens.positions
-        near = points if not self.places else torch.cat([points, places * self.places], -1)
+        near = points if not self.nearness else torch.cat([points, places * self.nearness], -1)
         return with_central(clustered(near, tokens.sizes, keep), places, tokens.sizes)
 
     def plan_in_rounds(self, tokens: Tokens, keep: int, rounds: int) -> TokenMap:
@@ -123,7 +124,7 @@ class Ward(Reducer):
     def work(self, step: Step) -> int:
         width = self.sketch_width(step.width)
         if step.ordered and self.rounds is None:
-            return step.n**2 * (width + (2 if self.places else 0))
+            return step.n**2 * (width + (2 if self.nearness else 0))
         if self.rounds is not None:
             entered = [step.n, *round_counts(step.n, step.keep, self.rounds)]
             return sum(step.bipartite(width + 2, n) for n in entered[:-1])  # with both squares

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.order import stable_order
 from tokenreduce.reducers.checks import check_count, check_option
-from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.contract import EVERYWHERE, Reducer
 from tokenreduce.reducers.parts.clusters import SEEDINGS, rank_of
 from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
@@ -25,6 +25,7 @@ class Clustering(Reducer):
     weights: str = "size"
 
     kind: ClassVar[str] = "clustering"
+    places: ClassVar[frozenset[str]] = EVERYWHERE
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
 
     def __post_init__(self) -> None:

@@ -1,0 +1,195 @@
+"""`VisionLanguageAdapter`: what the families of vision-language models of transformers share.
+
+Outside of the language model everything stays as the user and `generate` count it: ids with all placeholders, masks,
+positions, lengths. Inside fewer rows exist. So the hooks are on the call of the language model, and never on the
+methods that encode images, whose lengths `generate` compares with the placeholders.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import nn
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.language.passage import Passage
+from tokenreduce.forward.language.planning import Removal
+from tokenreduce.forward.language.units import Facts, Unit, find_units
+from tokenreduce.forward.marks import mark, unmark
+
+from ..shared.adapter import Adapter
+from ._hooks import enter_language, enter_model, leave_language, leave_model
+from ._layers import enter_layer, show_attention, stop_showing
+from ._tower import STAMP, Encoded, show, stamp
+
+SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions", "class_attention"})  # keys: the rows themselves
+PRE = (enter_model, enter_language, enter_layer)
+POST = (stamp, show, leave_model, leave_language)
+RUN_WITH = ("sdpa", "eager")  # attention implementations that were tried with rows removed
+
+
+class VisionLanguageAdapter(Adapter):
+    """An adapter for one model type; subclasses say where its parts are.
+
+    `models`: the classes that hold vision tower and language model, without the head; `tower` and `language`: the
+    names of these parts; `pixels`: the argument with the pixels of each modality, which has a `get_..._features` and a
+    `..._token_id`; `hands_on`: whether other arguments of the model go to these methods; `rotates_in_3d`: positions are
+    of time, height and width; `within`: tokens may leave before later layers too, which was tried.
+    """
+
+    place = "language"
+    models: ClassVar[tuple[type[nn.Module], ...]]
+    tower: ClassVar[str]
+    language: ClassVar[str] = "language_model"
+    pixels: ClassVar[dict[str, str]] = {"image": "pixel_values"}
+    hands_on: ClassVar[bool] = False
+    within: ClassVar[bool] = False
+    rotates_in_3d: ClassVar[bool] = False
+
+    @property
+    def family(self) -> str:  # type: ignore[override]
+        return f"transformers {', '.join(model.__name__ for model in self.models)}"
+
+    def matches(self, module: nn.Module) -> bool:
+        return isinstance(module, self.models)
+
+    def refusals(self, model: Any) -> list[str]:
+        used = model.get_submodule(self.language).config._attn_implementation
+        if used in RUN_WITH:
+            return []
+        return [
+            f"the attention of its language model is {used!r}, with which removing was never tried; call "
+            f'model.set_attn_implementation("sdpa") first'
+        ]
+
+    def refuse_layers(self, model: Any) -> list[str]:
+        """Why tokens cannot leave within this language model; empty if they can."""
+        if not self.within:
+            return ["tokens leave only before the language model of this family, at layer 0"]
+        config = model.get_submodule(self.language).config
+        sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        if sliding or (getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)):
+            return ["layers of its language model have sliding windows, from which tokens leave only at layer 0"]
+        return []
+
+    def lacks(self, model: Any) -> dict[str, str]:
+        """The entries of `SHOWN` that this model's images do not have, each with the reason."""
+        missing = dict.fromkeys(("grid", "positions"), "its images' tokens are no known grid")
+        return missing | {"class_attention": "its vision tower has no class token"}
+
+    def missing_for(self, model: Any, needs: frozenset[str]) -> dict[str, str]:
+        """Which of the entries that a method `needs` there are none of before the language model, and why."""
+        unknown = dict.fromkeys(needs - SHOWN - {"text_attention"}, "nothing before the language model shows it")
+        lacks, reasons = self.lacks(model), self.refuse_layers(model)
+        lacks |= {"text_attention": "; ".join(reasons)} if reasons else {}
+        return unknown | {name: lacks[name] for name in needs & lacks.keys()}
+
+    def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
+        """What is known of the images or videos as they were encoded."""
+        return ()
+
+    def showing(self, model: Any) -> Sequence[nn.Module]:
+        """The projections of the tower to queries and keys, layer by layer, of the class attention that features are
+        ranked by."""
+        return ()
+
+    def rows(self, given: dict[str, Any], removal: Removal, passage: Passage) -> dict[str, Any]:
+        """The other arguments of the language model that have something for each row, for the rows that enter."""
+        return {}
+
+    def encoded(self, model: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with features in the place of pixels, as `generate` hands them over."""
+        there = [name for name, pixels in self.pixels.items() if given.get(pixels) is not None]
+        if not there or given.get("mm_encoder_outputs") is not None:  # both: the model itself says what is wrong
+            return given
+        names = inspect.signature(model.forward).parameters
+        more = {k: v for k, v in given.items() if k not in names and k != "return_dict"} if self.hands_on else {}
+        features = {}
+        for modality in there:
+            encode = getattr(model, f"get_{modality}_features")
+            wanted = {name: given[name] for name in inspect.signature(encode).parameters if name in given}
+            features[modality] = encode(**wanted, **more, return_dict=True)
+        kept = {name: value for name, value in given.items() if name not in {self.pixels[m] for m in there}}
+        return kept | {"mm_encoder_outputs": features}
+
+    def units(self, model: Any, reduction: Any, given: dict[str, Any]) -> list[Unit]:
+        """The images and videos in the prompts of this forward.
+
+        Raises: ValueError for features that are not known to be whole, and where prompts are given without ids.
+        """
+        found: list[Unit] = []
+        for modality, output in (given.get("mm_encoder_outputs") or {}).items():
+            parts = getattr(output, "pooler_output", None)
+            if parts is None or modality not in self.pixels:
+                continue
+            seal, ids = getattr(output, STAMP, None), given.get("input_ids")
+            if seal is None:
+                raise InvalidValueError(
+                    f"it is not known where each {modality} of these features begins: encode with this model while it "
+                    "is patched, and generate without prefill_chunk_size"
+                )
+            if ids is None:
+                raise InvalidValueError(
+                    f"with inputs_embeds it is not known where the {modality}s stand in the prompts; give input_ids, "
+                    "or call tokenreduce.unpatch(model)"
+                )
+            lengths = [len(part) for part in parts]
+            token = getattr(model.config, f"{modality}_token_id")
+            found += find_units(ids == token, lengths, self.facts(model, seal, lengths))
+        if "class_attention" in reduction.reducer.required():
+            check_attention(found)
+        return found
+
+    def install(self, model: Any, reduction: Any) -> None:
+        tower, language = model.get_submodule(self.tower), model.get_submodule(self.language)
+        reads = reduction.reducer.required()
+        tower.register_forward_hook(stamp, with_kwargs=True, always_call=True)
+        for projection in self.showing(model) if "class_attention" in reads else ():
+            projection.register_forward_hook(show)
+        model.register_forward_pre_hook(enter_model, with_kwargs=True)
+        model.register_forward_hook(leave_model, always_call=True)
+        language.register_forward_pre_hook(enter_language, with_kwargs=True)
+        language.register_forward_hook(leave_language, always_call=True)
+        mark(model, reduction)
+        mark(language, reduction)
+        for number, layer in enumerate(language.layers):
+            if reduction.later and number >= min(reduction.later):
+                mark(layer, reduction, number)
+                layer.register_forward_pre_hook(enter_layer, with_kwargs=True)
+            if "text_attention" in reads and number + 1 in reduction.later:
+                show_attention(layer.self_attn, reduction)
+
+    def remove(self, model: Any) -> None:
+        language = model.get_submodule(self.language)
+        for module in model.modules():
+            take_off_hooks(module)
+        for layer in language.layers:
+            stop_showing(getattr(layer, "self_attn", None), language.config)
+            unmark(layer)
+        unmark(model)
+        unmark(language)
+
+
+def take_off_hooks(module: nn.Module) -> None:
+    """Take our hooks off `module`, and nobody else's."""
+    pre = [key for key, hook in module._forward_pre_hooks.items() if hook in PRE]
+    post = [key for key, hook in module._forward_hooks.items() if hook in POST]
+    for key in pre:
+        del module._forward_pre_hooks[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key in post:
+        del module._forward_hooks[key]
+        module._forward_hooks_with_kwargs.pop(key, None)
+        module._forward_hooks_always_called.pop(key, None)
+
+
+def check_attention(units: Sequence[Unit]) -> None:
+    """Raise where the tower has not shown its attention to the very tokens that enter."""
+    for _, places, facts in units:
+        if facts.class_attention is None or len(facts.class_attention) != len(places):
+            raise InvalidValueError(
+                "the vision tower has not shown the attention of its class token to each of these tokens: it is "
+                "reduced by a patch of its own, or was changed since; unpatch the tower, or patch the model again"
+            )

@@ -1,0 +1,98 @@
+"""`ReducedCache`: a cache from whose prompts tokens have left. It counts places of the prompts for everybody but the
+language model, and entries for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.language.held import all_held
+from tokenreduce.forward.language.kept import Kept, whole
+
+
+class ReducedCache(DynamicCache):
+    """Stands for `DynamicCache`, whose class is swapped when the first token leaves."""
+
+    kept: Kept
+    inside: bool  # the language model of a patched model has it now
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        entries = super().get_seq_length(layer_idx)
+        return entries if self.inside else entries + self.kept.missing
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        length, offset = super().get_mask_sizes(query_length, layer_idx)
+        return (length, offset) if self.inside else (length + self.kept.missing, offset)
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.inside:
+            raise InvalidValueError(
+                "this cache holds the prompt of a reduced model, and fits that model only while it is patched; patch "
+                "it again, or encode the prompt anew"
+            )
+        return super().update(*args, **kwargs)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        entries = super().get_seq_length() - self.kept.columns.shape[1]
+        if -tokens_to_remove > entries:
+            self.kept = self.kept.cut(-tokens_to_remove - entries)
+        super().crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.kept = self.kept.select(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.kept = self.kept.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.kept = self.kept.repeat(repeats)
+
+    def reset(self) -> None:
+        super().reset()
+        del self.kept, self.inside
+        self.__class__ = DynamicCache  # type: ignore[assignment]
+
+
+def reduce_cache(cache: Any, kept: Kept) -> None:
+    """Say what a cache holds from now on."""
+    cache.__class__ = ReducedCache
+    cache.kept, cache.inside = kept, False
+
+
+def held_by(cache: Any) -> Kept | None:
+    """What a reduced cache holds; None for all others."""
+    return cache.kept if isinstance(cache, ReducedCache) else None
+
+
+def held_so_far(cache: Any, batch: int, device: torch.device, stages: Iterable[int] = ()) -> Kept:
+    """What any cache holds, until its last place, also in the layers from later `stages` on."""
+    seen = 0 if cache is None else cache.get_seq_length()
+    kept = held_by(cache)
+    kept = whole(batch, seen, device) if kept is None else kept.until(seen)
+    later = {layer: kept.held.get(layer) or all_held(batch, kept.columns.shape[1], device) for layer in stages}
+    return replace(kept, held=later)
+
+
+def check_cache(cache: Any) -> None:
+    """Raise for a cache that cannot hold fewer rows than places."""
+    if cache is not None and type(cache) not in (DynamicCache, ReducedCache):
+        raise InvalidValueError(
+            f"a {type(cache).__name__} holds all tokens, whatever is removed; leave it out, so that the model makes "
+            "its DynamicCache"
+        )
+
+
+def bytes_of(cache: Cache | None, places: int) -> tuple[int, int]:
+    """Bytes of all layers that keep rows, and what they would be if all `places` of the prompts were there."""
+    layers: list[Any] = [] if cache is None else [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    held = [x for layer in layers for x in (layer.keys, layer.values)]
+    now = sum(x.numel() * x.element_size() for x in held)
+    return now, sum(x[:, :, 0].numel() * x.element_size() * places for x in held)

@@ -1,0 +1,75 @@
+"""Calls of a language model that cannot be made with fewer rows, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.language.kept import Kept
+from tokenreduce.forward.language.passage import Passage
+from tokenreduce.forward.language.reduction import LanguageReduction
+
+from ._layers import is_changed
+
+
+def check_call(language: Any, reduction: LanguageReduction, given: dict[str, Any], removes: bool) -> None:
+    """Raise for arguments that hold something for each place in a way that is not known here."""
+    mask = given.get("attention_mask")
+    if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim != 2):
+        raise InvalidValueError(
+            "a reduced model takes an attention mask of the prompts' places, (batch, places), and not one of pairs or "
+            "several of them; give that, or call tokenreduce.unpatch(model)"
+        )
+    if given.get("cu_seq_lens_q") is not None:
+        raise InvalidValueError("a reduced model takes no packed sequences; give prompts as a padded batch")
+    wanted = given.get("output_attentions")
+    if removes and (language.config.output_attentions if wanted is None else wanted):
+        raise InvalidValueError(
+            "output_attentions is not possible where tokens leave before the language model: its maps have no rows for "
+            "them; leave it out, or call tokenreduce.unpatch(model)"
+        )
+    if removes and reduction.later:
+        check_layers(language)
+
+
+def check_layers(language: Any) -> None:
+    """Raise where rows cannot leave within the language model."""
+    if language.gradient_checkpointing and language.training:
+        raise InvalidValueError(
+            "gradient checkpointing runs layers again outside of a forward, where it is not known which rows left; "
+            "switch it off, or let tokens leave before the language model (keep=0.5 with another method)"
+        )
+    if any(is_changed(layer.self_attn, language.config) for layer in language.layers):
+        raise InvalidValueError(
+            "the model was given another attention implementation after it was patched; patch it again"
+        )
+
+
+def check_manner(reduction: LanguageReduction, before: Kept) -> None:
+    """Raise for a cache that another patch has made in another manner."""
+    if before.under != reduction.manner:
+        positions, layers = before.under
+        raise InvalidValueError(
+            f"this cache was filled with positions={positions!r} and tokens leaving before layers {list(layers)} "
+            f"within the language model; the model is patched otherwise now ({reduction.positions!r}, "
+            f"{list(reduction.later)}): patch it as it was, or encode the prompt anew"
+        )
+
+
+def check_mask(mask: Tensor | None, places: int) -> None:
+    """Raise for a mask that is not of all places."""
+    if mask is not None and mask.shape[1] != places:
+        raise InvalidValueError(
+            f"attention_mask has {mask.shape[1]} places, but cache and prompt have {places}; give one for all of them"
+        )
+
+
+def check_linear(cache: Any, before: Kept, passage: Passage) -> None:
+    """Raise where fillers would pass through the state of linear attention."""
+    if cache is not None and before.seen and any(cache.is_linear) and not bool(passage.valid.all()):
+        raise InvalidValueError(
+            "layers with linear attention cannot take a batch of later turns whose prompts are left with different "
+            "numbers of tokens; give one prompt at a time, or the whole conversation at once"
+        )

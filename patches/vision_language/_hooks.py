@@ -1,0 +1,177 @@
+"""The hooks on a vision-language model: on the model that holds both parts, and on its language model, whose call is
+the one place where rows leave and come back.
+
+Each is a function at module level: the same object in copies and pickles of a model, by which it is found again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.forward.language.kept import Kept
+from tokenreduce.forward.language.passage import Passage
+from tokenreduce.forward.language.planning import plan_removal
+from tokenreduce.forward.language.record import LanguageRecord
+from tokenreduce.forward.language.reduction import LanguageReduction, count_left
+from tokenreduce.forward.language.run import Crossing, LanguageRun, close, current, open_run
+from tokenreduce.forward.language.stream import Later, Stream
+from tokenreduce.forward.language.units import Unit
+from tokenreduce.forward.marks import patch_of
+from tokenreduce.forward.records import keep_record
+
+from ._cache import ReducedCache, bytes_of, check_cache, held_by, held_so_far, reduce_cache
+from ._calls import check_call, check_linear, check_manner, check_mask
+
+
+def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by their names."""
+    if not args:  # as in every step of decoding
+        return kwargs
+    names = inspect.signature(module.forward).parameters
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def enter_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Open a run: encode pixels, unless `generate` has, and find the units."""
+    reduction: Any = patch_of(model)
+    if reduction is None or reduction.is_identity:
+        return None
+    given = given_to(model, args, kwargs)
+    given = reduction.adapter.encoded(model, given)
+    open_run(reduction, reduction.adapter.units(model, reduction, given))
+    return (), given
+
+
+def leave_model(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Close the run, also after an exception."""
+    reduction: Any = patch_of(model)
+    if reduction is not None:
+        close(reduction)
+
+
+def enter_language(language: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Let fewer rows enter, or one step of prompts from which rows have left before."""
+    reduction: Any = patch_of(language)
+    if reduction is None:
+        return None
+    given = given_to(language, args, kwargs)
+    cache, rows = given.get("past_key_values"), given.get("inputs_embeds")
+    run = current(reduction) or open_run(reduction, (), inside=True)
+    removes, before = rows is not None and loses(reduction, run.units), held_by(cache)
+    if not removes and before is None:
+        return None
+    if removes:
+        check_cache(cache)
+    check_call(language, reduction, given, removes)
+    if before is not None:
+        check_manner(reduction, before)
+    changed = pass_through(run, given) if removes else step(run, given, before)  # type: ignore[arg-type]
+    if isinstance(cache, ReducedCache):
+        cache.inside = True
+    return (), given | changed
+
+
+def loses(reduction: LanguageReduction, units: Sequence[Unit]) -> bool:
+    """Whether a token of any of these leaves."""
+    return any(reduction.left(len(unit.places)) < len(unit.places) for unit in units)
+
+
+def step(run: LanguageRun, given: dict[str, Any], before: Kept) -> dict[str, Any]:
+    """What changes for tokens of which none leaves, behind a prompt from which some have."""
+    cache, mask, positions = given["past_key_values"], given.get("attention_mask"), given.get("position_ids")
+    rows = given["inputs_embeds"] if given.get("inputs_embeds") is not None else given["input_ids"]
+    past, places = cache.get_seq_length(), rows.shape[1]
+    check_mask(mask, past + places)
+    changed: dict[str, Any] = {"attention_mask": before.mask(mask, past - before.seen + places)}
+    if positions is None:
+        positions = torch.arange(past, past + places, device=rows.device).expand(rows.shape[0], -1)
+        changed["position_ids"] = positions
+    if run.reduction.renumbers:
+        changed["position_ids"] = positions - before.removed[:, None]
+    entries = before.columns.shape[1] + past - before.seen + places
+    run.crossing = Crossing(cache, later=Later(before.held, entries, places) if before.held else None)
+    return changed
+
+
+def pass_through(run: LanguageRun, given: dict[str, Any]) -> dict[str, Any]:
+    """What changes for prompts from which tokens leave."""
+    reduction, rows, cache = run.reduction, given["inputs_embeds"], given.get("past_key_values")
+    removal = plan_removal(reduction.reducer, dict(reduction.stages).get(0, 1.0), run.units, rows)
+    before = held_so_far(cache, rows.shape[0], rows.device, reduction.later)
+    mask = given.get("attention_mask")
+    check_mask(mask, before.seen + rows.shape[1])
+    real = None if mask is None else mask[:, before.seen :].bool()
+    passage = Passage.of(removal.removed, real, before.seen)
+    check_linear(cache, before, passage)
+    hidden = before.mask(mask if mask is None else mask[:, : before.seen], 0)
+    old = torch.ones_like(before.valid) if hidden is None else hidden
+    stream = None
+    if reduction.later:
+        units = [unit._replace(places=passage.back[unit.prompt, unit.places]) for unit in removal.left(run.units)]
+        stream = Stream(reduction, units, passage.valid, before.held, before.columns.shape[1])
+    run.crossing = Crossing(cache, passage, before, stream)
+    return {
+        "inputs_embeds": passage.rows(removal.carry(rows)),
+        "attention_mask": torch.cat([old, passage.valid], 1).long(),
+        "position_ids": passage.positions(given.get("position_ids"), reduction.renumbers, before),
+        **reduction.adapter.rows(given, removal, passage),
+    }
+
+
+def leave_language(language: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Give every place a row again, and the cache what it holds; also after an exception, without `output`."""
+    reduction: Any = patch_of(language)
+    run = None if reduction is None else current(reduction)
+    if run is None:
+        return None
+    crossing, run.crossing = run.crossing, None
+    if run.inside:
+        close(reduction)
+    if crossing is None:
+        return None
+    if isinstance(crossing.cache, ReducedCache):
+        crossing.cache.inside = False
+    if crossing.passage is None or crossing.before is None or output is None:
+        return None
+    return come_back(run, crossing.passage, crossing.before, crossing.stream, language, output)
+
+
+def come_back(
+    run: LanguageRun, passage: Passage, before: Kept, stream: Stream | None, language: Any, output: Any
+) -> Any:
+    """Rows for all places of the prompts, a cache that knows what it holds, and a record for `report`."""
+
+    def whole(x: Tensor | None, layer: int | None = None) -> Tensor | None:
+        x = x if x is None or stream is None else stream.restore(x, layer)
+        return None if x is None else passage.restore(x)
+
+    output.last_hidden_state = whole(output.last_hidden_state)
+    states = output.get("hidden_states")
+    if states is not None:  # what enters the first layer, what each layer puts out, and the last behind the norm
+        inner = [whole(x, layer - 1) for layer, x in enumerate(states[:-1])]
+        output.hidden_states = (*inner, whole(states[-1]))
+    cache = output.get("past_key_values")
+    if cache is not None:
+        asked = "text_attention" in run.reduction.reducer.required()
+        held = None if stream is None else stream.held
+        reduce_cache(cache, passage.then(before, held, asked, run.reduction.manner))
+    rows = passage.index.shape[1] if stream is None else stream.within.shape[1]
+    keep_record(run.reduction, record_of(run, passage, rows, cache, language.config.num_hidden_layers))
+    return output
+
+
+def record_of(run: LanguageRun, passage: Passage, rows: int, cache: Any, layers: int) -> LanguageRecord:
+    """What `report` shows."""
+    entered, stages = [len(unit.places) for unit in run.units], dict(run.reduction.stages)
+    left, tokens = entered, []
+    for layer in range(layers):
+        left = [count_left(n, stages[layer]) for n in left] if layer in stages else left
+        tokens.append(sum(left))
+    prompts, places = passage.back.shape
+    units = tuple(zip(entered, left, strict=True))
+    return LanguageRecord(units, (places, rows), bytes_of(cache, passage.past + places), prompts, tuple(tokens))

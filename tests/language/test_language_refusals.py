@@ -1,0 +1,201 @@
+"""What is not possible is refused in a sentence that says what is, and the model stays as it was."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers as hf
+from prompting import BY_NAME, PROMPTS, ROWS, TEXT, Row, fresh, generate, shared
+
+from tokenreduce import Schedule, compatible, patch, report, unpatch
+
+every_family = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+LLAVA, QWEN = BY_NAME["llava"], BY_NAME["qwen2_vl"]
+
+
+@every_family
+def test_static_caches(row: Row) -> None:
+    if row.name == "qwen3_5":
+        pytest.skip("has no static cache of this size")
+    model = patch(fresh(row), "divprune", keep=0.25)
+    with pytest.raises(ValueError, match="a StaticCache holds all tokens, whatever is removed; leave it out"):
+        generate(model, row.inputs([PROMPTS[0]]), cache_implementation="static", disable_compile=True)
+
+
+@every_family
+def test_chunked_prefill(row: Row) -> None:
+    model = patch(fresh(row), "divprune", keep=0.25)
+    with pytest.raises(ValueError, match=r"where each image of these features begins: .* without prefill_chunk_size"):
+        generate(model, row.inputs([PROMPTS[0]]), prefill_chunk_size=8)
+
+
+@every_family
+def test_maps_of_attention(row: Row) -> None:
+    model, given = fresh(row), row.inputs([PROMPTS[0]])
+    model.set_attn_implementation("eager")
+    patch(model, "divprune", keep=0.25)
+    with pytest.raises(ValueError, match="output_attentions is not possible where tokens leave"):
+        model(**given, output_attentions=True)
+    assert model(**row.inputs([(5,)]), output_attentions=True).attentions
+
+
+@every_family
+def test_a_reduced_cache_in_an_unpatched_model(row: Row) -> None:
+    model = patch(fresh(row), "divprune", keep=0.25)
+    cache = generate(model, row.inputs([PROMPTS[0]])).past_key_values
+    unpatch(model)
+    with pytest.raises(ValueError, match="this cache holds the prompt of a reduced model"):
+        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+
+def test_features_of_an_unpatched_model() -> None:
+    given = LLAVA.inputs([PROMPTS[0]])
+    encoded = shared("llava").get_image_features(given.pop("pixel_values"), return_dict=True)
+    with pytest.raises(ValueError, match="encode with this model while it is patched"):
+        patch(fresh(LLAVA), "divprune", keep=0.25)(**given, mm_encoder_outputs={"image": encoded})
+
+
+def test_embeddings_in_the_place_of_ids() -> None:
+    model, given = patch(fresh(LLAVA), "divprune", keep=0.25), LLAVA.inputs([PROMPTS[0]])
+    ids = given.pop("input_ids")
+    rows = model.get_input_embeddings()(ids)
+    with pytest.raises(ValueError, match="with inputs_embeds it is not known where the images stand"):
+        model(inputs_embeds=rows, **given)
+    given.pop("pixel_values")
+    assert torch.equal(model(inputs_embeds=rows, **given).logits, shared("llava")(inputs_embeds=rows, **given).logits)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 1, 21, 21), {"full_attention": None}])
+def test_masks_of_pairs(mask: Any) -> None:
+    model, given = patch(fresh(LLAVA), "divprune", keep=0.25), LLAVA.inputs([PROMPTS[0]])
+    with pytest.raises(ValueError, match="takes an attention mask of the prompts' places"):
+        model(**given | {"attention_mask": mask})
+
+
+def test_masks_of_another_length() -> None:
+    model, given = patch(fresh(LLAVA), "divprune", keep=0.25), LLAVA.inputs([PROMPTS[0]])
+    cache = model(**given, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="attention_mask has 4 places, but cache and prompt have 22"):
+        model(input_ids=torch.tensor([[5]]), attention_mask=torch.ones(1, 4), past_key_values=cache)
+
+
+def test_packed_sequences() -> None:
+    model, given = patch(fresh(LLAVA), "divprune", keep=0.25), LLAVA.inputs([PROMPTS[0]])
+    with pytest.raises(ValueError, match="takes no packed sequences"):
+        model(**given, cu_seq_lens_q=torch.tensor([0, 21]))
+
+
+def test_numbers_that_do_not_fit_are_the_models_own_error() -> None:
+    given = LLAVA.inputs([PROMPTS[1]])
+    given["pixel_values"] = given["pixel_values"][:1]
+    with pytest.raises(ValueError, match="Image features and image tokens do not match"):
+        patch(fresh(LLAVA), "divprune", keep=0.25)(**given)
+
+
+def test_later_turns_of_unequal_prompts_with_linear_attention() -> None:
+    row = BY_NAME["qwen3_5"]
+    model, given = patch(fresh(row), "divprune", keep=0.25), row.inputs([(4,), (4,)])
+    cache = model(**given, use_cache=True).past_key_values
+    later = row.inputs([(2, "a", 3), (2, "b", 3)])
+    later["attention_mask"] = torch.cat([torch.ones(2, 4, dtype=torch.long), later["attention_mask"]], 1)
+    with pytest.raises(ValueError, match="layers with linear attention cannot take a batch of later turns"):
+        model(**later, past_key_values=cache, position_ids=torch.arange(4, 25).expand(3, 2, -1))
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "sentence"),
+    [
+        (0.0, ValueError, r"keep is 0\.0; as a share it lies in \(0, 1\]"),
+        (1.5, ValueError, r"keep is 1\.5; as a share it lies in \(0, 1\]"),
+        (0, ValueError, "keep is 0; at least one token of each image is left"),
+        (True, TypeError, "keep is True; it must be a share"),
+        ("0.1", TypeError, "keep is '0.1'; it must be a share"),
+    ],
+)
+def test_budgets_that_are_none(keep: Any, error: type[Exception], sentence: str) -> None:
+    model = fresh(LLAVA)
+    with pytest.raises(error, match=sentence):
+        patch(model, "divprune", keep=keep)
+    with pytest.raises(ValueError, match="is not patched"):
+        report(model)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"ratio": 0.5},
+        {"flops": 0.5},
+        {"r": 2},
+        {"schedule": Schedule.keep({0: 0.5})},
+        {"layers": [0]},
+        {"restore": True},
+        {"prop_attn": False},
+    ],
+    ids=str,
+)
+def test_arguments_of_the_tower(more: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(more))} was given, but before a language model tokens leave once"):
+        patch(fresh(LLAVA), "divprune", keep=0.25, **more)
+
+
+def test_positions() -> None:
+    with pytest.raises(ValueError, match="rotates tokens by time, height and width"):
+        patch(fresh(QWEN), "divprune", keep=0.25, positions="renumber")
+    with pytest.raises(ValueError, match="positions is 'new'; valid: \"auto\", 'keep', 'renumber'"):
+        patch(fresh(LLAVA), "divprune", keep=0.25, positions="new")
+    with pytest.raises(TypeError, match="positions='keep' is for what enters a language model"):
+        patch(fresh(LLAVA), "tome", ratio=0.25, positions="keep")
+
+
+def test_methods_of_vision_transformers() -> None:
+    for method, sentence in (("evit", "for the layers of a vision transformer"), ("gtp", "methods that fit: atc")):
+        with pytest.raises(ValueError, match=sentence):
+            patch(fresh(LLAVA), method, keep=0.25)
+    with pytest.raises(ValueError, match="it needs received_attention, but nothing before the language model shows it"):
+        patch(fresh(LLAVA), "kmeans", keep=0.25, weights="attention")
+
+
+def test_grids_that_are_not_known() -> None:
+    model = fresh(LLAVA)
+    model.config.vision_feature_select_strategy = "full"
+    with pytest.raises(ValueError, match="it needs grid, but its images' tokens are no known grid"):
+        patch(model, "pool", keep=0.25)
+    assert "pool" not in compatible(model).language
+    with pytest.raises(ValueError, match=r"pool needs the tokens to be a grid \(H, W\)"):
+        generate(patch(fresh(QWEN), "pool", keep=0.25), QWEN.inputs([(2, "video", 3)]))
+
+
+def test_other_models() -> None:
+    known = "known, of transformers: llava, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl"
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8)
+    vision = hf.SiglipVisionConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    gemma = hf.PaliGemmaConfig(
+        vision_config=vision, text_config=hf.GemmaConfig(**TEXT, head_dim=16), image_token_index=99, projection_dim=32
+    )
+    for model in (vit, hf.PaliGemmaForConditionalGeneration(gemma)):
+        with pytest.raises(ValueError, match=rf"no vision-language model that tokenreduce knows \({known}\)"):
+            patch(model, "divprune", keep=0.25)
+    with pytest.raises(ValueError, match=r"is of no family that tokenreduce knows; give keep=0\.1"):
+        patch(fresh(QWEN), "tome", ratio=0.5)
+    assert compatible(fresh(QWEN)) == [] and "keep=" in repr(compatible(fresh(QWEN)))
+
+
+def test_other_attention_implementations() -> None:
+    model = fresh(LLAVA)
+    model.model.language_model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match=r"'flash_attention_2', with which removing was never tried"):
+        patch(model, "divprune", keep=0.25)
+
+
+def test_the_warning_of_the_tower_names_the_budget() -> None:
+    with pytest.warns(UserWarning, match=r"keep=0\.1 instead of the budget"):
+        patch(fresh(LLAVA), "tome", ratio=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch(fresh(LLAVA), "tome", keep=0.5)

@@ -1,0 +1,138 @@
+"""Planning which tokens of each image stay, image by image of one size at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenreduce.budget.phase import working
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.forward.language.reduction import Keep, count_left
+from tokenreduce.forward.language.units import Facts, Grid, Unit
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.ops.modes import without_autocast
+from tokenreduce.reducers import functional
+from tokenreduce.reducers.contract import Reducer
+
+
+class Planned(NamedTuple):
+    """What becomes of U units of one size: their numbers, the prompts that they are in `(U,)`, where their tokens stand
+    `(U, T)`, the maps with the sizes before each, and of what is left, in the order of the prompt, which of the maps'
+    outputs it is, which of the T tokens stands for it and where, `(U, M)` each."""
+
+    numbers: list[int]
+    prompts: Tensor
+    places: Tensor
+    steps: tuple[tuple[TokenMap, Tensor | None], ...]
+    order: Tensor
+    members: Tensor
+    kept: Tensor
+
+    def carry(self, x: Tensor) -> Tensor:
+        """`x (B, n, C)` with what the tokens left hold, at their places."""
+        if all(step.drops and step.gain is None for step, _ in self.steps):
+            return x
+        where = self.prompts[:, None]
+        with without_autocast(x.device):
+            rows = x[where, self.places]
+            for token_map, sizes in self.steps:
+                rows = token_map.apply(rows, sizes)
+        rows = rows.gather(1, self.order[..., None].expand(-1, -1, rows.shape[-1]))
+        return x.index_put((where, self.kept), rows)
+
+
+class Removal:
+    """Which places of the prompts leave, `(B, n)`, and what the places that stay take over."""
+
+    def __init__(self, planned: Sequence[Planned], shape: tuple[int, int], device: torch.device) -> None:
+        self.planned = planned
+        self.removed = torch.zeros(shape, dtype=torch.bool, device=device)
+        for part in planned:
+            self.removed[part.prompts[:, None], part.places] = True
+        for part in planned:
+            self.removed[part.prompts[:, None], part.kept] = False
+
+    def carry(self, x: Tensor) -> Tensor:
+        """`x (B, n, C)` with what each place that stays holds now."""
+        for part in self.planned:
+            x = part.carry(x)
+        return x
+
+    def left(self, units: Sequence[Unit]) -> list[Unit]:
+        """What is left of the units that were planned for."""
+        found = list(units)
+        for part in self.planned:
+            for number, kept, members in zip(part.numbers, part.kept, part.members, strict=True):
+                prompt, _, (grid, attention) = units[number]
+                attention = None if attention is None else attention[members]
+                found[number] = Unit(prompt, kept, Facts(grid, attention))
+        return found
+
+
+def plan_removal(
+    reducer: Reducer, keep: Keep, units: Sequence[Unit], x: Tensor, text_attention: Tensor | None = None
+) -> Removal:
+    """Plan for all `units` in `x (B, n, C)`, of which each keeps its share or number.
+
+    Args:
+        text_attention: `(B, n)`, of the last word of each prompt, where the method reads it.
+    """
+    groups: dict[tuple[int, Grid | None], list[int]] = {}
+    for number, unit in enumerate(units):
+        if count_left(len(unit.places), keep) < len(unit.places):
+            groups.setdefault((len(unit.places), unit.facts.grid), []).append(number)
+    planned = []
+    with working("reducer"), torch.no_grad(), without_autocast(x.device):
+        for (entered, grid), numbers in groups.items():
+            some = [units[number] for number in numbers]
+            prompts = torch.tensor([unit.prompt for unit in some], device=x.device)
+            places = torch.stack([unit.places for unit in some])
+            shown = _shown(reducer, some, prompts, places, text_attention)
+            rows = x.detach()[prompts[:, None], places]
+            steps, rep = plan_in_steps(reducer, rows, count_left(entered, keep), grid, shown)
+            order = rep.argsort(dim=1)
+            members = rep.gather(1, order)
+            planned.append(Planned(numbers, prompts, places, steps, order, members, places.gather(1, members)))
+    return Removal(planned, (x.shape[0], x.shape[1]), x.device)
+
+
+def _shown(
+    reducer: Reducer, units: Sequence[Unit], prompts: Tensor, places: Tensor, text_attention: Tensor | None
+) -> dict[str, Tensor]:
+    """What the method reads of these units besides their rows, `(U, T)` each."""
+    shown: dict[str, Tensor] = {}
+    if "class_attention" in reducer.required():
+        shown["class_attention"] = torch.stack([unit.facts.class_attention for unit in units])  # type: ignore[misc]
+    if "text_attention" in reducer.required() and text_attention is not None:
+        shown["text_attention"] = text_attention[prompts[:, None], places]
+    return shown
+
+
+def plan_in_steps(
+    reducer: Reducer, rows: Tensor, keep: int, grid: Grid | None, shown: dict[str, Tensor]
+) -> tuple[tuple[tuple[TokenMap, Tensor | None], ...], Tensor]:
+    """The maps that leave `keep` of `rows (U, T, C)`, with the sizes before each, and the token that represents each
+    output `(U, keep)`. A method that cannot remove so many at once does it again with what is left.
+
+    Args:
+        shown: what the method reads besides, `(U, T)` each.
+    """
+    sizes: Tensor | None = None
+    steps: list[tuple[TokenMap, Tensor | None]] = []
+    rep = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape[0], -1)
+    options: dict[str, Any] = reducer.options()
+    while (n := rows.shape[1]) > keep:
+        count = max(keep, reducer.least_of(n, grid))
+        if count >= n:
+            raise InvalidValueError(
+                f"{reducer.name} cannot leave {keep} tokens of an image: it stops at {n}; keep more"
+            )
+        token_map = functional.plan(rows, reducer.name, keep=count, sizes=sizes, grid=grid, **(options | shown))
+        steps.append((token_map, sizes))
+        members = token_map.representatives()
+        rep, shown = rep.gather(1, members), {name: x.gather(1, members) for name, x in shown.items()}
+        rows, sizes = token_map.apply(rows, sizes), token_map.sizes(sizes)
+    return tuple(steps), rep

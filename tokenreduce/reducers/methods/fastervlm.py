@@ -1,0 +1,44 @@
+"""FasterVLM: keep the tokens to which the vision tower's class token attends most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.parts.highest import keep_highest
+from tokenreduce.reducers.registry import register
+from tokenreduce.reducers.step import Step
+from tokenreduce.reducers.tokens import Tokens
+
+
+@register
+@dataclass(frozen=True)
+class FasterVLM(Reducer):
+    """Before a language model, keep the tokens to which the vision tower's class token attends most, and drop the rest.
+
+    Zhang et al., "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster",
+    arXiv 2412.01818. The score `(B, N)` of a token is `mean_h A[h, class, j]`, a row of the full softmax, in the layer
+    of the tower whose output the language model gets (the mean over layers where it gets several). Kept tokens stay in
+    raster order; of equal scores the lower index is kept. In a vision transformer the same is `topk`.
+
+    Departure: fractions round down as everywhere here; the paper's tables round up.
+    """
+
+    name: ClassVar[str] = "fastervlm"
+    kind: ClassVar[str] = "pruning"
+    paper: ClassVar[str] = "arXiv 2412.01818"
+    year: ClassVar[int] = 2024
+    exportable: ClassVar[bool] = True
+    checked: ClassVar[str] = "its specification"
+    needs: ClassVar[frozenset[str]] = frozenset({"class_attention"})
+    shape: ClassVar[str] = "first"
+    places: ClassVar[frozenset[str]] = frozenset({"language"})
+    positions: ClassVar[str] = "renumber"
+
+    def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        return keep_highest(tokens.class_attention, keep)
+
+    def work(self, step: Step) -> int:
+        return step.class_attention
