@@ -203,6 +203,7 @@ OWN_LAYERS = {
         "middle": (6,),
         "first": (0,),
         "first_and_third": (0, 4),
+        "early": (0, 2, 4),
     },
     5: {"delayed": range(1, 5), "stages": (1, 2, 3), "alternate": (0, 1, 2, 3), "once": (1,), "middle": (2,)}
     | {"after_first": range(1, 5), "after_quarter": range(1, 5)},

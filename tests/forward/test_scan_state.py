@@ -120,18 +120,18 @@ def test_sums_of_segments_keep_their_digits() -> None:
 
 def test_walks_are_made_once_a_reduction() -> None:
     state = ScanState(ScanRules(), ENTERED, 1, middle=True)
-    first = state.walks(BATCH, CPU, 4)
-    assert first is state.walks(BATCH, CPU, 4)
+    first = state.walks(BATCH, CPU, 4, None)
+    assert first is state.walks(BATCH, CPU, 4, None)
     [one, _] = maps("merging")
     state.follow(one)
-    assert state.walks(BATCH, CPU, 4) is not first
-    assert ScanState(ScanRules(), ENTERED, 1, middle=False).walks(BATCH, CPU, 4) is None, "rows stand in order"
+    assert state.walks(BATCH, CPU, 4, None) is not first
+    assert ScanState(ScanRules(), ENTERED, 1, middle=False).walks(BATCH, CPU, 4, None) is None, "rows stand in order"
 
 
 def test_rules() -> None:
-    assert scan_rules("auto", "auto") == ScanRules("stand_in", "hold")
+    assert scan_rules("auto", "auto") == ScanRules("stand_in", "size")
     assert scan_rules("zeros", "prev") == ScanRules("zeros", "prev")
     with pytest.raises(ValueError, match="unknown scan_conv 'dense'; valid: auto, compact, stand_in, zeros"):
         scan_rules("dense", "auto")
-    with pytest.raises(ValueError, match="unknown scan_gap 'none'; valid: auto, bias, frozen, hold, prev, self"):
+    with pytest.raises(ValueError, match="unknown scan_gap 'none'; valid: auto, bias, frozen, hold, prev, self, size"):
         scan_rules("auto", "none")

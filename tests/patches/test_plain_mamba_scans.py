@@ -18,7 +18,7 @@ from tokenreduce.models.plain_mamba import PlainMamba
 from tokenreduce.patching.finding import find_backbone, reduction_of
 from tokenreduce.reducers import registry
 
-METHODS = tokenreduce.methods()
+METHODS = tokenreduce.methods("encoder")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def test_what_means_nothing_on_a_grid_is_refused() -> None:
     model = new_model()
     with pytest.raises(InvalidValueError, match=r"scan_conv is 'compact'.*on the grid.*or give 'stand_in'"):
         patch(model, "tome", ratio=0.5, scan_conv="compact")
-    with pytest.raises(InvalidValueError, match=r"scan_gap is 'frozen'.*has none of its own.*or give 'hold'"):
+    with pytest.raises(InvalidValueError, match=r"scan_gap is 'frozen'.*has none of its own.*or give 'size'"):
         patch(model, "tome", ratio=0.5, scan_gap="frozen")
     model.layers[0].mamba.__class__ = type("Other", (type(model.layers[0].mamba),), {})
     with pytest.raises(InvalidValueError, match="mixers are of class Other"):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import backbone_checks as checks
 import pytest
 import torch
-from backbones import BY_NAME, Backbone, fresh_model
+from backbones import BY_NAME, METHODS, Backbone, fresh_model
 from choosing import every_backbone, pairs
 from rows.scan import vim as vim_rows
 from slow_scans import SlowVim
@@ -21,7 +21,6 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward import run as running
 from tokenreduce.maps.token_map import keep_tokens
 from tokenreduce.maps.walks import CONVOLUTIONS, GAPS
-from tokenreduce.models.vim import VisionMamba
 from tokenreduce.reducers import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -67,20 +66,6 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """The method of this file is registered for its tests only."""
     tokenreduce.methods()
     monkeypatch.setitem(registry._registry, Dropping.name, Dropping)
-
-
-def short_model() -> VisionMamba:
-    """For compilers and exports, whose time grows with layers and tokens."""
-    torch.manual_seed(0)
-    model = VisionMamba(16, 4, embed_dim=16, depth=2, states=4, num_classes=5).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
-def short_images(batch: int) -> Tensor:
-    return torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(batch))
 
 
 def maps_of(model: nn.Module) -> dict[int, TokenMap]:
@@ -130,7 +115,7 @@ def test_nothing_removed_changes_nothing_whatever_the_rules(backbone: Backbone, 
             assert checks.same(checks.everything(model, backbone, backbone.inputs()), checks.plain(backbone))
 
 
-@pairs(first=tokenreduce.methods(), everywhere=tokenreduce.methods(), where=of_scans)
+@pairs(first=METHODS, everywhere=METHODS, where=of_scans)
 @torch.no_grad()
 def test_outputs_of_every_method_stand_in_order(backbone: Backbone, method: str) -> None:
     with checks.shared(backbone) as model:
@@ -205,34 +190,6 @@ def test_budgets_are_met_by_every_method(method: str, share: float) -> None:
         counted = tokenreduce.count_flops(model, VIM.images(1))
         assert report(model).flops_share == pytest.approx(share, abs=0.02)
         assert counted.total / whole == pytest.approx(share, abs=0.02) and not counted.uncounted
-
-
-@pytest.mark.parametrize("gap", ["prev", "frozen"])
-def test_gaps_compile_and_export(gap: str) -> None:
-    torch._dynamo.reset()
-    model, images, other = short_model(), short_images(2), short_images(3)
-    patch(model, "hsa", schedule=Schedule.keep({0: 7}), scan_gap=gap)
-    with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(images), model(images), rtol=0, atol=1e-5)
-        free = ({0: torch.export.Dim("batch", min=2, max=64)},)
-        program = torch.export.export(model, (images,), dynamic_shapes=free)
-        torch.testing.assert_close(program.module()(other), model(other), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(("conv", "gap"), [("stand_in", "frozen"), ("compact", "prev")])
-def test_rules_run_in_onnx_runtime(conv: str, gap: str) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    model, images, other = short_model(), short_images(2), short_images(3)
-    patch(model, "mtr", schedule=Schedule.keep({0: 7}), scan_conv=conv, scan_gap=gap)
-    free = ({0: torch.export.Dim("batch")},)
-    with torch.no_grad():
-        program = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=free, optimize=False, verbose=False)
-        expected = model(other)
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    [found] = session.run(None, {session.get_inputs()[0].name: other.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("gap", GAPS)

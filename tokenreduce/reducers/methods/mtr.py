@@ -62,9 +62,10 @@ class Mtr(Reducer):
         dest = dest.scatter(1, sources, dest.gather(1, joins))
         if self.weighted:
             return TokenMap(keep, dest=dest, rep=rep, sources=sources)
-        # Nothing remembers what a token holds: in the next merge, and in a scan, it is one token.
+        # A token counts as one whatever it holds, and in a scan it takes no more steps for what joined it.
+        each = None if tokens.sizes is None else 1 / tokens.sizes
         alone = torch.zeros_like(dest, dtype=torch.float32).scatter(1, rep, 1.0)
-        return TokenMap(keep, dest=dest, rep=rep, sources=sources, size_weight=alone)
+        return TokenMap(keep, dest=dest, rep=rep, sources=sources, weight=each, size_weight=alone)
 
     def work(self, step: Step) -> int:
         removed = step.n - step.keep
