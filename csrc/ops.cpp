@@ -22,10 +22,10 @@ STABLE_TORCH_LIBRARY(tokenreduce_kernels, m) {
       "restore_apply(Tensor y, Tensor dest, Tensor? before, Tensor? after, int prefix, int suffix) -> Tensor");
   m.def(
       "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? decay_dt, "
-      "Tensor? dt_bias, Tensor? order, bool softplus, bool reverse) -> Tensor");
+      "Tensor? dt_bias, Tensor? order, Tensor? scale, bool softplus, bool reverse) -> Tensor");
   m.def(
       "selective_scan_backward(Tensor grad, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-      "Tensor? decay_dt, Tensor? dt_bias, Tensor? order, bool softplus, bool reverse) -> "
+      "Tensor? decay_dt, Tensor? dt_bias, Tensor? order, Tensor? scale, bool softplus, bool reverse) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("causal_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? taps, bool reverse) -> Tensor");
   m.def(

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenreduce import TokenMap
-from tokenreduce.maps.walks import Walk, gaps
+from tokenreduce.maps.walks import NOT_MISSED, Walk, gaps
 from tokenreduce.models.vim_mixer import VimMixer
 from tokenreduce.ops.selective_scan import selective_scan
 
@@ -56,6 +56,7 @@ def restored_mixer(of: VimMixer, u: Tensor, rank: Tensor, owners: Tensor, both: 
         step, write, read = getattr(of, f"x_proj{end}")(left).split([of.rank, of.states, of.states], -1)
         step, decay = walk.steps(getattr(of, f"dt_proj{end}")(step), getattr(of, f"dt_proj{end}").bias)
         step = F.softplus(step) if decay is None else step
+        step = step if walk.sizes is None else step * walk.sizes[..., None]
         decay = step if decay is None else decay
         rows = [t.gather(1, wide(order, t)) for t in (left, step, write, read, z, decay)]
         rate, skip = -torch.exp(of.A_b_log if end else of.A_log), getattr(of, f"D{end}")
@@ -83,17 +84,20 @@ class SlowVim:
         self.rank = torch.tensor([own] * batch)
         self.owners = torch.tensor([[own.index(place) for place in range(whole)]] * batch)
         self.last = torch.zeros(2, batch, whole, self.model.layers[0].mixer.inner, dtype=x.dtype)
-        sizes = None
+        sizes, self.sizes = None, None
         for number, layer in enumerate(self.model.layers):
             x = x + self.mixed(layer, layer.norm(x))
             if number in maps:
                 x, sizes = maps[number].apply(x, sizes, 1), maps[number].sizes(sizes)
+                self.sizes = F.pad(sizes, (1, 0), value=1.0) if self.gap == "size" else None
                 self.follow(maps[number])
         return x
 
     def mixed(self, layer: torch.nn.Module, u: Tensor) -> Tensor:
         """The mixer; the steps of this layer are remembered at the places of the tokens."""
         both = tuple(Walk(None, None, *gaps(self.rank, self.rank.argsort(1), sign), self.gap) for sign in (1, -1))
+        if self.gap in NOT_MISSED:
+            both = (Walk(sizes=self.sizes),) * 2
         if self.gap == "frozen":
             both = tuple(
                 Walk(None, None, walk.missing, walk.before, "frozen", self.frozen(direction))

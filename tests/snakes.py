@@ -46,15 +46,17 @@ def slow_mixer(
     owners: Tensor,
     conv: str = "stand_in",
     gap: str = "hold",
+    sizes: Tensor | None = None,
 ) -> Tensor:
     """The mixer of rows `u (B, L, C)` that stand at `places (B, L)` and for the places of `owners (B, N)`: restored,
-    convolved, and scanned with gaps where tokens are missing."""
-    images = zip(u, places.tolist(), owners, strict=True)
+    convolved, and scanned with gaps where tokens are missing; `sizes (B, L)` are for "size"."""
+    many = sizes if gap == "size" and sizes is not None else torch.ones_like(places)
+    images = zip(u, places.tolist(), owners, many, strict=True)
     return torch.stack([slow_image(mixer, rows, grid, *where, conv, gap) for rows, *where in images])
 
 
 def slow_image(
-    mixer: Any, u: Tensor, grid: tuple[int, int], places: list[int], owners: Tensor, conv: str, gap: str
+    mixer: Any, u: Tensor, grid: tuple[int, int], places: list[int], owners: Tensor, many: Tensor, conv: str, gap: str
 ) -> Tensor:
     n = grid[0] * grid[1]
     x, z = mixer.in_proj(u).chunk(2, -1)
@@ -78,9 +80,10 @@ def slow_image(
                 missing += 1
                 continue
             row = places.index(place)
-            guessed = {"hold": 0 * last, "self": step[t], "prev": last, "bias": F.softplus(2 * mixer.dt_proj.bias)}[gap]
-            state = torch.exp((step[t] + missing * guessed)[:, None] * rate) * state
-            state = state + (step[t] * x[row])[:, None] * (write[t] + mixer.direction_Bs[moves[t]])
+            taken, asleep = step[t] * many[row], F.softplus(2 * mixer.dt_proj.bias)
+            guessed = {"self": step[t], "prev": last, "bias": asleep}.get(gap, 0 * last)
+            state = torch.exp((taken + missing * guessed)[:, None] * rate) * state
+            state = state + (taken * x[row])[:, None] * (write[t] + mixer.direction_Bs[moves[t]])
             y[row] += state @ read[t] + mixer.D * x[row]
             missing, last = 0, step[t]
     return mixer.out_proj(y * F.silu(z))

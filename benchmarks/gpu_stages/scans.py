@@ -29,8 +29,8 @@ def scans(device: torch.device, dtype: torch.dtype, batch: int, n: int, width: i
     order = torch.stack([torch.randperm(n, device=device) for _ in range(batch)])
     given = (x, step, rate, write, read, normal(width), z)
     walks = {
-        "scan": (*given, None, normal(width), None, True, False),
-        "scan in an order": (*given, decay.abs(), normal(width), order, True, True),
+        "scan": (*given, None, normal(width), None, None, True, False),
+        "scan in an order": (*given, decay.abs(), normal(width), order, None, True, True),
     }
     calls: dict[str, Callable[[], Tensors]] = {}
     for name, walk in walks.items():

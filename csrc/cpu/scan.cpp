@@ -24,7 +24,7 @@ struct Ahead {
     const Scan<Real>& scan = block.scan;
     for (int64_t i = 0; i < count; ++i) {
       row[i] = block.row(first + i);
-      const Lane value = block.of(scan.x, row[i]), step = block.step(block.raw_step(row[i]));
+      const Lane value = block.of(scan.x, row[i]), step = block.step(block.raw_step(row[i]), row[i]);
       input[i] = step * value, decay[i] = block.decay(step, row[i]), skipped[i] = block.skip * value;
       gate[i] = Lane{} + Real(1);
       if (!scan.z) continue;
@@ -81,8 +81,9 @@ void scan_all(const ScanInputs& inputs, Real* out) {
 Tensor selective_scan(
     const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
     const std::optional<Tensor>& D, const std::optional<Tensor>& z, const std::optional<Tensor>& decay_dt,
-    const std::optional<Tensor>& dt_bias, const std::optional<Tensor>& order, bool softplus, bool reverse) {
-  const ScanInputs inputs(x, dt, A, B, C, D, z, decay_dt, dt_bias, order, softplus, reverse);
+    const std::optional<Tensor>& dt_bias, const std::optional<Tensor>& order, const std::optional<Tensor>& scale,
+    bool softplus, bool reverse) {
+  const ScanInputs inputs(x, dt, A, B, C, D, z, decay_dt, dt_bias, order, scale, softplus, reverse);
   const Tensor out = uninitialised(inputs.x, ScanInputs::sizes(x));
   with_real(x, [&](auto type) { scan_all(inputs, written<decltype(type)>(out)); });
   return converted(out, x.scalar_type());

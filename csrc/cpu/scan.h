@@ -14,7 +14,7 @@ namespace tokenreduce {
 
 struct ScanInputs {
   Tensor x, dt, A, B, C;
-  std::optional<Tensor> D, z, decay_dt, dt_bias;
+  std::optional<Tensor> D, z, decay_dt, dt_bias, scale;
   std::optional<Index> order;
   bool softplus, reverse;
   int64_t batch, length, channels, states;
@@ -22,13 +22,15 @@ struct ScanInputs {
   ScanInputs(const Tensor& given, const Tensor& given_dt, const Tensor& given_A, const Tensor& given_B,
              const Tensor& given_C, const std::optional<Tensor>& given_D, const std::optional<Tensor>& given_z,
              const std::optional<Tensor>& given_decay, const std::optional<Tensor>& given_bias,
-             const std::optional<Tensor>& given_order, bool softplus, bool reverse)
+             const std::optional<Tensor>& given_order, const std::optional<Tensor>& given_scale, bool softplus,
+             bool reverse)
       : x(taken(given, "x", {-1, -1, -1}, given)), dt(taken(given_dt, "dt", sizes(x), given)),
         A(taken(given_A, "A", {x.size(2), -1}, given)),
         B(taken(given_B, "B", {x.size(0), x.size(1), A.size(1)}, given)),
         C(taken(given_C, "C", {x.size(0), x.size(1), A.size(1)}, given)), D(taken(given_D, "D", {x.size(2)}, given)),
         z(taken(given_z, "z", sizes(x), given)), decay_dt(taken(given_decay, "decay_dt", sizes(x), given)),
-        dt_bias(taken(given_bias, "dt_bias", {x.size(2)}, given)), softplus(softplus), reverse(reverse),
+        dt_bias(taken(given_bias, "dt_bias", {x.size(2)}, given)),
+        scale(taken(given_scale, "scale", {x.size(0), x.size(1)}, given)), softplus(softplus), reverse(reverse),
         batch(x.size(0)), length(x.size(1)), channels(x.size(2)), states(A.size(1)) {
     if (!given_order) return;
     order = check_index(*given_order, "order", batch, length, length);
@@ -52,12 +54,12 @@ struct ScanInputs {
 template <typename Real>
 struct Scan {
   const ScanInputs& inputs;
-  Rows3<Real> x, dt, B, C, z, decay_dt;
+  Rows3<Real> x, dt, B, C, z, decay_dt, scale;  // scale: one number a row
   const Real *D, *dt_bias;
 
   explicit Scan(const ScanInputs& inputs)
       : inputs(inputs), x(inputs.x), dt(inputs.dt), B(inputs.B), C(inputs.C), z(inputs.z), decay_dt(inputs.decay_dt),
-        D(numbers(inputs.D)), dt_bias(numbers(inputs.dt_bias)) {}
+        scale(inputs.scale), D(numbers(inputs.D)), dt_bias(numbers(inputs.dt_bias)) {}
 
   int64_t blocks() const { return (inputs.channels + Lanes<Real>::count - 1) / Lanes<Real>::count; }
 
@@ -101,7 +103,15 @@ struct ScanBlock {
 
   Lane of(const Rows3<Real>& rows, int64_t row) const { return load(rows.at(image, row) + first, count); }
   Lane raw_step(int64_t row) const { return of(scan.dt, row) + bias; }
-  Lane step(const Lane& raw) const { return scan.inputs.softplus ? softplus<Real>(raw) : raw; }
+  Real scale(int64_t row) const { return scan.scale ? *scan.scale.at(image, row) : Real(1); }
+  Lane step(const Lane& raw, int64_t row) const {
+    return (scan.inputs.softplus ? softplus<Real>(raw) : raw) * scale(row);
+  }
+  // The derivative of the step.
+  Lane slope(const Lane& raw, int64_t row) const {
+    const Lane one = Lane{} + Real(1);
+    return (!scan.inputs.softplus ? one : raw > Real(20) ? one : sigmoid<Real>(raw)) * scale(row);
+  }
   Lane decay(const Lane& step, int64_t row) const { return scan.decay_dt ? of(scan.decay_dt, row) : step; }
 };
 

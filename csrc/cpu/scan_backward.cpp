@@ -79,8 +79,7 @@ class Backward {
     for (int64_t t = 0; t < length_; ++t) {
       const int64_t row = block.row(t);
       const Lane raw = block.raw_step(row), grad = block.of(grad_, row);
-      scratch_.step[t] = block.step(raw);
-      if (scan_.inputs.softplus) scratch_.slope[t] = raw > Real(20) ? Lane{} + Real(1) : sigmoid<Real>(raw);
+      scratch_.step[t] = block.step(raw, row), scratch_.slope[t] = block.slope(raw, row);
       scratch_.arriving[t] = grad;
       if (!scan_.z) continue;
       const Lane gate = block.of(scan_.z, row), part = sigmoid<Real>(gate);
@@ -122,7 +121,7 @@ class Backward {
       put(to_.x, block, row, arriving * block.skip + input * step);
       Lane raw = input * value;
       if (scan_.decay_dt) put(to_.decay_dt, block, row, decay); else raw += decay;
-      if (scan_.inputs.softplus) raw *= scratch_.slope[t];
+      raw *= scratch_.slope[t];
       bias += raw;
       put(to_.dt, block, row, raw);
       if (scan_.z) put(to_.z, block, row, scratch_.gated[t] * scratch_.y[t]);
@@ -217,8 +216,9 @@ std::vector<Tensor> gradients_of(const ScanInputs& inputs, const Tensor& grad) {
 Nine selective_scan_backward(
     const Tensor& grad, const Tensor& x, const Tensor& dt, const Tensor& A, const Tensor& B, const Tensor& C,
     const std::optional<Tensor>& D, const std::optional<Tensor>& z, const std::optional<Tensor>& decay_dt,
-    const std::optional<Tensor>& dt_bias, const std::optional<Tensor>& order, bool softplus, bool reverse) {
-  const ScanInputs inputs(x, dt, A, B, C, D, z, decay_dt, dt_bias, order, softplus, reverse);
+    const std::optional<Tensor>& dt_bias, const std::optional<Tensor>& order, const std::optional<Tensor>& scale,
+    bool softplus, bool reverse) {
+  const ScanInputs inputs(x, dt, A, B, C, D, z, decay_dt, dt_bias, order, scale, softplus, reverse);
   const Tensor arriving = taken(grad, "grad", ScanInputs::sizes(x), x);
   std::vector<Tensor> found;
   with_real(x, [&](auto type) { found = gradients_of<decltype(type)>(inputs, arriving); });

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, Walk, gaps, walks
+from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, NOT_MISSED, Walk, gaps, walks
 from tokenreduce.ops.causal_conv import causal_conv
 from tokenreduce.ops.selective_scan import selective_scan
 
@@ -116,6 +116,13 @@ def test_gaps_of_a_worked_example() -> None:
 
 
 @pytest.mark.parametrize("gap", GAPS)
+def test_sizes_are_left_to_the_scan_by_one_gap(gap: str) -> None:
+    case, sizes = left(7, True), torch.rand(BATCH, 7)
+    for walk in walks(case.rank, case.owners, TAPS, "zeros", gap, True, sizes):
+        assert walk.sizes is (sizes if gap == "size" else None)
+
+
+@pytest.mark.parametrize("gap", GAPS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @cases
 def test_decays_over_gaps(case: Left, gap: str, dtype: torch.dtype) -> None:
@@ -125,7 +132,7 @@ def test_decays_over_gaps(case: Left, gap: str, dtype: torch.dtype) -> None:
     for walk, sign in zip(walks(case.rank, case.owners, TAPS, "zeros", gap, case.in_order), (1, -1), strict=True):
         walk = Walk(walk.order, walk.taps, walk.missing, walk.before, walk.gap, frozen)
         step, decay = walk.steps(raw, bias)
-        if gap == "hold":
+        if gap in NOT_MISSED:
             assert step is raw and decay is None
             continue
         missing, before = missing_one_by_one(case.rank, sign)

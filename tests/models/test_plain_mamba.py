@@ -74,19 +74,20 @@ def test_the_mixer_of_a_whole_grid_is_the_slow_one() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("gap", ["hold", "self", "prev", "bias"])
+@pytest.mark.parametrize("gap", ["hold", "size", "self", "prev", "bias"])
 @pytest.mark.parametrize("conv", ["stand_in", "zeros"])
 def test_what_is_left_is_restored_convolved_and_scanned(conv: str, gap: str) -> None:
     mixer, left = new_mixer(1), 7
     places, owners = some_left(3, left, GRID[0] * GRID[1])
     u = torch.randn(3, left, 6, dtype=torch.float64)
-    given = mixer(u, left_of_grid(GRID, places, owners, conv, gap))
-    expected = slow_mixer(mixer, u, GRID, places, owners, conv, gap)
+    sizes = torch.randint(1, 5, places.shape).float()
+    given = mixer(u, left_of_grid(GRID, places, owners, conv, gap, sizes))
+    expected = slow_mixer(mixer, u, GRID, places, owners, conv, gap, sizes)
     assert torch.allclose(given, expected, rtol=0, atol=1e-12)
-    alone = mixer(u[1:2], left_of_grid(GRID, places[1:2], owners[1:2], conv, gap))
+    alone = mixer(u[1:2], left_of_grid(GRID, places[1:2], owners[1:2], conv, gap, sizes[1:2]))
     assert torch.allclose(alone, given[1:2], rtol=0, atol=1e-12)
     others = {"stand_in": "zeros", "zeros": "stand_in"}[conv]
-    assert not torch.allclose(mixer(u, left_of_grid(GRID, places, owners, others, gap)), expected, atol=1e-4)
+    assert not torch.allclose(mixer(u, left_of_grid(GRID, places, owners, others, gap, sizes)), expected, atol=1e-4)
 
 
 @torch.no_grad()

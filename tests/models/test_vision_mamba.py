@@ -11,7 +11,7 @@ from slow_scans import restored_mixer, slow_mixer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenreduce.maps.walks import CONVOLUTIONS, Walk, walks
+from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, Walk, walks
 from tokenreduce.models import vim
 from tokenreduce.models.vim import RmsNorm, VimBlock, VisionMamba
 from tokenreduce.models.vim_mixer import VimMixer
@@ -89,7 +89,7 @@ def test_forward_direction_is_that_of_transformers() -> None:
     torch.testing.assert_close(made.out_proj(made.scan(x, z, Walk(), "")), slow(u), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("gap", ["hold", "self", "prev", "bias", "frozen"])
+@pytest.mark.parametrize("gap", GAPS)
 @pytest.mark.parametrize("conv", CONVOLUTIONS)
 def test_what_is_left_is_mixed_as_if_restored(conv: str, gap: str) -> None:
     """Rows `[class token | tokens that are left]`, other ones and another place of the class token in each image."""
@@ -99,7 +99,8 @@ def test_what_is_left_is_mixed_as_if_restored(conv: str, gap: str) -> None:
     rank = torch.cat([torch.full((3, 1), 6), kept + (kept >= 6)], 1)
     owners = torch.randint(6, (3, 13), generator=g).scatter(1, rank, torch.arange(6).expand(3, -1))
     assert len({int((row < 6).sum()) for row in kept}) > 1, "class tokens of several ranks"
-    both = walks(rank, owners, made.taps, conv, gap, in_order=False)
+    sizes = torch.randint(1, 5, (3, 6), generator=g).float()
+    both = walks(rank, owners, made.taps, conv, gap, in_order=False, sizes=sizes)
     if gap == "frozen":
         frozen = torch.rand(2, 3, 6, made.inner, generator=g, dtype=torch.float64)
         both = replace(both[0], frozen=frozen[0]), replace(both[1], frozen=frozen[1])

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Half of all: any six of them in every combination.
 OPTIONS = [
-    dict(zip(("gate", "decay", "order", "softplus", "skip", "reverse"), values, strict=True))
-    for values in product((True, False), repeat=6)
-]
+    dict(zip(("gate", "decay", "order", "softplus", "skip", "reverse", "scale"), values, strict=True))
+    for values in product((True, False), repeat=7) if sum(values) % 2 == 0
+]  # fmt: skip
 
 
 def scan_inputs(
     batch: int, length: int, width: int, states: int, *, gate: bool = True, decay: bool = False, order: bool = False,
-    softplus: bool = True, skip: bool = True, reverse: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0,
+    softplus: bool = True, skip: bool = True, reverse: bool = False, scale: bool = False,
+    dtype: torch.dtype = torch.float32, seed: int = 0,
 ) -> list[Any]:  # fmt: skip
-    """The twelve arguments of the operator `selective_scan`."""
+    """The thirteen arguments of the operator `selective_scan`."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -34,12 +36,11 @@ def scan_inputs(
         x, (step if softplus else step.abs()).to(dtype), rate.to(wide), write, read,
         normal(width).to(wide) if skip else None, z if gate else None,
         normal(batch, length, width).abs().to(dtype) if decay else None,
-        normal(width).to(wide) if softplus else None, walk if order else None, softplus, reverse,
+        normal(width).to(wide) if softplus else None, walk if order else None,
+        torch.randint(1, 5, (batch, length), generator=g).float() if scale else None, softplus, reverse,
     ]  # fmt: skip
 
 
 def leaves(given: list[Any]) -> list[Any]:
-    """The same with tensors that want gradients."""
-    return [
-        t.detach().clone().requires_grad_() if isinstance(t, Tensor) and t.is_floating_point() else t for t in given
-    ]
+    """The same with tensors that want gradients: the first nine."""
+    return [None if t is None else t.detach().clone().requires_grad_() for t in given[:9]] + given[9:]

@@ -30,6 +30,7 @@ SCAN = (
     None,
     torch.ones(8),
     None,
+    SIZES,
     True,
     True,
 )

@@ -63,7 +63,7 @@ def agrees(given: list[Any], seed: int = 0) -> None:
 @st.composite
 def scans(draw: Any) -> list[Any]:
     batch, length, width = draw(st.integers(0, 3)), draw(st.integers(0, 40)), draw(st.sampled_from((1, 7, 16, 17, 150)))
-    flags = {name: draw(st.booleans()) for name in ("gate", "decay", "order", "softplus", "skip", "reverse")}
+    flags = {name: draw(st.booleans()) for name in ("gate", "decay", "order", "softplus", "skip", "reverse", "scale")}
     states, dtype, seed = (
         draw(st.sampled_from((1, 3, 8, 16, 20))),
         draw(st.sampled_from(DTYPES)),
@@ -74,7 +74,7 @@ def scans(draw: Any) -> list[Any]:
 
 def images(given: list[Any], which: slice) -> list[Any]:
     """The inputs of some images."""
-    rows = [0, 1, 3, 4, 6, 7, 9]
+    rows = [0, 1, 3, 4, 6, 7, 9, 10]
     return [t[which] if i in rows and t is not None else t for i, t in enumerate(given)]
 
 
@@ -108,12 +108,12 @@ def test_time_steps_and_decays_are_precise_wherever_they_lie() -> None:
     raw = torch.linspace(-90, 90, 3001)
     one, row, x = torch.ones(1, 1, 1), torch.ones(1, 2, 1), torch.ones(1, 1, 3001)
     step = kernel("selective_scan")(
-        x, raw[None, None], -torch.ones(3001, 1), one, one, *[None] * 3, 0 * raw, None, True, False
+        x, raw[None, None], -torch.ones(3001, 1), one, one, *[None] * 3, 0 * raw, None, None, True, False
     )
     precise(step[0, 0], torch.nn.functional.softplus(raw.double()), raw)
     pulse, wait = torch.stack([x[0], 0 * x[0]], 1), torch.stack([raw.abs(), raw.abs()])[None]
     decayed = kernel("selective_scan")(
-        pulse, pulse, -torch.ones(3001, 1), row, row, None, None, wait, None, None, False, False
+        pulse, pulse, -torch.ones(3001, 1), row, row, None, None, wait, None, None, None, False, False
     )
     precise(decayed[0, 1], (-raw.abs().double()).exp(), raw)
 
@@ -123,6 +123,7 @@ def test_time_steps_and_decays_are_precise_wherever_they_lie() -> None:
 def test_strides_change_nothing(given: list[Any], ways: list[str]) -> None:
     grad, at = torch.randn(given[0].shape).to(given[0].dtype), (0, 1, 3, 6, 7)
     other = list(given)
+    other[10] = None if given[10] is None else strided(given[10], "transposed")
     for i, how in zip(at, ways, strict=True):
         other[i] = None if given[i] is None else strided(given[i], how)
     assert torch.equal(kernel("selective_scan")(*other), kernel("selective_scan")(*given))
@@ -156,9 +157,9 @@ def test_backwards_is_forwards_over_flipped_rows() -> None:
     given = scan_inputs(2, 30, 40, 8, decay=True)
     flipped = [t.flip(1) if isinstance(t, Tensor) and t.dim() == 3 else t for t in given]
     expected = kernel("selective_scan")(*flipped).flip(1)
-    assert torch.equal(kernel("selective_scan")(*given[:11], True), expected)
+    assert torch.equal(kernel("selective_scan")(*given[:12], True), expected)
     order = torch.arange(29, -1, -1).expand(2, -1)
-    assert torch.equal(kernel("selective_scan")(*given[:9], order, True, False), expected)
+    assert torch.equal(kernel("selective_scan")(*given[:9], order, None, True, False), expected)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -194,11 +195,13 @@ def test_half_precision_rounds_only_what_it_returns() -> None:
 
 
 def test_gradients_reach_the_operator() -> None:
-    given = leaves(scan_inputs(2, 5, 3, 2, decay=True, order=True, dtype=torch.float64))
+    given = leaves(scan_inputs(2, 5, 3, 2, decay=True, order=True, scale=True, dtype=torch.float64))
 
     def scan(*tensors: Tensor) -> Tensor:
         x, dt, A, B, C, D, z, decay_dt, bias = tensors
-        return selective_scan(x, dt, A, B, C, D, z, decay_dt, dt_bias=bias, softplus=True, order=given[9])
+        return selective_scan(
+            x, dt, A, B, C, D, z, decay_dt, dt_bias=bias, softplus=True, order=given[9], scale=given[10]
+        )
 
     with dispatch.using("cpu"):
         assert torch.autograd.gradcheck(scan, given[:9])
@@ -208,6 +211,8 @@ BAD = [
     (9, torch.zeros(2, 6, dtype=torch.long), "order holds 0 twice"),
     (9, torch.full((2, 6), 6), r"order holds 6; its entries must lie in \[0, 6\)"),
     (9, torch.zeros(2, 6), "order must be int64"),
+    (10, torch.ones(2, 5), r"scale has shape \(2, 5\); it must be \(2, 6\)"),
+    (10, torch.ones(2, 6, dtype=torch.long), "scale must be float32 or of the type of x"),
     (1, torch.zeros(2, 6, 5), r"dt has shape \(2, 6, 5\); it must be \(2, 6, 4\)"),
     (3, torch.zeros(2, 6, 2), r"B has shape \(2, 6, 2\); it must be \(2, 6, 3\)"),
     (2, torch.zeros(4), r"A has shape \(4\)"),

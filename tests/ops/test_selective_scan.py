@@ -16,7 +16,7 @@ from tokenreduce import count_flops
 from tokenreduce.ops.native import dispatch
 from tokenreduce.ops.selective_scan import scan_by_doubling, scan_loop, scan_operator, selective_scan
 
-NAMES = ("x", "dt", "A", "B", "C", "D", "z", "decay_dt", "dt_bias", "order", "softplus", "reverse")
+NAMES = ("x", "dt", "A", "B", "C", "D", "z", "decay_dt", "dt_bias", "order", "scale", "softplus", "reverse")
 
 
 def named(options: dict[str, Any]) -> str:
@@ -29,11 +29,12 @@ some_options = pytest.mark.parametrize("options", OPTIONS[::5], ids=named)  # ea
 
 def closed_form(given: list[Any]) -> Tensor:
     """`y_t = sum over s up to t of C_t exp(A (decay_{s+1} + ... + decay_t)) B_s dt_s x_s`, in fp64, image by image."""
-    x, dt, A, B, C, D, z, decay, bias, order, softplus, reverse = (
+    x, dt, A, B, C, D, z, decay, bias, order, scale, softplus, reverse = (
         t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in given
     )
     step = dt if bias is None else dt + bias
     step = F.softplus(step) if softplus else step
+    step = step if scale is None else step * scale[..., None]
     decay = step if decay is None else decay
     out = torch.zeros_like(x)
     for image in range(x.shape[0]):
@@ -69,13 +70,16 @@ WAYS = {
 
 
 def each_image(given: list[Any]) -> Tensor:
-    rows = [0 if name in ("x", "dt", "B", "C", "z", "decay_dt") else None for name in NAMES]
+    rows = [0 if name in ("x", "dt", "B", "C", "z", "decay_dt", "scale") else None for name in NAMES]
     axes = tuple(axis if t is not None else None for axis, t in zip(rows, given, strict=True))
 
     def one(*inputs: Any) -> Tensor:
         return call([t[None] if axis == 0 else t for axis, t in zip(axes, inputs, strict=True)])[0]
 
-    return vmap(lambda *tensors: one(*tensors, *given[9:]), axes[:9])(*given[:9])
+    def mapped(scale: Any, *tensors: Any) -> Tensor:
+        return one(*tensors, None, scale, *given[11:])
+
+    return vmap(mapped, (axes[10], *axes[:9]))(given[10], *given[:9])
 
 
 @all_options

@@ -41,7 +41,7 @@ class Walk:
         before: `(B, L)`, the row visited before each row, or that row itself for the first.
         gap: one of `GAPS`.
         frozen: `(B, L, E)`, for "frozen" the sum of the steps of the tokens missing before each row.
-        sizes: `(B, L)`, for "size" how many tokens each row holds; None: one each.
+        sizes: `(B, L)`, for "size" how many tokens each row holds, the scan's `scale`; None: one each.
     """
 
     order: Tensor | None = None
@@ -54,14 +54,11 @@ class Walk:
 
     def steps(self, raw: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The time steps and how long the state decays before each, `(B, L, E)`, from steps before softplus. Where
-        nothing changes them they stay before softplus, and the decays are None."""
-        if self.missing is None and self.sizes is None:
+        nothing is missed they stay before softplus, and the decays are None; `sizes` are left to the scan's `scale`."""
+        if self.missing is None:
             return raw, None
         wide = torch.float64 if raw.dtype == torch.float64 else torch.float32
         step = F.softplus(raw.to(wide))
-        if self.missing is None:
-            step = (step * self.sizes[..., None]).to(raw.dtype)  # type: ignore[index]
-            return step, step
         missing = self.missing[..., None].to(wide)
         if self.gap == "frozen" and self.frozen is not None:
             longer = self.frozen.to(wide)

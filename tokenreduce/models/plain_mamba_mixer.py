@@ -62,7 +62,7 @@ class PlainMambaMixer(nn.Module):
         write = write + self.direction_Bs[walk.moves].to(write.dtype)
         return selective_scan(
             x, step, rate, write, read, self.D, None, decay,
-            softplus=decay is None, order=walk.order, reverse=walk.reverse,
+            softplus=decay is None, order=walk.order, scale=walk.sizes, reverse=walk.reverse,
         )  # fmt: skip
 
 

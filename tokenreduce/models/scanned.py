@@ -38,8 +38,9 @@ class ScanModel(nn.Module):
     `class_token` says, and calls one layer after the other on `(B, L, C)`. Afterwards it reads the class token at
     `class_row(x)`, or the mean of all tokens. The mixer takes `(u, walks=None)`; `walks` is None for tokens as they
     stand, or the pair of `Walk`s of the directions there and back over the rows that are left. Give `walk.taps` to
-    `causal_conv` and `walk.order` to `selective_scan`, and pass steps before softplus through `walk.steps`, whose
-    second result, if it is not None, is `decay_dt` for steps that have been through softplus. Then
+    `causal_conv`, `walk.order` and, as `scale`, `walk.sizes` to `selective_scan`, and pass steps before softplus
+    through `walk.steps`, whose second result, if it is not None, is `decay_dt` for steps that have been through
+    softplus. Then
     `tokenreduce.patch(model, ...)` does the rest. `tokenreduce.models.vim_mixer.VimMixer` is a mixer of this kind.
 
     What a mixer must have besides: `taps`, how many tokens its convolution reads, 1 for none. What it may have:

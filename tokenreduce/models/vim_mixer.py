@@ -59,7 +59,7 @@ class VimMixer(nn.Module):
         step, decay = walk.steps(step, getattr(self, f"dt_proj{end}").bias)
         return selective_scan(
             x, step, rate, write, read, skip, z, decay,
-            softplus=decay is None, order=walk.order, reverse=reverse,
+            softplus=decay is None, order=walk.order, scale=walk.sizes, reverse=reverse,
         )  # fmt: skip
 
 

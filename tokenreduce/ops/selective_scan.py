@@ -33,6 +33,7 @@ def selective_scan(
     dt_bias: Tensor | None = None,
     softplus: bool = False,
     order: Tensor | None = None,
+    scale: Tensor | None = None,
     reverse: bool = False,
 ) -> Tensor:
     """`(B, L, E)`: the outputs of a state `h (E, N)` that walks over L tokens.
@@ -53,9 +54,10 @@ def selective_scan(
         dt_bias: `(E)`, added to `dt`.
         softplus: whether the step is `softplus(dt + dt_bias)`.
         order: `(B, L)`, the row that each step of the walk visits; None: the rows as they stand.
+        scale: `(B, L)`, fp32, how many steps each row takes at once; its step is multiplied. Has no gradient.
         reverse: walk from the last step to the first.
     """
-    given = (x, dt, A, B, C, D, z, decay_dt, dt_bias, order, softplus, reverse)
+    given = (x, dt, A, B, C, D, z, decay_dt, dt_bias, order, scale, softplus, reverse)
     if to_onnx():
         return scan_by_doubling(*given)
     if is_compiling() or dispatch_modes():
@@ -95,25 +97,25 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, order = ctx.saved_tensors
-        return present(gradients_now(grad, *tensors, order, *ctx.flags), tensors)
+        *tensors, order, scale = ctx.saved_tensors
+        return present(gradients_now(grad, *tensors, order, scale, *ctx.flags), tensors)
 
 
 def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Save the inputs for the gradients."""
-    ctx.save_for_backward(*inputs[:10])
-    ctx.flags = inputs[10:]
+    ctx.save_for_backward(*inputs[:11])
+    ctx.flags = inputs[11:]
 
 
 def present(found: list[Tensor], tensors: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Gradients for all twelve inputs, None for those that have none."""
+    """Gradients for all thirteen inputs, None for those that have none."""
     wanted = [None if t is None else g for g, t in zip(found, tensors, strict=True)]
-    return *wanted, None, None, None
+    return *wanted, None, None, None, None
 
 
 INPUTS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? decay_dt, Tensor? dt_bias, "
-    "Tensor? order, bool softplus, bool reverse"
+    "Tensor? order, Tensor? scale, bool softplus, bool reverse"
 )
 
 
@@ -142,8 +144,8 @@ def _(grad: Tensor, *given: Any) -> list[Tensor]:
 
 
 def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, order = ctx.saved_tensors
-    return present(backward_operator(grad, *tensors, order, *ctx.flags), tensors)
+    *tensors, order, scale = ctx.saved_tensors
+    return present(backward_operator(grad, *tensors, order, scale, *ctx.flags), tensors)
 
 
 scan_operator.register_autograd(_operator_gradients, setup_context=keep)
@@ -160,11 +162,12 @@ def scan_loop(
     decay_dt: Tensor | None,
     dt_bias: Tensor | None,
     order: Tensor | None,
+    scale: Tensor | None,
     softplus: bool,
     reverse: bool,
 ) -> Tensor:
     """`selective_scan`, one step of PyTorch a token."""
-    value, step, decay, write, read = walked(x, dt, B, C, decay_dt, dt_bias, order, softplus)
+    value, step, decay, write, read = walked(x, dt, B, C, decay_dt, dt_bias, order, scale, softplus)
     rate, length = A.to(value.dtype), x.shape[1]
     state = value.new_zeros(x.shape[0], *A.shape)
     outputs: list[Tensor] = [value] * length
@@ -178,8 +181,8 @@ def scan_loop(
 
 def scan_by_doubling(x: Tensor, *rest: Any) -> Tensor:
     """`selective_scan` in log2 L steps on all states at once: few operators, but L states in memory."""
-    dt, A, B, C, D, z, decay_dt, dt_bias, order, softplus, reverse = rest
-    value, step, decay, write, read = walked(x, dt, B, C, decay_dt, dt_bias, order, softplus)
+    dt, A, B, C, D, z, decay_dt, dt_bias, order, scale, softplus, reverse = rest
+    value, step, decay, write, read = walked(x, dt, B, C, decay_dt, dt_bias, order, scale, softplus)
     if reverse:
         value, step, decay, write, read = (t.flip(1) for t in (value, step, decay, write, read))
     kept = torch.exp(decay[..., None] * A.to(value.dtype))
@@ -202,12 +205,14 @@ def walked(
     decay_dt: Tensor | None,
     dt_bias: Tensor | None,
     order: Tensor | None,
+    scale: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, ...]:
     """Values, steps, decays, B and C in the order of the walk, in fp32 or fp64."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     step = dt.to(wide) if dt_bias is None else dt.to(wide) + dt_bias.to(wide)
     step = F.softplus(step) if softplus else step
+    step = step if scale is None else step * scale.to(wide)[..., None]
     decay = step if decay_dt is None else decay_dt.to(wide)
     rows = x.to(wide), step, decay, B.to(wide), C.to(wide)
     return rows if order is None else tuple(take(t, order) for t in rows)

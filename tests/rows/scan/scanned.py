@@ -40,7 +40,7 @@ class ToyMixer(nn.Module):
         rates = -self.rates.exp()
         return selective_scan(
             x, step, rates, write, read, None, None, decay,
-            softplus=decay is None, order=walk.order, reverse=reverse,
+            softplus=decay is None, order=walk.order, scale=walk.sizes, reverse=reverse,
         )  # fmt: skip
 
 

@@ -17,18 +17,19 @@ CELLS = 512  # numbers of the state in a program
 @operator
 def selective_scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    decay_dt: Tensor | None, dt_bias: Tensor | None, order: Tensor | None, softplus: bool, reverse: bool,
+    decay_dt: Tensor | None, dt_bias: Tensor | None, order: Tensor | None, scale: Tensor | None,
+    softplus: bool, reverse: bool,
 ) -> Tensor:  # fmt: skip
     """`ops.selective_scan.selective_scan`."""
     x, dt, B, C, A = (*(in_a_row(t) for t in (x, dt, B, C)), A.contiguous())
-    z, decay_dt, order = (None if t is None else in_a_row(t) for t in (z, decay_dt, order))
+    z, decay_dt, order, scale = (None if t is None else in_a_row(t) for t in (z, decay_dt, order, scale))
     batch, length, width = x.shape
     states, block = shape_of_state(A)
     out = torch.empty(batch, length, width, dtype=x.dtype, device=x.device)
     start(_scan, x)[(cdiv(width, block), batch)](
-        *tensors(x, dt, A, B, C, D, z, decay_dt, dt_bias, order), out, *strides(x, dt, B, C, z, decay_dt, order),
-        length, width, A.shape[1],
-        **flags(x, D, z, decay_dt, dt_bias, order, softplus, reverse), STATES=states, BLOCK=block, num_warps=1,
+        *tensors(x, dt, A, B, C, D, z, decay_dt, dt_bias, order, scale), out,
+        *strides(x, dt, B, C, z, decay_dt, order, scale), length, width, A.shape[1],
+        **flags(x, D, z, decay_dt, dt_bias, order, scale, softplus, reverse), STATES=states, BLOCK=block, num_warps=1,
     )  # fmt: skip
     return out
 
@@ -36,12 +37,13 @@ def selective_scan(
 @operator
 def selective_scan_backward(
     grad: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    decay_dt: Tensor | None, dt_bias: Tensor | None, order: Tensor | None, softplus: bool, reverse: bool,
+    decay_dt: Tensor | None, dt_bias: Tensor | None, order: Tensor | None, scale: Tensor | None,
+    softplus: bool, reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the nine tensors from `x` to `dt_bias`, empty ones for those that are None. Always in the same
     order: sums over channels and images are made after the kernel."""
     grad, x, dt, B, C, A = (*(in_a_row(t) for t in (grad, x, dt, B, C)), A.contiguous())
-    z, decay_dt, order = (None if t is None else in_a_row(t) for t in (z, decay_dt, order))
+    z, decay_dt, order, scale = (None if t is None else in_a_row(t) for t in (z, decay_dt, order, scale))
     batch, length, width = x.shape
     states, block = shape_of_state(A)
     blocks = cdiv(width, block)
@@ -56,9 +58,9 @@ def selective_scan_backward(
     dB, dC = (empty(batch, blocks, length, A.shape[1]) for _ in range(2))
     kept = empty(batch, blocks, length, block * states)
     start(_scan_backward, x)[(blocks, batch)](
-        grad, *tensors(x, dt, A, B, C, D, z, decay_dt, dt_bias, order), kept, *by_row, dA, dB, dC, dD,
-        *grad.stride()[:2], *strides(x, dt, B, C, z, decay_dt, order), length, width, A.shape[1],
-        **flags(x, D, z, decay_dt, dt_bias, order, softplus, reverse), STATES=states, BLOCK=block, num_warps=1,
+        grad, *tensors(x, dt, A, B, C, D, z, decay_dt, dt_bias, order, scale), kept, *by_row, dA, dB, dC, dD,
+        *grad.stride()[:2], *strides(x, dt, B, C, z, decay_dt, order, scale), length, width, A.shape[1],
+        **flags(x, D, z, decay_dt, dt_bias, order, scale, softplus, reverse), STATES=states, BLOCK=block, num_warps=1,
     )  # fmt: skip
     dx, ddt, dz, ddecay = by_row
     found = [dx, ddt, dA.sum(0), dB.sum(1), dC.sum(1), dD.sum(0), dz, ddecay, ddt.sum((0, 1))]
@@ -86,11 +88,12 @@ def strides(*given: Tensor | None) -> list[int]:
 
 def flags(
     x: Tensor, D: Tensor | None, z: Tensor | None, decay_dt: Tensor | None, dt_bias: Tensor | None,
-    order: Tensor | None, softplus: bool, reverse: bool,
+    order: Tensor | None, scale: Tensor | None, softplus: bool, reverse: bool,
 ) -> dict[str, bool]:  # fmt: skip
     return {
         "SKIP": D is not None, "GATE": z is not None, "DECAY": decay_dt is not None, "BIAS": dt_bias is not None,
-        "ORDER": order is not None, "SOFTPLUS": softplus, "REVERSE": reverse, "WIDE": x.dtype == torch.float64,
+        "ORDER": order is not None, "SCALE": scale is not None, "SOFTPLUS": softplus, "REVERSE": reverse,
+        "WIDE": x.dtype == torch.float64,
     }  # fmt: skip
 
 
@@ -110,10 +113,12 @@ def _sigmoid(x):
 
 @jit
 def _scan(
-    x, dt, A, B, C, D, z, decay_dt, dt_bias, order, out, x_image, x_row, dt_image, dt_row, b_image, b_row,
-    c_image, c_row, z_image, z_row, decay_image, decay_row, order_image, order_row, length, width, depth,
+    x, dt, A, B, C, D, z, decay_dt, dt_bias, order, scale, out, x_image, x_row, dt_image, dt_row, b_image, b_row,
+    c_image, c_row, z_image, z_row, decay_image, decay_row, order_image, order_row, scale_image, scale_row,
+    length, width, depth,
     SKIP: tl.constexpr, GATE: tl.constexpr, DECAY: tl.constexpr, BIAS: tl.constexpr, ORDER: tl.constexpr,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, WIDE: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+    SCALE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, WIDE: tl.constexpr, STATES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     wide: tl.constexpr = tl.float64 if WIDE else tl.float32
     image = tl.program_id(1).to(tl.int64)
@@ -134,6 +139,8 @@ def _scan(
             step += tl.load(dt_bias + channel, mask=inside, other=0.0).to(wide)
         if SOFTPLUS:
             step = _softplus(step)
+        if SCALE:
+            step *= tl.load(scale + image * scale_image + row * scale_row).to(wide)
         decay = step
         if DECAY:
             at = image * decay_image + row * decay_row + channel
@@ -150,11 +157,13 @@ def _scan(
 
 @jit
 def _scan_backward(
-    grad, x, dt, A, B, C, D, z, decay_dt, dt_bias, order, kept, dx, ddt, dz, ddecay, dA, dB, dC, dD,
+    grad, x, dt, A, B, C, D, z, decay_dt, dt_bias, order, scale, kept, dx, ddt, dz, ddecay, dA, dB, dC, dD,
     grad_image, grad_row, x_image, x_row, dt_image, dt_row, b_image, b_row,
-    c_image, c_row, z_image, z_row, decay_image, decay_row, order_image, order_row, length, width, depth,
+    c_image, c_row, z_image, z_row, decay_image, decay_row, order_image, order_row, scale_image, scale_row,
+    length, width, depth,
     SKIP: tl.constexpr, GATE: tl.constexpr, DECAY: tl.constexpr, BIAS: tl.constexpr, ORDER: tl.constexpr,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, WIDE: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+    SCALE: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, WIDE: tl.constexpr, STATES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """First the walk, whose states are kept, then the same way back."""
     wide: tl.constexpr = tl.float64 if WIDE else tl.float32
@@ -181,6 +190,8 @@ def _scan_backward(
         write = tl.load(B + image * b_image + row * b_row + state, mask=real, other=0.0).to(wide)
         if SOFTPLUS:
             step = _softplus(step)
+        if SCALE:
+            step *= tl.load(scale + image * scale_image + row * scale_row).to(wide)
         decay = step
         if DECAY:
             at = image * decay_image + row * decay_row + channel
@@ -204,6 +215,9 @@ def _scan_backward(
         step = raw
         if SOFTPLUS:
             step = _softplus(raw)
+        if SCALE:
+            many = tl.load(scale + image * scale_image + row * scale_row).to(wide)
+            step *= many
         decay = step
         if DECAY:
             at = image * decay_image + row * decay_row + channel
@@ -230,6 +244,8 @@ def _scan_backward(
             dstep += longer
         if SOFTPLUS:
             dstep = dstep * _sigmoid(raw)
+        if SCALE:
+            dstep *= many
         tl.store(dx + here, written * step + g * skip, mask=inside)
         tl.store(ddt + here, dstep, mask=inside)
         of_row = (program * length + row) * depth + state
