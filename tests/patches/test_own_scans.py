@@ -50,7 +50,7 @@ def slow_scan(mixer: ToyMixer, rows: Tensor, ranks: list[int], owners: list[int]
 @pytest.mark.parametrize("class_token", ["", "first", "middle"])
 def test_the_toy_mixer_of_what_is_left_is_a_slow_one(class_token: str) -> None:
     model, x = new_model(class_token), images()
-    patch(model, "tome", schedule=Schedule.keep({0: 23}))
+    patch(model, "tome", schedule=Schedule.keep({0: 23}), scan_gap="hold")
     seen: list[tuple[Tensor, Tensor]] = []
     model.layers[2].mixer.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
     model(x)

@@ -98,7 +98,7 @@ def test_rules_are_different() -> None:
     for i, one in enumerate(outputs):
         assert all((one - other).abs().max() > 1e-5 for other in outputs[:i])
     assert torch.equal(
-        patch(fresh_model(VIM), "tome", schedule=TWICE)(VIM.images()), outputs[RULES.index(("stand_in", "hold"))]
+        patch(fresh_model(VIM), "tome", schedule=TWICE)(VIM.images()), outputs[RULES.index(("stand_in", "size"))]
     )
 
 

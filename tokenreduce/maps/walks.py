@@ -55,7 +55,7 @@ class Walk:
     def steps(self, raw: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The time steps and how long the state decays before each, `(B, L, E)`, from steps before softplus. Where
         nothing is missed they stay before softplus, and the decays are None; `sizes` are left to the scan's `scale`."""
-        if self.missing is None:
+        if self.missing is None or self.gap == "hold":
             return raw, None
         wide = torch.float64 if raw.dtype == torch.float64 else torch.float32
         step = F.softplus(raw.to(wide))
