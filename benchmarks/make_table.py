@@ -182,6 +182,26 @@ NO_GPU = (
 )
 
 
+RULES = [("stand_in", gap) for gap in ("size", "hold", "self", "frozen")] + [("zeros", "size"), ("compact", "size")]
+
+
+def scans(data: dict) -> str:
+    """Methods by rows, rules of scans by columns: change of top-1 in points and class error; best first."""
+    lines = [
+        f"{data['images']:,} test images, {data['top1']:.1%} unpatched; `scan_conv`, `scan_gap`:",
+        "",
+        f"| method | {' | '.join(f'`{conv}`, `{gap}`' for conv, gap in RULES)} |",
+        "|---|" + "---:|" * len(RULES),
+    ]
+    found = {(row["method"], row["conv"], row["gap"]): row for row in data["rows"] if "refused" not in row}
+    best = {row["method"]: row["class_error"] for key, row in found.items() if key[1:] == RULES[0]}
+    for method in sorted(best, key=best.__getitem__):
+        rows = [found.get((method, *rule)) for rule in RULES]
+        cells = ["-" if row is None else f"{100 * row['top1_change']:+.1f} / {row['class_error']:.3f}" for row in rows]
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def gpu(data: dict | None) -> str:
     """Whole models on a GPU: time over that of free slicing and speed-up, eager and as a graph; the card first."""
     if data is None:
@@ -232,6 +252,7 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/speed.md", "speed"): speed(read["speed"]),
         ("docs/speed.md", "speed in words"): sentences.limits(read["speed"]),
         ("docs/kernels.md", "size errors"): size_errors(read["size_errors"]),
+        ("docs/state-space.md", "scans"): scans(read["scans"]),
         ("docs/targets.md", "targets"): target_tables.outcomes(read["targets"]["rows"]),
         ("docs/targets.md", "refusals"): target_tables.refusals(read["targets"]["rows"]),
         ("docs/transforms.md", "sentences"): transform_tables.sentences(read["transforms"]["columns"]),
