@@ -82,7 +82,9 @@ def test_the_summary_is_of_the_middle_budget() -> None:
 
 
 def test_other_models_are_refused(run: Callable[..., str]) -> None:
-    with pytest.raises(InvalidValueError, match="unknown model 'resnet18'; valid: dinov2_small, fashion_vit"):
+    with pytest.raises(
+        InvalidValueError, match="unknown model 'resnet18'; valid: dinov2_small, fashion_vim, fashion_vit"
+    ):
         run("demo", "--model", "resnet18")
     with pytest.raises(InvalidTypeError, match="--task segmentation has a model of its own"):
         run("demo", "--task", "segmentation", "--model", "dinov2_small")

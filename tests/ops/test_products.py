@@ -88,6 +88,7 @@ def test_a_bipartition_has_the_lists_of_sorting(as_on_gpu, n: int, first: int) -
 def inputs(n: int) -> dict[str, Tensor]:
     heads = {name: numbers(2, 2, n, 8, seed=i) for i, name in enumerate(("keys", "queries", "values"))}
     more = {"pixels": numbers(2, n, 2, 5, seed=5), "auxiliary_logits": numbers(2, n, 4, 3, seed=6)}
+    more |= {"scan_output": numbers(2, n, 8, seed=10), "time_step": numbers(2, n, 8, seed=11).abs()}
     return {"x": numbers(2, n, 16, seed=7), "attention": numbers(2, 2, n + 1, n + 1, seed=8).softmax(-1)} | heads | more
 
 

@@ -122,7 +122,7 @@ class Ranked(TokenMap):
         self.order, self.matched, self.protected = order, matched, protected
         assert matched.dest is not None
         places = torch.cat([matched.dest + protected, self.aside()], 1) if protected else matched.dest
-        self.dest = torch.zeros_like(order).scatter(1, order, places)
+        self.dest = order.scatter(1, order, places)  # which changes all of it
 
     def aside(self) -> Tensor:
         return counting(self.protected, self.order.device).expand(self.order.shape[0], -1)
