@@ -1,8 +1,10 @@
 """What every method loses on the shipped state-space model, by what its convolution and scans do where tokens are gone
 -> results/scans.json, written after every row; rows that are there are not measured again.
 
-python benchmarks/scan_rules.py                     # 2,000 test images, 60 % of the multiply-adds: an hour
-python benchmarks/scan_rules.py --part 0/2 & python benchmarks/scan_rules.py --part 1/2    # two processes
+python benchmarks/scan_rules.py                     # 2,000 test images, 60 % of the multiply-adds
+python benchmarks/scan_rules.py --part 0/2 & python benchmarks/scan_rules.py --part 1/2
+
+500 images took 6 minutes in two processes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from tokenreduce.models.plain_mamba import PlainMamba, PlainMambaLayer
 from tokenreduce.models.plain_mamba_mixer import PlainMambaMixer
 
 from ..shared.adapter import Reads
-from ..shared.classes import refuse_classes
 from ..shared.scanned import ScannedAdapter, ScannedLayer
 from ..shared.weights import is_convolution, matrices, matrix_size, stem_macs
 
@@ -39,6 +38,7 @@ class PlainMambaAdapter(ScannedAdapter):
     """Adapter for `PlainMamba`."""
 
     reduced: ClassVar = {PlainMambaLayer: ReducedPlainMambaLayer}
+    mixers: ClassVar = {PlainMambaMixer: PlainMambaMixer}
 
     name = "plain_mamba"
     family = "tokenreduce PlainMamba"
@@ -54,34 +54,14 @@ class PlainMambaAdapter(ScannedAdapter):
             "a missing token has none of its own",
         }
 
-    def layers(self, model: Any) -> Sequence[Any]:
-        return model.layers
-
     def step_projections(self, layer: Any) -> Sequence[nn.Module]:
         return [layer.mamba.dt_proj]
 
     def grid_capture(self, model: Any) -> tuple[nn.Module, str]:
         return model.patch_embed.projection, "grid"
 
-    def refuse_parts(self, model: Any, layers: Sequence[Any]) -> list[str]:
-        mixers = [layer.mamba for layer in layers]
-        return refuse_classes(
-            "mixers are of class", mixers, {PlainMambaMixer: PlainMambaMixer}
-        ) or super().refuse_parts(model, layers)
-
     def geometry(self, model: Any) -> Geometry:
-        return Geometry(
-            depth=len(model.layers),
-            prefix=0,
-            suffix=0,
-            class_tokens=0,
-            grid=tuple(model.grid),
-            width=model.num_features,
-            heads=1,
-            head_dim=model.num_features,
-            costs=model_costs(model),
-            ordered="first",
-        )
+        return self.scanned(model, model_costs(model), 0, "first")
 
     def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
         return "tokens"

@@ -14,6 +14,7 @@ from tokenreduce.forward.slicing import Slicing
 from tokenreduce.models.scanned import CLASS_TOKENS, ScanBlock, ScanModel
 
 from ..shared.adapter import Reads
+from ..shared.layered import LayeredAdapter
 from ..shared.scanned import ScannedAdapter, ScannedLayer
 from ..shared.weights import is_convolution, matrix_size
 
@@ -38,9 +39,6 @@ class OwnScans(ScannedAdapter):
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, ScanModel)
-
-    def layers(self, model: Any) -> Sequence[Any]:
-        return model.layers
 
     def step_projections(self, layer: Any) -> Sequence[nn.Module]:
         mixer: Any = getattr(layer, "mixer", None)
@@ -72,22 +70,11 @@ class OwnScans(ScannedAdapter):
                 reasons.append(f"mixer {number} does not say how many taps its convolution has")
             elif len(signature(mixer.forward).parameters) < 2:
                 reasons.append(f"mixer {number} takes no walks; give its forward a second parameter")
-        return reasons[:3] or super().refuse_parts(model, layers)
+        return reasons[:3] or LayeredAdapter.refuse_parts(self, model, layers)
 
     def geometry(self, model: Any) -> Geometry:
         class_tokens = int(model.class_token != "")
-        return Geometry(
-            depth=len(model.layers),
-            prefix=class_tokens,
-            suffix=0,
-            class_tokens=class_tokens,
-            grid=tuple(model.grid),
-            width=model.num_features,
-            heads=1,
-            head_dim=model.num_features,
-            costs=model_costs(model),
-            ordered=model.class_token or "first",
-        )
+        return self.scanned(model, model_costs(model), class_tokens, model.class_token or "first")
 
     def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
         return "protected" if model.class_token and not outer else "tokens"

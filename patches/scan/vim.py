@@ -14,7 +14,6 @@ from tokenreduce.models.vim import VimBlock, VisionMamba
 from tokenreduce.models.vim_mixer import VimMixer
 
 from ..shared.adapter import Reads
-from ..shared.classes import refuse_classes
 from ..shared.scanned import ScannedAdapter, ScannedLayer
 from ..shared.weights import matrices, matrix_size
 
@@ -31,6 +30,7 @@ class Vim(ScannedAdapter):
     """Adapter for `VisionMamba`."""
 
     reduced: ClassVar = {VimBlock: ReducedVimBlock}
+    mixers: ClassVar = {VimMixer: VimMixer}
 
     name = "vim"
     family = "tokenreduce VisionMamba (Vim, image models of VideoMamba)"
@@ -38,34 +38,14 @@ class Vim(ScannedAdapter):
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, VisionMamba)
 
-    def layers(self, model: Any) -> Sequence[Any]:
-        return model.layers
-
     def step_projections(self, layer: Any) -> Sequence[nn.Module]:
         return [layer.mixer.dt_proj, layer.mixer.dt_proj_b]
 
     def grid_capture(self, model: Any) -> tuple[nn.Module, str]:
         return model.patch_embed.proj, "grid"
 
-    def refuse_parts(self, model: Any, layers: Sequence[Any]) -> list[str]:
-        mixers = [layer.mixer for layer in layers]
-        return refuse_classes("mixers are of class", mixers, {VimMixer: VimMixer}) or super().refuse_parts(
-            model, layers
-        )
-
     def geometry(self, model: Any) -> Geometry:
-        return Geometry(
-            depth=len(model.layers),
-            prefix=1,
-            suffix=0,
-            class_tokens=1,
-            grid=tuple(model.grid),
-            width=model.num_features,
-            heads=1,
-            head_dim=model.num_features,
-            costs=model_costs(model),
-            ordered="middle" if model.class_place else "first",
-        )
+        return self.scanned(model, model_costs(model), 1, "middle" if model.class_place else "first")
 
     def reads(self, model: Any, outer: Sequence[nn.Module]) -> Reads:
         return "tokens" if outer else "protected"

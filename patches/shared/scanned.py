@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tokenreduce.budget.geometry import Costs, Geometry
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
 from tokenreduce.forward.slicing import Slicing
 from tokenreduce.forward.stack import join, leave
 from tokenreduce.reducers.entries import ATTENTION
 
+from .classes import Classes, refuse_classes
 from .hooks import add_hook
 from .layered import LayeredAdapter, ReducedLayer
 from .standing import keep_hold
@@ -51,7 +53,22 @@ class ScannedAdapter(LayeredAdapter):
     """An adapter for models whose layers are scans."""
 
     scans = True
+    mixers: ClassVar[Classes] = {}  # the classes of mixers that the family knows
     step_hook: ClassVar[str] = "time_step"  # that makes time steps of what `step_projections` give
+
+    def layers(self, model: Any) -> Sequence[Any]:
+        return model.layers
+
+    def refuse_parts(self, model: Any, layers: Sequence[Any]) -> list[str]:
+        others = refuse_classes("mixers are of class", [layer.mixer for layer in layers], self.mixers)
+        return others or super().refuse_parts(model, layers)
+
+    def scanned(self, model: Any, costs: Costs, class_tokens: int, ordered: str) -> Geometry:
+        """The geometry of a model with `layers`, `grid` and `num_features`, and class tokens alone before its image
+        tokens; where there is attention it tells of heads, here of none."""
+        width = model.num_features
+        grid = tuple(model.grid)
+        return Geometry(len(model.layers), class_tokens, 0, class_tokens, grid, width, 1, width, costs, ordered=ordered)
 
     def lacks(self, model: Any) -> dict[str, str]:
         return dict.fromkeys((*ATTENTION, "keys", "queries", "values"), NO_ATTENTION)

@@ -82,7 +82,7 @@ def loses(reduction: LanguageReduction, units: Sequence[Unit]) -> bool:
 
 
 def step(run: LanguageRun, given: dict[str, Any], before: Kept) -> dict[str, Any]:
-    """What changes for tokens of which none leaves, behind a prompt from which some have."""
+    """What changes for tokens of which none leaves, after a prompt from which some have."""
     cache, mask, positions = given["past_key_values"], given.get("attention_mask"), given.get("position_ids")
     rows = given["inputs_embeds"] if given.get("inputs_embeds") is not None else given["input_ids"]
     past, places = cache.get_seq_length(), rows.shape[1]
@@ -152,7 +152,7 @@ def come_back(
 
     output.last_hidden_state = whole(output.last_hidden_state)
     states = output.get("hidden_states")
-    if states is not None:  # what enters the first layer, what each layer puts out, and the last behind the norm
+    if states is not None:  # what enters the first layer, what each layer puts out, and the last after the norm
         inner = [whole(x, layer - 1) for layer, x in enumerate(states[:-1])]
         output.hidden_states = (*inner, whole(states[-1]))
     cache = output.get("past_key_values")

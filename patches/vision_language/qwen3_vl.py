@@ -1,4 +1,4 @@
-"""transformers Qwen3-VL: features of inner layers of the tower are added behind the first layers of the language
+"""transformers Qwen3-VL: features of inner layers of the tower are added after the first layers of the language
 model."""
 
 from __future__ import annotations

@@ -135,3 +135,9 @@ def test_rules() -> None:
         scan_rules("dense", "auto")
     with pytest.raises(ValueError, match="unknown scan_gap 'none'; valid: auto, bias, frozen, hold, prev, self, size"):
         scan_rules("auto", "none")
+
+
+def test_frozen_steps_must_have_been_shown() -> None:
+    state, [one, _] = ScanState(ScanRules(gap="frozen"), ENTERED, 1, middle=True), maps("merging")
+    with pytest.raises(ValueError, match='placement "pre" comes before them; give another scan_gap'):
+        state.follow(one)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenreduce.errors import unknown
+from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.maps.grid_walks import GridWalks, left_of_grid
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, Walk, walks
@@ -99,7 +99,7 @@ class ScanState:
         """Let the places follow a map whose outputs are in order; `steps`, for "frozen": the time steps `(B, L, E)` of
         each direction in the layer that reduces."""
         rep, count = token_map.representatives(), token_map.count
-        if self.rules.gap == "frozen" and steps:
+        if self.rules.gap == "frozen":
             self._freeze(rep, steps)
         # Every output stands for its own place, also where a dense map gives more of that token to another.
         dest = token_map.dest_or_argmax().scatter(1, rep, counting(count, rep.device).expand_as(rep))
@@ -107,8 +107,13 @@ class ScanState:
         self.stands = dest if self.stands is None else dest.gather(1, self.stands)
         self._walks = self._grid_walks = None
 
-    def _freeze(self, rep: Tensor, steps: list[Tensor]) -> None:
+    def _freeze(self, rep: Tensor, steps: list[Tensor] | None) -> None:
         """Add the steps of the tokens that leave now to what is missing before those that stay."""
+        if not steps:
+            raise InvalidValueError(
+                'scan_gap="frozen" needs the time steps of the layer that reduces, which this layer has not shown: a '
+                'method with placement "pre" comes before them; give another scan_gap, such as "size"'
+            )
         batch = rep.shape[0]
         rank = self.ranks(batch, rep.device)
         stays = torch.cat([counting(self.prefix, rep.device).expand(batch, -1), rep + self.prefix], 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """What is behind the first P' entries of the layers from a stage on; every later entry is one of all layers.
+    """What is after the first P' entries of the layers from a stage on; every later entry is one of all layers.
 
     Args:
         within: `(B, P')`, the entry of the first layers that each of them is.

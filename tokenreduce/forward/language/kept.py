@@ -14,7 +14,7 @@ from tokenreduce.forward.language.held import Held
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What is behind the first P entries of a cache; every later entry is one place of the prompts more.
+    """What is after the first P entries of a cache; every later entry is one place of the prompts more.
 
     Args:
         columns: `(B, P)`, the place of each entry.
@@ -51,7 +51,7 @@ class Kept:
 
     def mask(self, mask: Tensor | None, new: int) -> Tensor | None:
         """The mask `(B, entries)` of the cache's entries, of a `mask (B, places)`; None: nothing is hidden. `new`:
-        entries behind the first P, where there is no mask to tell."""
+        entries after the first P, where there is no mask to tell."""
         if mask is not None:
             mask = mask.to(device=self.columns.device, dtype=torch.bool)
             return torch.cat([mask.gather(1, self.columns) & self.valid, mask[:, self.seen :]], 1)

@@ -1,4 +1,4 @@
-"""`Passage`: how the rows of prompts become fewer at the door of a language model, and come back behind it."""
+"""`Passage`: how the rows of prompts become fewer at the door of a language model, and come back after it."""
 
 from __future__ import annotations
 

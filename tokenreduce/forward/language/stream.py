@@ -68,7 +68,7 @@ class Stream:
             "position_embeddings": tuple(_rows_of(table, passage) for table in before["position_embeddings"])
         }
         mask, places = given.get("attention_mask"), before.get("position_ids")
-        if mask is not None or held.fillers:  # behind a cache there is always one
+        if mask is not None or held.fillers:  # after a cache there is always one
             changed["attention_mask"] = translated(mask, self.within, held.within, held.valid, self.past)
         if places is not None:
             places = places.expand(len(passage.index), -1)
@@ -90,7 +90,7 @@ def _rows_of(table: Tensor, passage: Passage) -> Tensor:
 
 
 class Later:
-    """The masks of a forward in which nothing leaves, behind prompts from which rows have left within the model.
+    """The masks of a forward in which nothing leaves, after prompts from which rows have left within the model.
 
     Args:
         held: what the cache holds, by the layer of the stage.
