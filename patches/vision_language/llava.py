@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.llava.modeling_llava import LlavaModel
 
 from tokenreduce.forward.language.units import Facts
@@ -21,9 +22,11 @@ class TransformersLlava(VisionLanguageAdapter):
     within = True
 
     def side(self, model: Any) -> int:
-        """Patches along a side of each image; 0 where images keep their sizes, or a row of no patch is among theirs."""
+        """Patches along a side of each image; 0 where images keep their sizes, a row of no patch is among theirs, or a
+        patch is missing."""
         vision = model.config.vision_config
-        if vision.model_type == "pixtral" or model.config.vision_feature_select_strategy == "full":
+        whole = model.config.vision_feature_select_strategy == "full"
+        if vision.model_type == "pixtral" or whole == self.has_class_token(model):
             return 0
         return vision.image_size // vision.patch_size
 
@@ -31,24 +34,29 @@ class TransformersLlava(VisionLanguageAdapter):
         lacks = super().lacks(model)
         if not self.side(model):
             return lacks
-        return (
-            {}
-            if model.config.vision_config.model_type == "clip_vision_model"
-            else {"class_attention": lacks["class_attention"]}
-        )
+        without = ("crops",) if self.has_class_token(model) else ("crops", "class_attention")
+        return {name: lacks[name] for name in without}
+
+    def has_class_token(self, model: Any) -> bool:
+        return bool(model.config.vision_config.model_type == "clip_vision_model")
 
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         side = self.side(model)
         grids = [(side, side) if side and length == side**2 else None for length in lengths]
-        if encoded.class_attention is None:
-            return [Facts(grid) for grid in grids]
-        return [Facts(grid, row[1:]) for grid, row in zip(grids, encoded.class_attention, strict=False)]
+        protected = int(self.has_class_token(model))
+        rows = [each_or_none(x, protected) for x in (encoded.class_attention, encoded.received_attention)]
+        return [Facts(grid, *shown) for grid, *shown in zip(grids, *rows, strict=False)]
 
     def showing(self, model: Any) -> Sequence[nn.Module]:
         taken, layers = model.config.vision_feature_layer, model.vision_tower.encoder.layers
         states = [taken] if isinstance(taken, int) else taken
         shown = [layers[state % (len(layers) + 1) - 1].self_attn for state in states]  # state 0 is the embedding
         return [projection for attention in shown for projection in (attention.q_proj, attention.k_proj)]
+
+
+def each_or_none(x: Tensor | None, protected: int) -> Iterable[Tensor | None]:
+    """Of `x (images, tokens)` that of each image's tokens but the first `protected` ones; None again and again."""
+    return repeat(None) if x is None else iter(x[:, protected:])
 
 
 ADAPTER = TransformersLlava()
