@@ -18,6 +18,7 @@ from tokenreduce.forward.language.passage import Passage
 from tokenreduce.forward.language.planning import Removal
 from tokenreduce.forward.language.units import Facts, Unit, find_units
 from tokenreduce.forward.marks import mark, unmark
+from tokenreduce.reducers.contract import Reducer
 
 from ..shared.adapter import Adapter
 from ._hooks import enter_language, enter_model, leave_language, leave_model
@@ -100,6 +101,10 @@ class VisionLanguageAdapter(Adapter):
         by."""
         return ()
 
+    def showing_all(self, model: Any) -> Sequence[nn.Module]:
+        """The same of all layers up to there; none if the family cannot."""
+        return ()
+
     def receiving(self, model: Any) -> Sequence[nn.Module]:
         """Instead, the attention of the tower that takes images of any size as one sequence."""
         return ()
@@ -153,9 +158,8 @@ class VisionLanguageAdapter(Adapter):
 
     def install(self, model: Any, reduction: Any) -> None:
         tower, language = model.get_submodule(self.tower), model.get_submodule(self.language)
-        reads = reduction.reducer.required()
         tower.register_forward_hook(stamp, with_kwargs=True, always_call=True)
-        self.let_show(model, (reads | reduction.reducer.uses) - self.lacks(model).keys())
+        self.let_show(model, reduction.reducer)
         model.register_forward_pre_hook(enter_model, with_kwargs=True)
         model.register_forward_hook(leave_model, always_call=True)
         language.register_forward_pre_hook(enter_language, with_kwargs=True)
@@ -169,10 +173,12 @@ class VisionLanguageAdapter(Adapter):
             if reduction.reads_attention(number):
                 show_attention(layer.self_attn, reduction, number)
 
-    def let_show(self, model: Any, reads: frozenset[str]) -> None:
+    def let_show(self, model: Any, reducer: Reducer) -> None:
         """Let the tower show what the method reads of it."""
+        reads = (reducer.required() | reducer.uses) - self.lacks(model).keys()
         asked = reads & ATTENTION.keys()
-        for projection in self.showing(model) if asked else ():
+        showing = self.showing_all if reducer.averages_tower() else self.showing
+        for projection in showing(model) if asked else ():
             projection.register_forward_hook(show_both if len(asked) == 2 else ATTENTION[min(asked)])
         for attention in self.receiving(model) if "received_attention" in reads else ():
             attention.register_forward_pre_hook(show_received, with_kwargs=True)

@@ -47,11 +47,23 @@ class TransformersLlava(VisionLanguageAdapter):
         rows = [each_or_none(x, protected) for x in (encoded.class_attention, encoded.received_attention)]
         return [Facts(grid, *shown) for grid, *shown in zip(grids, *rows, strict=False)]
 
-    def showing(self, model: Any) -> Sequence[nn.Module]:
+    def taken(self, model: Any) -> list[int]:
+        """The layers of the tower whose outputs are taken; state 0 is the embedding."""
         taken, layers = model.config.vision_feature_layer, model.vision_tower.encoder.layers
-        states = [taken] if isinstance(taken, int) else taken
-        shown = [layers[state % (len(layers) + 1) - 1].self_attn for state in states]  # state 0 is the embedding
-        return [projection for attention in shown for projection in (attention.q_proj, attention.k_proj)]
+        return [state % (len(layers) + 1) - 1 for state in ([taken] if isinstance(taken, int) else taken)]
+
+    def showing(self, model: Any) -> Sequence[nn.Module]:
+        return projections([model.vision_tower.encoder.layers[number] for number in self.taken(model)])
+
+    def showing_all(self, model: Any) -> Sequence[nn.Module]:
+        if not self.side(model):
+            return ()
+        return projections(model.vision_tower.encoder.layers[: max(self.taken(model)) + 1])
+
+
+def projections(layers: Iterable[Any]) -> list[nn.Module]:
+    """To queries and keys, layer by layer."""
+    return [projection for layer in layers for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)]
 
 
 def each_or_none(x: Tensor | None, protected: int) -> Iterable[Tensor | None]:

@@ -50,6 +50,8 @@ def unfit(reducer: Reducer, part: nn.Module, adapter: Any) -> str:
         return "it is for the layers of a vision transformer"
     missing = adapter.missing_for(part, reducer.required())
     reasons = [f"it needs {name}, but {why}" for name, why in sorted(missing.items())]
+    if reducer.averages_tower() and not adapter.showing_all(part):
+        reasons.append("its vision tower does not show the attention of all its layers")
     if reducer.ending(depth_of(part, adapter)) is not None:
         reasons += [f"it ends within it, but {why}; give threshold=0" for why in adapter.refuse_layers(part)]
     return "; ".join(reasons)

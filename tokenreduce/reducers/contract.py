@@ -176,6 +176,10 @@ class Reducer:
         """Whether, and where, all tokens of images leave a language model once text does not read them."""
         return None
 
+    def averages_tower(self) -> bool:
+        """Whether the attention of a vision tower is wanted as a mean over its layers, up to the one that is taken."""
+        return False
+
     def required(self) -> frozenset[str]:
         """What these options need of the model; most methods need the same with all options."""
         return self.needs
