@@ -25,9 +25,12 @@ from ._hooks import enter_language, enter_model, leave_language, leave_model
 from ._layers import enter_layer, show_attention, stop_showing
 from ._tower import STAMP, Encoded, show, show_both, show_received, show_whole, stamp
 
-# What images show besides their rows, which stand for keys; the last three are facts of the tower and its crops.
+RARE = {  # what few families show, and what is said of the others
+    "received_attention": "its vision tower does not show what its tokens attend to",
+    "crops": "its images are not shown in crops",
+}
 OF_TOWER = frozenset({"class_attention", "received_attention", "crops"})
-SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions"}) | OF_TOWER
+SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions"}) | OF_TOWER  # keys: the rows themselves
 PRE = (enter_model, enter_language, enter_layer, show_received)
 ATTENTION = {"class_attention": show, "received_attention": show_whole}
 POST = (stamp, show, show_whole, show_both, leave_model, leave_language)
@@ -79,16 +82,19 @@ class VisionLanguageAdapter(Adapter):
         return []
 
     def lacks(self, model: Any) -> dict[str, str]:
-        """The entries of `SHOWN` that this model's images do not have, each with the reason."""
+        """The entries of `SHOWN`, but for `RARE`, that this model's images do not have, each with the reason."""
         missing = dict.fromkeys(("grid", "positions"), "its images' tokens are no known grid")
-        missing |= {"class_attention": "its vision tower has no class token"}
-        missing |= {"received_attention": "its vision tower does not show what its tokens attend to"}
-        return missing | {"crops": "its images are not shown in crops"}
+        return missing | {"class_attention": "its vision tower has no class token"}
+
+    def shows(self, model: Any) -> frozenset[str]:
+        """Which of `RARE` its images show."""
+        return frozenset()
 
     def missing_for(self, model: Any, needs: frozenset[str]) -> dict[str, str]:
         """Which of the entries that a method `needs` there are none of before the language model, and why."""
         unknown = dict.fromkeys(needs - SHOWN - {"text_attention"}, "nothing before the language model shows it")
         lacks, reasons = self.lacks(model), self.refuse_layers(model)
+        lacks |= {name: why for name, why in RARE.items() if name not in self.shows(model)}
         lacks |= {"text_attention": "; ".join(reasons)} if reasons else {}
         return unknown | {name: lacks[name] for name in needs & lacks.keys()}
 
@@ -175,7 +181,8 @@ class VisionLanguageAdapter(Adapter):
 
     def let_show(self, model: Any, reducer: Reducer) -> None:
         """Let the tower show what the method reads of it."""
-        reads = (reducer.required() | reducer.uses) - self.lacks(model).keys()
+        wanted = reducer.required() | reducer.uses
+        reads = wanted - self.missing_for(model, wanted).keys()
         asked = reads & ATTENTION.keys()
         showing = self.showing_all if reducer.averages_tower() else self.showing
         for projection in showing(model) if asked else ():

@@ -22,8 +22,10 @@ class QwenAdapter(VisionLanguageAdapter):
     rotates_in_3d = True
 
     def lacks(self, model: Any) -> dict[str, str]:
-        lacks = super().lacks(model)
-        return {name: lacks[name] for name in ("class_attention", "crops")}
+        return {"class_attention": "its vision tower has no class token"}
+
+    def shows(self, model: Any) -> frozenset[str]:
+        return frozenset({"received_attention"})
 
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         side = model.config.vision_config.spatial_merge_size

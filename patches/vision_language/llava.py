@@ -34,8 +34,10 @@ class TransformersLlava(VisionLanguageAdapter):
         lacks = super().lacks(model)
         if not self.side(model):
             return lacks
-        without = ("crops",) if self.has_class_token(model) else ("crops", "class_attention")
-        return {name: lacks[name] for name in without}
+        return {} if self.has_class_token(model) else {"class_attention": lacks["class_attention"]}
+
+    def shows(self, model: Any) -> frozenset[str]:
+        return frozenset({"received_attention"} if self.side(model) else ())
 
     def has_class_token(self, model: Any) -> bool:
         return bool(model.config.vision_config.model_type == "clip_vision_model")

@@ -26,7 +26,7 @@ class FasterVLM(Reducer):
     of the tower whose output the language model gets (the mean over layers where it gets several). Kept tokens stay in
     raster order; of equal scores the lower index is kept. In a vision transformer the same is `topk`.
 
-    With `tower_layers="all"` the score is the mean over all layers up to that one, as VTC-CLS has it ("[CLS] Token Tells
+    With `tower_layers="all"` the score is the mean over all layers up to that one, as in VTC-CLS ("[CLS] Token Tells
     Everything Needed for Training-free Efficient MLLMs", arXiv 2412.05819; which layers it takes is not confirmed).
 
     Departure: fractions round down as everywhere here; the paper's tables round up.
