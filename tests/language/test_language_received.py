@@ -16,7 +16,7 @@ from tokenreduce.patches.vision_language import _tower
 from tokenreduce.patches.vision_language.qwen2_5_vl import windows
 from torch import Tensor
 
-from tokenreduce import compatible, patch, plan, unpatch
+from tokenreduce import compatible, patch, plan, report, unpatch
 
 STEPS = 5
 ROWS = [row for row in BY_NAME.values() if "fopru" in compatible(shared(row.name)).language]
@@ -83,8 +83,9 @@ def by_plan(method: str, received: list[Tensor], **options: Any) -> Any:
 
     def choose(x: Tensor, keep: int, grid: Any) -> Any:
         token_map = plan(x[None], method, keep=keep, received_attention=next(rows)[None, None], grid=grid, **options)
-        rep = token_map.representatives()[0]
-        return rep[rep.argsort()].tolist(), token_map.dense()[0][rep.argsort()]
+        rep, share = token_map.representatives()[0], token_map.dense()[0]
+        share = share / share.sum(1, keepdim=True) if token_map.divide else share
+        return rep[rep.argsort()].tolist(), share[rep.argsort()]
 
     return choose
 
@@ -93,17 +94,21 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("fopru", {}),
     ("fopru", {"strategy": "row"}),
     ("visionzip", {"score": "received", "contextual": 0.5}),
+    ("vflowopt", {"cell": 2, "keep": 0.5}),
 ]
 
 
 @every_family
 @pytest.mark.parametrize(("method", "options"), CASES, ids=str)
 def test_as_on_prompts_deleted_by_hand(row: Row, method: str, options: dict[str, Any]) -> None:
-    model = patch(fresh(row), method, keep=0.25, **options)
+    keep, options = options.get("keep", 0.25), {name: x for name, x in options.items() if name != "keep"}
+    model = patch(fresh(row), method, keep=keep, **options)
+    renumber = report(model).positions == "renumber"
+    assert renumber == (not row.rotates_in_3d and method != "vflowopt")
     out = generate(model, row.inputs(PROMPTS), STEPS)
     for i, prompt in enumerate(PROMPTS):
         choose = by_plan(method, reference(row, row.inputs([prompt])), **options)
-        sequence = by_hand(shared(row.name), row, prompt, 0.25, choose, not row.rotates_in_3d)
+        sequence = by_hand(shared(row.name), row, prompt, keep, choose, renumber)
         ids, logits = greedy(shared(row.name), sequence, STEPS)
         assert out.sequences[i, -STEPS:].tolist() == ids
         assert (torch.stack(out.logits)[:, i] - logits).abs().max() <= 1e-5
