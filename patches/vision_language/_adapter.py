@@ -27,7 +27,7 @@ from ._tower import STAMP, Encoded, show, show_both, show_received, show_whole, 
 
 RARE = {  # what few families show, and what is said of the others
     "received_attention": "its vision tower does not show what its tokens attend to",
-    "crops": "its images are not shown in crops",
+    "crops": "it is not known of which crop each of its images' tokens is",
 }
 OF_TOWER = frozenset({"class_attention", "received_attention", "crops"})
 SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions"}) | OF_TOWER  # keys: the rows themselves

@@ -159,7 +159,7 @@ def test_methods_of_vision_transformers() -> None:
     model.config.vision_feature_select_strategy = "full"
     with pytest.raises(ValueError, match="it needs received_attention, but its vision tower does not show what its"):
         patch(model, "kmeans", keep=0.25, weights="attention")
-    with pytest.raises(ValueError, match="it needs crops, but its images are not shown in crops"):
+    with pytest.raises(ValueError, match="it needs crops, but it is not known of which crop each of"):
         patch(fresh(LLAVA), "globalcom2", keep=0.25)
 
 
