@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
-from prompting import IMAGE, VIDEO, WORDS, Prompt, Row
+from prompting import IMAGE, VIDEO, WORDS, Prompt, Row, language_of
 from torch import Tensor
 
 import tokenreduce
@@ -75,8 +76,9 @@ def whole(model: Any, row: Row, given: dict[str, Tensor]) -> Sequence:
     for token, kind, pixels in ((IMAGE, "image", "pixel_values"), (VIDEO, "video", "pixel_values_videos")):
         if pixels not in given:
             continue
-        more = {name: given[name] for name in (f"{kind}_grid_thw",) if name in given}
-        encoded = getattr(core, f"get_{kind}_features")(given[pixels], **more, return_dict=True)
+        encode = getattr(core, f"get_{kind}_features")
+        more = {name: given[name] for name in signature(encode).parameters if name in given and name != pixels}
+        encoded = encode(given[pixels], **more, return_dict=True)
         rows[ids == token] = torch.cat(list(encoded.pooler_output))
         for i, features in enumerate(getattr(encoded, "deepstack_features", None) or []):
             added += [torch.zeros_like(rows)] if len(added) <= i else []
@@ -132,7 +134,7 @@ def logits_of(model: Any, sequence: Sequence) -> Tensor:
     if sequence.added:
         more = {"visual_pos_masks": sequence.visual[None]}
         more["deepstack_visual_embeds"] = [x[sequence.visual] for x in sequence.added]
-    out = model.model.language_model(
+    out = language_of(model)(
         inputs_embeds=sequence.rows[None],
         attention_mask=torch.ones(1, len(sequence.rows), dtype=torch.long),
         position_ids=sequence.positions if len(sequence.positions) == 1 else sequence.positions[:, None],

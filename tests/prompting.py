@@ -44,6 +44,9 @@ class Row:
         grids: `(H, W)` of the tokens of each unit, where known.
         tells_types: prompts come with `mm_token_type_ids`.
         rotates_in_3d: positions are of time, height and width.
+        join: makes one tensor of those of all prompts.
+        axis: the dimension of `pixel_values` that counts images.
+        tower: the name of the vision tower in the inner model.
     """
 
     name: str
@@ -53,6 +56,9 @@ class Row:
     grids: dict[str, tuple[int, int]]
     tells_types: bool = False
     rotates_in_3d: bool = False
+    join: Callable[[Sequence[Tensor]], Tensor] = torch.cat
+    axis: int = 0
+    tower: str = "vision_tower"
 
     def ids(self, prompt: Prompt, seed: int = 0) -> list[int]:
         """Random words, and placeholders."""
@@ -90,7 +96,7 @@ class Row:
                 some = [name for name in names if name.startswith("video") == (kind == "video")]
                 for name, tensor in (self.encode(some, generator) if some else {}).items():
                     found.setdefault(name, []).append(tensor)
-        return {name: torch.cat(tensors) for name, tensors in found.items()}
+        return {name: self.join(tensors) for name, tensors in found.items()}
 
 
 @cache
@@ -115,6 +121,11 @@ def new(row: Row) -> Any:
 def fresh(row: Row) -> Any:
     """A copy of the row's model."""
     return copy.deepcopy(shared(row.name))
+
+
+def language_of(model: Any) -> Any:
+    """The language model without its head."""
+    return getattr(model.model, "language_model", None) or model.model.text_model
 
 
 def generate(model: Any, given: dict[str, Any], steps: int = 5, **more: Any) -> Any:

@@ -86,6 +86,10 @@ class VisionLanguageAdapter(Adapter):
         lacks |= {"text_attention": "; ".join(reasons)} if reasons else {}
         return unknown | {name: lacks[name] for name in needs & lacks.keys()}
 
+    def lengths(self, model: Any, parts: Sequence[Any]) -> list[int]:
+        """Tokens of each image or video, of the features as they were encoded."""
+        return [len(part) for part in parts]
+
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         """What is known of the images or videos as they were encoded."""
         return ()
@@ -135,7 +139,7 @@ class VisionLanguageAdapter(Adapter):
                     f"with inputs_embeds it is not known where the {modality}s stand in the prompts; give input_ids, "
                     "or call tokenreduce.unpatch(model)"
                 )
-            lengths = [len(part) for part in parts]
+            lengths = self.lengths(model, parts)
             token = getattr(model.config, f"{modality}_token_id")
             found += find_units(ids == token, lengths, self.facts(model, seal, lengths))
         if "class_attention" in reduction.reducer.required():

@@ -114,10 +114,11 @@ def _cut(given: dict[str, torch.Tensor], row: Row, first: Prompt, start: int) ->
     after: dict[str, Any] = {}
     for name in given.keys() & {"input_ids", "mm_token_type_ids"}:
         before[name], after[name] = given[name][:, :start], given[name][:, start:]
-    for name, split in (("pixel_values", at), ("image_grid_thw", images)):
+    for name, split, axis in (("pixel_values", at, row.axis), ("image_grid_thw", images, 0)):
         if name in given:
-            after[name] = given[name][split:]
-            before |= {name: given[name][:split]} if images else {}
+            first_ones, others = given[name].tensor_split([split], axis)
+            after[name] = others
+            before |= {name: first_ones} if images else {}
     return before, after
 
 
