@@ -45,6 +45,12 @@ def stamp(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     setattr(output, STAMP, Encoded(sizes, attention_of_class(projected, tower) if projected else None))
 
 
+def layers_taken(states: Any, layers: Any) -> list[Any]:
+    """The layers whose outputs are the hidden `states`, a number or several, from the end where negative."""
+    taken = [states] if isinstance(states, int) else states
+    return [layers[state % (len(layers) + 1) - 1] for state in taken]  # state 0 is the embedding
+
+
 def attention_of_class(projected: list[Tensor], tower: Any) -> Tensor:
     """`(images, tokens)`: the mean over layers and heads of the first token's attention, of pairs of queries and keys
     `(images, tokens, H d)`."""

@@ -173,7 +173,8 @@ def test_other_models() -> None:
     known = "known, of transformers: " + ", ".join(sorted(row.name for row in ROWS))
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    config = hf.AyaVisionConfig(hf.SiglipVisionConfig(**sizes), hf.LlamaConfig(**TEXT), downsample_factor=2)
+    parts = {"vision_config": hf.SiglipVisionConfig(**sizes), "text_config": hf.LlamaConfig(**TEXT)}
+    config = hf.AyaVisionConfig(**parts, downsample_factor=2)
     for model in (vit, hf.AyaVisionForConditionalGeneration(config)):
         with pytest.raises(ValueError, match=rf"no vision-language model that tokenreduce knows \({known}\)"):
             patch(model, "divprune", keep=0.25)
