@@ -93,7 +93,7 @@ def whole(model: Any, row: Row, given: dict[str, Tensor]) -> Sequence:
 
 
 def units_of(row: Row, prompt: Prompt) -> list[tuple[list[int], Any]]:
-    """The places of every image and video of a prompt, and its grid."""
+    """The places of every image and video of a prompt that may leave, and its grid."""
     found, place = [], 0
     for part in prompt:
         if isinstance(part, int):
@@ -104,7 +104,8 @@ def units_of(row: Row, prompt: Prompt) -> list[tuple[list[int], Any]]:
             place += i > 0
             places += range(place, place + run)
             place += run
-        found.append((places, row.grids.get(part)))
+        left = [at for i, at in enumerate(places) if i not in row.lasting.get(part, ())]
+        found.append((left, row.grids.get(part)))
     return found
 
 

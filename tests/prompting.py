@@ -9,7 +9,7 @@ import copy
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -44,6 +44,7 @@ class Row:
         grids: `(H, W)` of the tokens of each unit, where known.
         tells_types: prompts come with `mm_token_type_ids`.
         rotates_in_3d: positions are of time, height and width.
+        lasting: which tokens of each unit never leave.
         join: makes one tensor of those of all prompts.
         axis: the dimension of `pixel_values` that counts images.
         tower: the name of the vision tower in the inner model.
@@ -56,6 +57,7 @@ class Row:
     grids: dict[str, tuple[int, int]]
     tells_types: bool = False
     rotates_in_3d: bool = False
+    lasting: dict[str, tuple[int, ...]] = field(default_factory=dict)
     join: Callable[[Sequence[Tensor]], Tensor] = torch.cat
     axis: int = 0
     tower: str = "vision_tower"

@@ -90,6 +90,10 @@ class VisionLanguageAdapter(Adapter):
         """Tokens of each image or video, of the features as they were encoded."""
         return [len(part) for part in parts]
 
+    def leaving(self, model: Any, units: list[Unit], parts: Sequence[Any]) -> list[Unit]:
+        """The units without tokens that never leave, such as ends of lines."""
+        return units
+
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         """What is known of the images or videos as they were encoded."""
         return ()
@@ -141,7 +145,8 @@ class VisionLanguageAdapter(Adapter):
                 )
             lengths = self.lengths(model, parts)
             token = getattr(model.config, f"{modality}_token_id")
-            found += find_units(ids == token, lengths, self.facts(model, seal, lengths))
+            units = find_units(ids == token, lengths, self.facts(model, seal, lengths))
+            found += self.leaving(model, units, parts)
         if "class_attention" in reduction.reducer.required():
             check_attention(found)
         return found

@@ -52,4 +52,5 @@ def test_the_methods_that_fit() -> None:
     for row in ROWS:
         of_tower = {"fastervlm"} if row.name in ("llava", "internvl") else set()
         within = set() if row.name.startswith("qwen3") else {"fastv", "pyramiddrop"}
-        assert set(compatible(shared(row.name)).language) == plain | of_tower | within
+        gridless = set() if row.grids else {"pool"}
+        assert set(compatible(shared(row.name)).language) == plain - gridless | of_tower | within

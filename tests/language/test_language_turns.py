@@ -114,11 +114,10 @@ def _cut(given: dict[str, torch.Tensor], row: Row, first: Prompt, start: int) ->
     after: dict[str, Any] = {}
     for name in given.keys() & {"input_ids", "mm_token_type_ids"}:
         before[name], after[name] = given[name][:, :start], given[name][:, start:]
-    for name, split, axis in (("pixel_values", at, row.axis), ("image_grid_thw", images, 0)):
-        if name in given:
-            first_ones, others = given[name].tensor_split([split], axis)
-            after[name] = others
-            before |= {name: first_ones} if images else {}
+    for name in given.keys() & {"pixel_values", "image_grid_thw", "image_sizes"}:
+        split, axis = (at, row.axis) if name == "pixel_values" else (images, 0)
+        first_ones, after[name] = given[name].tensor_split([split], axis)
+        before |= {name: first_ones} if images else {}
     return before, after
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenreduce import compatible, count_flops, load_patch, patch, report, save_patch, unpatch
 
-ROWS = [BY_NAME[name] for name in ("llava", "qwen2_vl", "qwen2_5_vl", "smolvlm", "internvl")]
+ROWS = [BY_NAME[name] for name in ("llava", "qwen2_vl", "qwen2_5_vl", "smolvlm", "internvl", "llava_next")]
 STEPS, NEAR = 5, 1e-5
 some_families = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 LLAVA = BY_NAME["llava"]
