@@ -61,12 +61,16 @@ def by_map(method: str) -> Callable[..., Choice]:
 
 @dataclass
 class Sequence:
-    """What enters the language model of one prompt: rows, their positions `(axes, n)`, and what layers add."""
+    """What enters the language model of one prompt: rows, their positions `(axes, n)`, what layers add, and what masks
+    are made of: the place and the block of each row."""
 
     rows: Tensor
     positions: Tensor
     visual: Tensor
     added: list[Tensor]
+    places: Tensor
+    blocks: Tensor
+    masks: Callable[[Tensor, Tensor], Any] | None
 
 
 def whole(model: Any, row: Row, given: dict[str, Tensor]) -> Sequence:
@@ -83,13 +87,14 @@ def whole(model: Any, row: Row, given: dict[str, Tensor]) -> Sequence:
         for i, features in enumerate(getattr(encoded, "deepstack_features", None) or []):
             added += [torch.zeros_like(rows)] if len(added) <= i else []
             added[i][ids == token] = torch.cat(list(features))
-    positions = torch.arange(len(ids))[None]
+    positions = torch.arange(row.start, row.start + len(ids))[None]
     if row.rotates_in_3d:
         grids = {name: given.get(name) for name in ("image_grid_thw", "video_grid_thw")}
         positions = core.get_rope_index(given["input_ids"], mm_token_type_ids=given["mm_token_type_ids"], **grids)[0][
             :, 0
         ]
-    return Sequence(rows, positions, (ids == IMAGE) | (ids == VIDEO), added)
+    places, blocks = torch.arange(len(ids)), torch.tensor(row.blocks(ids.tolist()))
+    return Sequence(rows, positions, (ids == IMAGE) | (ids == VIDEO), added, places, blocks, row.masks)
 
 
 def units_of(row: Row, prompt: Prompt) -> list[tuple[list[int], Any]]:
@@ -125,8 +130,22 @@ def deleted(
                 x[places[i]] = sum(w * before[places[j]] for j, w in enumerate(weights) if w > 0)
         gone |= {place for i, place in enumerate(places) if i not in kept}
     stay = [i for i in range(len(rows)) if i not in gone]
-    positions = torch.arange(len(stay))[None] if renumber else full.positions[:, stay]
-    return Sequence(rows[stay], positions, full.visual[stay], [x[stay] for x in added])
+    positions = full.positions[:, : len(stay)] if renumber else full.positions[:, stay]
+    added = [x[stay] for x in added]
+    return Sequence(rows[stay], positions, full.visual[stay], added, full.places[stay], full.blocks[stay], full.masks)
+
+
+def masks_of(sequence: Sequence) -> Any:
+    """What the language model is called with: one mask of rows, or those of pairs that it does not make itself."""
+    if sequence.masks is None:
+        return torch.ones(1, len(sequence.rows), dtype=torch.long)
+    found = sequence.masks(sequence.places, sequence.blocks)
+    return {kind: added(mask) for kind, mask in found.items()} if isinstance(found, dict) else added(found)
+
+
+def added(seen: Tensor) -> Tensor:
+    """What is added to logits, as every attention implementation does."""
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
 
 
 def logits_of(model: Any, sequence: Sequence) -> Tensor:
@@ -137,7 +156,7 @@ def logits_of(model: Any, sequence: Sequence) -> Tensor:
         more["deepstack_visual_embeds"] = [x[sequence.visual] for x in sequence.added]
     out = language_of(model)(
         inputs_embeds=sequence.rows[None],
-        attention_mask=torch.ones(1, len(sequence.rows), dtype=torch.long),
+        attention_mask=masks_of(sequence),
         position_ids=sequence.positions if len(sequence.positions) == 1 else sequence.positions[:, None],
         use_cache=False,
         **more,
@@ -154,6 +173,9 @@ def extended(model: Any, sequence: Sequence, token: int) -> Sequence:
         torch.cat([sequence.positions, next_one], 1),
         torch.cat([sequence.visual, torch.tensor([False])]),
         [torch.cat([x, torch.zeros_like(word)]) for x in sequence.added],
+        torch.cat([sequence.places, sequence.places[-1:] + 1]),
+        torch.cat([sequence.blocks, torch.tensor([-1])]),
+        sequence.masks,
     )
 
 

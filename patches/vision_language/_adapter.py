@@ -47,6 +47,7 @@ class VisionLanguageAdapter(Adapter):
     hands_on: ClassVar[bool] = False
     within: ClassVar[bool] = False
     rotates_in_3d: ClassVar[bool] = False
+    masks_outside: ClassVar[bool] = False
 
     @property
     def family(self) -> str:  # type: ignore[override]

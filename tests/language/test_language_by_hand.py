@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from by_hand import by_divprune, by_hand, by_map, greedy, logits_of, units_of
-from prompting import BY_NAME, PROMPTS, ROWS, Prompt, Row, fresh, generate, shared
+from prompting import BY_NAME, PROMPTS, ROWS, Prompt, Row, fresh, generate, held, shared
 
 from tokenreduce import patch, report
 
@@ -39,12 +39,13 @@ def test_divprune_in_a_batch(row: Row, keep: float) -> None:
     left = [len(by_hand(shared(row.name), row, p, keep, by_divprune).rows) for p in prompts]
     whole = row.inputs(prompts)["input_ids"].shape[1]
     layers = [layer for layer in out.past_key_values.layers if getattr(layer, "keys", None) is not None]
-    assert layers and all(layer.keys.shape[2] == max(left) + STEPS - 1 for layer in layers)
+    assert layers and all(layer.keys.shape[2] == held(layer, max(left) + STEPS - 1) for layer in layers)
     assert out.past_key_values.get_seq_length() == whole + STEPS - 1
     shown = report(model)
     assert shown.rows == (whole, max(left)) and len(shown.units) == sum(len(units_of(row, p)) for p in prompts)
-    row_of_all = sum(layer.keys[:, :, 0].numel() + layer.values[:, :, 0].numel() for layer in layers) * 4
-    assert shown.kv_bytes == row_of_all * max(left) and shown.kv_bytes_unpatched == row_of_all * whole
+    sizes = [4 * layer.keys[:, :, 0].numel() + 4 * layer.values[:, :, 0].numel() for layer in layers]
+    for found, rows in ((shown.kv_bytes, max(left)), (shown.kv_bytes_unpatched, whole)):
+        assert found == sum(size * held(layer, rows) for size, layer in zip(sizes, layers, strict=True))
 
 
 @every_family
