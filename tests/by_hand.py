@@ -7,12 +7,12 @@ which the tokens are gone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
 import torch
-from prompting import IMAGE, VIDEO, WORDS, Prompt, Row, language_of
+from prompting import IMAGE, PAD, VIDEO, WORDS, Prompt, Row, language_of
 from torch import Tensor
 
 import tokenreduce
@@ -62,7 +62,7 @@ def by_map(method: str) -> Callable[..., Choice]:
 @dataclass
 class Sequence:
     """What enters the language model of one prompt: rows, their positions `(axes, n)`, what layers add, and what masks
-    are made of: the place and the block of each row."""
+    are made of, the place and the block of each row, and the words, PAD where an image is."""
 
     rows: Tensor
     positions: Tensor
@@ -70,6 +70,7 @@ class Sequence:
     added: list[Tensor]
     places: Tensor
     blocks: Tensor
+    words: Tensor
     masks: Callable[[Tensor, Tensor], Any] | None
 
 
@@ -94,7 +95,8 @@ def whole(model: Any, row: Row, given: dict[str, Tensor]) -> Sequence:
             :, 0
         ]
     places, blocks = torch.arange(len(ids)), torch.tensor(row.blocks(ids.tolist()))
-    return Sequence(rows, positions, (ids == IMAGE) | (ids == VIDEO), added, places, blocks, row.masks)
+    visual = (ids == IMAGE) | (ids == VIDEO)
+    return Sequence(rows, positions, visual, added, places, blocks, ids.masked_fill(visual, PAD), row.masks)
 
 
 def units_of(row: Row, prompt: Prompt) -> list[tuple[list[int], Any]]:
@@ -131,8 +133,8 @@ def deleted(
         gone |= {place for i, place in enumerate(places) if i not in kept}
     stay = [i for i in range(len(rows)) if i not in gone]
     positions = full.positions[:, : len(stay)] if renumber else full.positions[:, stay]
-    added = [x[stay] for x in added]
-    return Sequence(rows[stay], positions, full.visual[stay], added, full.places[stay], full.blocks[stay], full.masks)
+    of_rows = {name: getattr(full, name)[stay] for name in ("visual", "places", "blocks", "words")}
+    return replace(full, rows=rows[stay], positions=positions, added=[x[stay] for x in added], **of_rows)
 
 
 def masks_of(sequence: Sequence) -> Any:
@@ -154,7 +156,10 @@ def logits_of(model: Any, sequence: Sequence) -> Tensor:
     if sequence.added:
         more = {"visual_pos_masks": sequence.visual[None]}
         more["deepstack_visual_embeds"] = [x[sequence.visual] for x in sequence.added]
-    out = language_of(model)(
+    language = language_of(model)
+    if hasattr(language, "get_per_layer_inputs"):
+        more["per_layer_inputs"] = language.get_per_layer_inputs(sequence.words[None], None)
+    out = language(
         inputs_embeds=sequence.rows[None],
         attention_mask=masks_of(sequence),
         position_ids=sequence.positions if len(sequence.positions) == 1 else sequence.positions[:, None],
@@ -175,6 +180,7 @@ def extended(model: Any, sequence: Sequence, token: int) -> Sequence:
         [torch.cat([x, torch.zeros_like(word)]) for x in sequence.added],
         torch.cat([sequence.places, sequence.places[-1:] + 1]),
         torch.cat([sequence.blocks, torch.tensor([-1])]),
+        torch.cat([sequence.words, torch.tensor([token])]),
         sequence.masks,
     )
 

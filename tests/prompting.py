@@ -27,6 +27,7 @@ TEXT: dict[str, Any] = {
     "vocab_size": 100,
     "pad_token_id": PAD,
 }
+OF_IMAGES = {"image_grid_thw", "image_sizes", "image_position_ids"}  # arguments with something for each image
 Part = int | str
 Prompt = Sequence[Part]
 # One, two and no image, of one row's sizes "a" and "b".

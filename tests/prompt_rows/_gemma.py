@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 
-from prompting import IMAGE
+from prompting import IMAGE, VIDEO
 from torch import Tensor
 
 WINDOW = 12
 
 
 def runs(ids: Sequence[int]) -> list[int]:
-    """The number of the image that each place belongs to, -1 for words."""
+    """The number of the image or frame that each place belongs to, -1 for words."""
     found: list[int] = []
     for i, word in enumerate(ids):
-        begins = word == IMAGE and (i == 0 or ids[i - 1] != IMAGE)
-        found.append(max(found, default=-1) + 1 if begins else found[-1] if word == IMAGE else -1)
+        seen = word in (IMAGE, VIDEO)
+        begins = seen and (i == 0 or ids[i - 1] not in (IMAGE, VIDEO))
+        found.append(max(found, default=-1) + 1 if begins else found[-1] if seen else -1)
     return found
 
 
