@@ -8,6 +8,7 @@ import pytest
 import torch
 from by_hand import by_divprune, by_hand, by_map, greedy, logits_of, units_of
 from prompting import BY_NAME, PROMPTS, ROWS, Prompt, Row, fresh, generate, held, shared
+from torch.nn.functional import cross_entropy
 
 from tokenreduce import patch, report
 
@@ -147,18 +148,20 @@ def test_the_loss_is_that_of_the_shorter_prompts(row: Row, side: str) -> None:
     labels = ids.masked_fill(~real | (ids >= 90), -100)
     starts = real.long().argmax(1)
     labels[torch.arange(len(ids)), starts] = -100  # predicted from a pad's place, which is arbitrary
-    model = patch(fresh(row), "divprune", keep=0.25).train()
-    loss = model(**given, labels=labels).loss
+    given = {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
+    oracle, model = fresh(row).double(), patch(fresh(row).double(), "divprune", keep=0.25).train()
+    out = model(**given, labels=labels)
     losses = []
     for i, prompt in enumerate(PROMPTS):
-        sequence = by_hand(shared(row.name), row, prompt, 0.25, by_divprune, not row.rotates_in_3d)
-        kept = sorted(kept_places(row, prompt))
-        wanted = labels[i][real[i]][kept]
+        sequence = by_hand(oracle, row, prompt, 0.25, by_divprune, not row.rotates_in_3d)
+        wanted = labels[i][real[i]][sorted(kept_places(row, prompt))]
         with torch.no_grad():
-            found = logits_of(shared(row.name), sequence)
-        losses.append(torch.nn.functional.cross_entropy(found[:-1], wanted[1:], reduction="none")[wanted[1:] != -100])
-    assert abs(float(loss.detach()) - float(torch.cat(losses).mean())) <= 1e-5
-    loss.backward()
+            found = logits_of(oracle, sequence)
+        losses.append(cross_entropy(found[:-1], wanted[1:], reduction="none")[wanted[1:] != -100])
+    expected, loss = torch.cat(losses).mean(), cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert abs(loss.detach() - expected) <= 1e-6
+    assert float(out.loss.detach()) == pytest.approx(float(expected), rel=1e-6)  # transformers computes it in fp32
+    out.loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
 
