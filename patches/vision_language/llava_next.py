@@ -1,30 +1,15 @@
-"""transformers LLaVA-NeXT: an image is the whole of it and then its crops, row by row, each with the end of a line."""
+"""transformers LLaVA-NeXT."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
-from tokenreduce.forward.language.units import Unit
-
-from ._adapter import VisionLanguageAdapter
+from ._crops import CropsAdapter
 
 
-class TransformersLlavaNext(VisionLanguageAdapter):
+class TransformersLlavaNext(CropsAdapter):
     name = "transformers_llava_next"
     models = (LlavaNextModel,)
-    tower = "vision_tower"
-    within = True
-
-    def lacks(self, model: Any) -> dict[str, str]:
-        lacks = dict.fromkeys(("grid", "positions"), "its images are several grids one after the other")
-        return lacks | {"class_attention": "its vision tower does not see how the crops of an image are put together"}
-
-    def leaving(self, model: Any, units: list[Unit], parts: Sequence[Any]) -> list[Unit]:
-        ends = [(part == model.image_newline.to(part)).all(-1) for part in parts]
-        return [unit._replace(places=unit.places[~end]) for unit, end in zip(units, ends, strict=False)]
 
 
 ADAPTER = TransformersLlavaNext()

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from tokenreduce import compatible, count_flops, load_patch, patch, report, save_patch, unpatch
 
-ROWS = [BY_NAME[name] for name in ("llava", "qwen2_vl", "qwen2_5_vl", "smolvlm", "internvl", "llava_next")]
+ROWS = [
+    BY_NAME[name]
+    for name in ("llava", "qwen2_vl", "qwen2_5_vl", "smolvlm", "internvl", "llava_next", "llava_onevision", "mistral3")
+]
 STEPS, NEAR = 5, 1e-5
 some_families = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 LLAVA = BY_NAME["llava"]
