@@ -45,6 +45,7 @@ class Row:
         grids: `(H, W)` of the tokens of each unit, where known.
         types: the arguments that say of what kind each of the ids is.
         rotates_in_3d: positions are of time, height and width.
+        within: tokens may leave before later layers, too.
         lasting: which tokens of each unit never leave.
         join: makes one tensor of those of all prompts.
         axis: the dimension of `pixel_values` that counts images.
@@ -62,6 +63,7 @@ class Row:
     grids: dict[str, tuple[int, int]]
     types: Callable[[Tensor], dict[str, Tensor]] = lambda ids: {}
     rotates_in_3d: bool = False
+    within: bool = False
     lasting: dict[str, tuple[int, ...]] = field(default_factory=dict)
     join: Callable[[Sequence[Tensor]], Tensor] = torch.cat
     axis: int = 0

@@ -28,4 +28,6 @@ def join(entries: Sequence[Tensor]) -> Tensor:
 
 def idefics(name: str, build: Any) -> Row:
     grids = {"a": (4, 4), "b": (4, 4)}
-    return Row(name, build, {"a": (16,), "b": (16,)}, encode, grids, join=join, axis=1, tower="vision_model")
+    return Row(
+        name, build, {"a": (16,), "b": (16,)}, encode, grids, join=join, axis=1, within=True, tower="vision_model"
+    )

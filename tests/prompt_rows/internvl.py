@@ -18,4 +18,4 @@ def encode(names: Sequence[str], generator: torch.Generator) -> dict[str, Tensor
 
 
 def make_row() -> Row:
-    return Row("internvl", build, {"a": (16,), "b": (16,)}, encode, {"a": (4, 4), "b": (4, 4)})
+    return Row("internvl", build, {"a": (16,), "b": (16,)}, encode, {"a": (4, 4), "b": (4, 4)}, within=True)

@@ -26,4 +26,6 @@ def encode(names: Sequence[str], generator: torch.Generator) -> dict[str, Tensor
 
 def make_row() -> Row:
     """2 x 2 tokens of the whole, then the crops: 2 x 6 of one, 2 x 2 of the other, each line with its end."""
-    return Row("llava_next", build, {"a": (18,), "b": (10,)}, encode, {}, lasting={"a": (10, 17), "b": (6, 9)})
+    return Row(
+        "llava_next", build, {"a": (18,), "b": (10,)}, encode, {}, within=True, lasting={"a": (10, 17), "b": (6, 9)}
+    )

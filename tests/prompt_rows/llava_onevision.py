@@ -32,4 +32,6 @@ def make_row() -> Row:
     """2 x 2 tokens of the whole, then the crops: 2 x 6 made 1 x 3 of one, 2 x 2 of the other, each line with its end. A
     frame of the video is one token, and all of it a line."""
     lasting = {"a": (7,), "b": (6, 9), "video": (8,)}
-    return Row("llava_onevision", build, {"a": (8,), "b": (10,), "video": (9,)}, encode, {}, lasting=lasting)
+    return Row(
+        "llava_onevision", build, {"a": (8,), "b": (10,), "video": (9,)}, encode, {}, within=True, lasting=lasting
+    )

@@ -24,4 +24,4 @@ def encode(names: Sequence[str], generator: torch.Generator) -> dict[str, Tensor
 
 
 def make_row() -> Row:
-    return Row("mistral3", build, {"a": (16,), "b": (12,)}, encode, {"a": (4, 4), "b": (2, 6)})
+    return Row("mistral3", build, {"a": (16,), "b": (12,)}, encode, {"a": (4, 4), "b": (2, 6)}, within=True)
