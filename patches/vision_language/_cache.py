@@ -27,13 +27,7 @@ class ReducedCache(DynamicCache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         length, offset = super().get_mask_sizes(query_length, layer_idx)
-        if self.inside:
-            return length, offset
-        window = window_of(self.layers[layer_idx])
-        if window is None:
-            return length + self.kept.missing, offset
-        seen = self.get_seq_length(layer_idx)
-        return min(seen, window - 1) + query_length, max(0, seen - window + 1)
+        return (length, offset) if self.inside else (length + self.kept.missing, offset)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         if not self.inside:

@@ -73,11 +73,25 @@ def test_both_positions_with_both_implementations(method: str, positions: str, i
     check(LLAVA, [*PROMPTS], choose, 0.5, positions == "renumber", model)
 
 
+@every_family
+def test_eager_attention(row: Row) -> None:
+    model = fresh(row)
+    model.set_attn_implementation("eager")
+    check(row, [*PROMPTS], by_divprune, 0.25, not row.rotates_in_3d, patch(model, "divprune", keep=0.25))
+
+
 def test_positions_matter() -> None:
     """So that an oracle that sees none of them would be noticed."""
     keep, new = (by_hand(shared("llava"), LLAVA, PROMPTS[1], 0.25, by_divprune, renumber) for renumber in (False, True))
     with torch.no_grad():
         assert (logits_of(shared("llava"), keep) - logits_of(shared("llava"), new)).abs().max() > 0.01
+
+
+@every_family
+def test_prompts_of_one_length(row: Row) -> None:
+    """Without padding no mask comes with them, and what is left of them is of different lengths."""
+    prompts: list[Prompt] = [(2, "a", 3), (len(row.ids((2, "a", 3))),)]
+    check(row, prompts, by_divprune, 0.25, not row.rotates_in_3d, patch(fresh(row), "divprune", keep=0.25))
 
 
 @every_family

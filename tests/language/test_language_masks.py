@@ -103,3 +103,26 @@ def test_a_later_image_of_a_prompt_that_sees_itself() -> None:
         cache = model(**given, use_cache=True).past_key_values
     with pytest.raises(ValueError, match="tokens of a later prompt see each other in PaliGemma only where"):
         model(**given | {"attention_mask": None}, past_key_values=cache)
+
+
+def test_one_prompt_is_decoded_without_masks() -> None:
+    """As in the unpatched model, as long as no window has moved on."""
+    seen: list[Any] = []
+    model = patch(with_window(512)[1], "divprune", keep=0.25)
+    for layer in model.model.language_model.layers:
+        layer.register_forward_pre_hook(lambda m, a, given: seen.append(given["attention_mask"]), with_kwargs=True)
+    generate(model, GEMMA.inputs([PROMPTS[1]]), 3)
+    assert [mask is None for mask in seen] == [False] * 3 + [True] * 6
+
+
+def test_a_full_window_that_cannot_be_cropped() -> None:
+    """What transformers refuses leaves the cache as it was."""
+    model, given = patch(fresh(GEMMA), "divprune", keep=0.25), GEMMA.inputs([PROMPTS[1]])
+    with torch.no_grad():
+        cache = model(**given, use_cache=True).past_key_values
+        with pytest.raises(RuntimeError, match="does not track past states"):
+            cache.crop(-2)
+        assert cache.get_seq_length() == given["input_ids"].shape[1]
+        word, whole = torch.tensor([[5]]), patch(fresh(GEMMA), "divprune", keep=0.25)(**given, use_cache=True)
+        expected = model(input_ids=word, past_key_values=whole.past_key_values).logits
+        assert torch.equal(model(input_ids=word, past_key_values=cache).logits, expected)
