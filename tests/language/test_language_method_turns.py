@@ -44,7 +44,7 @@ def test_turns_of_text_equal_the_conversation_at_once(row: Row, method: str) -> 
     asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     again = generate(model, asked | {"past_key_values": cache}, 4)
     pixels = {name: x for name, x in given.items() if name not in ("input_ids", "attention_mask", "mm_token_type_ids")}
-    types = {"mm_token_type_ids": (ids == 99).int()} if row.tells_types else {}
+    types = {"mm_token_type_ids": (ids == 99).int()} if "mm_token_type_ids" in given else {}
     whole = generate(model, asked | pixels | types, 4)
     assert again.sequences.tolist() == whole.sequences.tolist()
     assert (torch.cat(again.logits) - torch.cat(whole.logits)).abs().max() <= NEAR
