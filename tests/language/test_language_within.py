@@ -26,7 +26,6 @@ STAGES: dict[str, Any] = {
     "pyramiddrop": 0.5,
     "divprune": {0: 0.5, 1: 0.75, 2: 0.5},
     "random": {1: 5},
-    "fopru": {0: 0.5, 2: 0.5},
 }
 LAYERS: dict[str, Any] = {"fastv": {2: 0.5}, "pyramiddrop": {1: 0.5, 2: 0.5}}
 
@@ -88,7 +87,7 @@ def test_every_place_shows_the_last_that_stayed(row: Row) -> None:
 
 
 @some_families
-@pytest.mark.parametrize("method", ["fastv", "divprune", "fopru"])
+@pytest.mark.parametrize("method", ["fastv", "divprune"])
 def test_beams_and_batches(row: Row, method: str) -> None:
     model = patch(fresh(row), method, keep=STAGES[method])
     for way in ({}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
