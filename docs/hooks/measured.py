@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ def rows(file: str, method: str) -> list[dict[str, Any]]:
 
 
 def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, figures to the right."""
-    marks = ["---", *("---:" for _ in headings[1:])] if any(headings) else ["---"] * len(headings)
+    """A table in Markdown, columns of figures to the right."""
+    lines = list(lines)
+    figures = [all(re.match(r"[-+\d]", line[at]) for line in lines) for at in range(len(headings))]
+    marks = ["---:" if right else "---" for right in figures]
     drawn = [f"| {' | '.join(headings)} |", f"|{'|'.join(marks)}|"]
     return "\n".join([*drawn, *(f"| {' | '.join(line)} |" for line in lines)])
 
@@ -92,7 +95,8 @@ def labelled(name: str) -> str:
     drawn = table(("compute", "tokens left", "top-1", "change, points"), lines)
     return (
         f"### A small classifier of Fashion-MNIST, {read('quality')['images']:,} test images\n\n{drawn}\n\n"
-        "`benchmarks/results/quality.json`, by `python benchmarks/quality.py`."
+        "With the defaults of that time ([Quality](../quality.md)). `benchmarks/results/quality.json`, by "
+        "`python benchmarks/quality.py`."
     )
 
 
@@ -123,8 +127,7 @@ def speed(name: str) -> str:
         return ""
     lines = []
     for row in found:
-        gains = [run["speedup"] for run in row["runs"] if run.get("speedup")]
-        gain = f"{row['speedup'] or gains[0]:.2f}" if row["speedup"] or gains else "-"
+        gain = f"{row['speedup']:.2f}" if row["speedup"] else "-"
         limit = "-" if row["limit_share"] is None else f"{row['limit_share']:.3f}"
         lines.append([row["model"], str(row["batch_size"]), row["budget"], str(row["tokens_left"]), gain, limit])
     drawn = table(("model", "batch", "budget", "tokens left", "speed-up", "time / limit"), lines)
