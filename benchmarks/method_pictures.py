@@ -3,8 +3,8 @@
     python benchmarks/method_pictures.py                # all that run there
     python benchmarks/method_pictures.py --method tome
 
-Needs `pip install "tokenreduce[real]"`. They are small, and kept in docs/images/methods/, so that the pages build without
-the model.
+Needs `pip install "tokenreduce[real]"`. They are small, and kept in docs/images/methods/, so that the pages build
+without the model.
 """
 
 from __future__ import annotations

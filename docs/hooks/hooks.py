@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+import tokenreduce
+
 sys.path.insert(0, str(Path(__file__).parent))
 
-import links  # noqa: E402
-import method_pages  # noqa: E402
-import reference_page  # noqa: E402
+import links
+import method_pages
+import reference_page
 
 ROOT = Path(__file__).parents[2]
-# Plugins write these once a build without effect on the pages.
-logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 def on_config(config: Any) -> Any:
@@ -52,4 +51,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     """The text with links as they are in the site."""
-    return links.localised(markdown, page.file.src_uri)
+    text = links.localised(markdown, page.file.src_uri)
+    return text if "/" in page.file.src_uri else links.to_methods(text, tokenreduce.methods())

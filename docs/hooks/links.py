@@ -1,11 +1,11 @@
-"""Links of the pages: as files they lead through the repository, so that GitHub follows them; in the site, where most of
-the repository is missing, to pages that are made of the files."""
+"""Links of the pages: as files they lead through the repository, so that GitHub follows them; in the site, where most
+of the repository is missing, to pages that are made of the files."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -14,6 +14,7 @@ LANGUAGES = {".py": "python", ".cpp": "cpp", ".cu": "cpp", ".h": "cpp", ".toml":
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCES = re.compile(r"^(?:```.*?^```$|~~~.*?^~~~$)", re.DOTALL | re.MULTILINE)
 MARKERS = re.compile(r"^<!-- .* -->\n", re.MULTILINE)
+ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)  # of a table, by a name in code
 
 
 def origin(page: str) -> str:
@@ -58,9 +59,14 @@ def localised(text: str, page: str) -> str:
     return "".join([*parts, outside(text[end:], rewritten)])
 
 
-def outside(prose: str, rewritten: object) -> str:
+def outside(prose: str, rewritten: Callable[[re.Match[str]], str]) -> str:
     """Prose as the site needs it; Markdown would take a comment and the table below it for one block of HTML."""
-    return MARKERS.sub("\n", LINK.sub(rewritten, prose))  # type: ignore[call-overload]
+    return MARKERS.sub("\n", LINK.sub(rewritten, prose))
+
+
+def to_methods(text: str, methods: Collection[str]) -> str:
+    """The text of a page beside index.md where rows of tables lead to the page of the method that they begin with."""
+    return ROW.sub(lambda row: f"| [`{row[1]}`](methods/{row[1]}.md) |" if row[1] in methods else row[0], text)
 
 
 def source_pages() -> dict[str, str]:

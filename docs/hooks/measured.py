@@ -41,6 +41,11 @@ def share(row: dict[str, Any]) -> str:
     return f"{float(row['budget'].removeprefix('flops=')):.0%}"
 
 
+def section(title: str, drawn: str, note: str, file: str, command: str) -> str:
+    """A table, what must be known to read it, and where its figures come from."""
+    return f"### {title}\n\n{drawn}\n\n{note} `benchmarks/results/{file}.json`, by `python benchmarks/{command}`."
+
+
 def text(name: str, drawn: bool) -> str:
     """Every table that there is, each with the file and the command behind it."""
     parts = [
@@ -74,12 +79,12 @@ def real(name: str, file: str, title: str, drawn: bool = False) -> str:
     size = read(file)["image_size"]
     options = f" --size {size}" * (size != 224) + f" --count {read(file)['images']} --method {name}"
     picture = f"![errors of {name} against compute]({name}.svg)\n\n" if drawn else ""
-    return (
-        f"### {title.format(images=read(file)['images'])}\n\n{picture}{table(headings, lines)}\n\n"
-        f"Differences from the unpatched model, of the class token, all image tokens (restored) and the saliency map; "
-        f"with 95 % intervals over photographs. [Quality](../quality.md) says how. `benchmarks/results/{file}.json`, by "
-        f"`python benchmarks/quality.py --model dinov2_small{options}`."
+    note = (
+        "Differences from the unpatched model, of the class token, all image tokens (restored) and the saliency map, "
+        "with 95 % intervals over photographs ([Quality](../quality.md))."
     )
+    title, command = title.format(images=read(file)["images"]), f"quality.py --model dinov2_small{options}"
+    return section(title, picture + table(headings, lines), note, file, command)
 
 
 def labelled(name: str) -> str:
@@ -93,11 +98,9 @@ def labelled(name: str) -> str:
         change = f"{100 * row['top1_change']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
         lines.append([share(row), str(round(row["tokens_left"])), f"{row['top1']:.2%}", change])
     drawn = table(("compute", "tokens left", "top-1", "change, points"), lines)
-    return (
-        f"### A small classifier of Fashion-MNIST, {read('quality')['images']:,} test images\n\n{drawn}\n\n"
-        "With the defaults of that time ([Quality](../quality.md)). `benchmarks/results/quality.json`, by "
-        "`python benchmarks/quality.py`."
-    )
+    title = f"A small classifier of Fashion-MNIST, {read('quality')['images']:,} test images"
+    note = "With the defaults of that time ([Quality](../quality.md))."
+    return section(title, drawn, note, "quality", "quality.py --data-dir DIR")
 
 
 HEADLINES = {"segmentation": ("miou", "mIoU"), "detection": ("ap50", "AP50")}
@@ -114,10 +117,8 @@ def dense(name: str) -> str:
     if not lines:
         return ""
     drawn = table(("task", "compute", "figure", "change, points"), lines)
-    return (
-        f"### Dense tasks, on composed scenes\n\n{drawn}\n\n[Dense tasks](../dense.md) says what the models are. "
-        "`benchmarks/results/segmentation.json` and `detection.json`, by `python benchmarks/dense.py TASK --data-dir DIR`."
-    )
+    note = "[Dense tasks](../dense.md) says what the models are."
+    return section("Dense tasks, on composed scenes", drawn, note, "TASK", "dense.py TASK --data-dir DIR")
 
 
 def speed(name: str) -> str:
@@ -131,11 +132,8 @@ def speed(name: str) -> str:
         limit = "-" if row["limit_share"] is None else f"{row['limit_share']:.3f}"
         lines.append([row["model"], str(row["batch_size"]), row["budget"], str(row["tokens_left"]), gain, limit])
     drawn = table(("model", "batch", "budget", "tokens left", "speed-up", "time / limit"), lines)
-    data = read("speed")
-    return (
-        f"### Speed on {data['threads']} CPU threads\n\n{drawn}\n\n*time / limit* is over that of a model whose tokens are "
-        "sliced off for nothing ([Speed](../speed.md)). `benchmarks/results/speed.json`, by `python benchmarks/speed.py`."
-    )
+    note = "*time / limit* is over that of a model whose tokens are sliced off for nothing ([Speed](../speed.md))."
+    return section(f"Speed on {read('speed')['threads']} CPU threads", drawn, note, "speed", "speed.py")
 
 
 def gpu(name: str) -> str:
@@ -145,14 +143,18 @@ def gpu(name: str) -> str:
     if not found:
         return ""
     lines = [
-        [row["model"], str(row["side"]), str(row["batch"]), f"{row['graph_speedup']:.2f}", f"{row['eager_speedup']:.2f}"]
+        [
+            row["model"],
+            str(row["side"]),
+            str(row["batch"]),
+            f"{row['graph_speedup']:.2f}",
+            f"{row['eager_speedup']:.2f}",
+        ]
         for row in found
     ]
     drawn = table(("model", "input", "batch", "speed-up, graph", "speed-up, eager"), lines)
-    return (
-        f"### Speed on a GPU ({read('gpu')['gpu']}), half precision\n\n{drawn}\n\n[On a GPU](../gpu.md) says how. "
-        "`benchmarks/results/gpu.json`, by `python benchmarks/gpu.py --out DIR`."
-    )
+    title = f"Speed on a GPU ({read('gpu')['gpu']}), half precision"
+    return section(title, drawn, "[On a GPU](../gpu.md) says how.", "gpu", "gpu.py --out DIR")
 
 
 def scans(name: str) -> str:
@@ -161,9 +163,9 @@ def scans(name: str) -> str:
     if not found:
         return ""
     data = read("scans")
-    changes = f"{100 * found[0]['top1_change']:+.1f} points of top-1 ({data['top1']:.1%} unpatched)"
-    return (
-        f"### A state-space model\n\n{changes} and a class error of {found[0]['class_error']:.3f} on {data['model']} at "
-        f"{data['flops']:.0%} of the compute, {data['images']} test images ([State-space models](../state-space.md)). "
-        "`benchmarks/results/scans.json`, by `python benchmarks/scan_rules.py --images 500`."
-    )
+    title = f"A state-space model ({data['model']}, {data['images']} test images, {data['flops']:.0%} of the compute)"
+    change = f"{100 * found[0]['top1_change']:+.1f} points"
+    cells = [f"{data['top1']:.1%}", change, f"{found[0]['class_error']:.3f}"]
+    drawn = table(("top-1, unpatched", "change", "class error"), [cells])
+    note = "With the default rules of scans ([State-space models](../state-space.md))."
+    return section(title, drawn, note, "scans", f"scan_rules.py --images {data['images']}")

@@ -19,10 +19,12 @@ import tokenreduce
 from tokenreduce.reducers.registry import lookup
 
 PICTURES = measured.ROOT / "docs/images/methods"
-PICTURE = """![{name} on a photograph: the image, then its tokens after some of the layers](../images/methods/{name}.png)
+PICTURE = """![{name}: a photograph, then its tokens after some of the layers](../images/methods/{name}.png)
 
-DINOv2 ViT-S/14 at 60 % of the compute: each token in one colour, and outlined; hatched is what no token stands for any more. Made
-by `python benchmarks/method_pictures.py`."""
+DINOv2 ViT-S/14 at 60 % of the compute: each token in one colour, and outlined; hatched is what was dropped. Made by
+`python benchmarks/method_pictures.py`."""
+NO_PICTURE = """Not drawn: `python benchmarks/method_pictures.py` draws what runs on DINOv2 ViT-S/14 and photographs.
+Either this method does not, or it is newer than the pictures."""
 
 
 def sources() -> list[str]:
@@ -96,12 +98,7 @@ def call(known: dict[str, Any]) -> str:
 
 def picture(name: str) -> str:
     """The picture of its tokens, if it was drawn."""
-    if (PICTURES / f"{name}.png").exists():
-        return PICTURE.format(name=name)
-    return (
-        "Not drawn: `python benchmarks/method_pictures.py` draws what runs on DINOv2 ViT-S/14 and photographs, and either "
-        "this method does not, or it is newer than the pictures."
-    )
+    return PICTURE.format(name=name) if (PICTURES / f"{name}.png").exists() else NO_PICTURE
 
 
 def option_table(name: str, docs: str) -> str:

@@ -34,9 +34,8 @@ def published(name: str) -> str:
     note = known.get("note", "")
     if not rows:
         return " ".join(filter(None, [NO_FIGURE, note]))
-    lines = [
-        [row["model"], row["data"], row["budget"], str(row["full"]), str(row["reduced"]), row["source"]] for row in rows
-    ]
+    keys = ("model", "data", "budget", "full", "reduced", "source")
+    lines = [[str(row[key]) for key in keys] for row in rows]
     drawn = measured.table(("model", "data, figure", "budget", "unreduced", "reduced", "source"), lines)
     return "\n\n".join(filter(None, [drawn, note, "Not measured here, but read: `docs/papers.toml`."]))
 
@@ -51,6 +50,6 @@ def reproduced(name: str) -> str:
     if known["paper"] == "none":
         return said
     return (
-        f"{said} The accuracies that the paper publishes were not reproduced: neither their data nor their weights were "
-        "there ([Reproducing published numbers](../reproduce.md)). What was measured instead stands above."
+        f"{said} The accuracies that the paper publishes were not reproduced: neither their data nor their weights "
+        "were there ([Reproducing published numbers](../reproduce.md)). What was measured instead stands above."
     )

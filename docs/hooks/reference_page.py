@@ -8,7 +8,7 @@ import tokenreduce
 
 HEAD = """# Public names
 
-What `tokenreduce` exports, with signatures. [What is public](api.md) has them in one table, and the commands, JSON keys and words.
+What `tokenreduce` exports, with signatures. [What is public](api.md) has it in one table, and commands and JSON keys.
 """
 
 
@@ -19,4 +19,3 @@ def text() -> str:
         kind = "Classes" if inspect.isclass(getattr(tokenreduce, name)) else "Functions"
         found[kind].append(f"::: tokenreduce.{name}\n")
     return "\n".join([HEAD, *(f"## {title}\n\n" + "\n".join(names) for title, names in found.items())])
-
