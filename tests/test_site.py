@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 HOOKS = str(ROOT / "docs/hooks")
 sys.path.append(HOOKS)  # as MkDocs has it
 
+import diagrams  # noqa: E402
 import links  # noqa: E402
 import measured  # noqa: E402
 import method_pages  # noqa: E402
@@ -168,3 +169,10 @@ def test_links_are_rewritten_for_the_site() -> None:
     assert (
         links.to_methods("| `tome` | 1 |\n| `what` |\n", ["tome"]) == "| [`tome`](methods/tome.md) | 1 |\n| `what` |\n"
     )
+
+
+def test_every_diagram_is_drawn() -> None:
+    """Where this fails, the block was changed: docs/hooks/diagrams.py says how it is drawn again."""
+    blocks = [block for page in (ROOT / "docs").glob("*.md") for block in diagrams.BLOCK.findall(page.read_text())]
+    assert {diagrams.name(block) for block in blocks} == {file.name for file in diagrams.FOLDER.iterdir()} != set()
+    assert diagrams.drawn("```mermaid\nA --> B\n```") == "```mermaid\nA --> B\n```"

@@ -12,6 +12,7 @@ import tokenreduce
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import diagrams
 import links
 import method_pages
 import reference_page
@@ -52,4 +53,4 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     """The text with links as they are in the site."""
     text = links.localised(markdown, page.file.src_uri)
-    return text if "/" in page.file.src_uri else links.to_methods(text, tokenreduce.methods())
+    return text if "/" in page.file.src_uri else links.to_methods(diagrams.drawn(text), tokenreduce.methods())

@@ -87,7 +87,7 @@ def facts(name: str) -> str:
         "exports": {True: "yes", False: "no"}.get(known["exportable"], known["exportable"]),
         "compared with": known["checked"],
     }
-    return measured.table(("", ""), [(key, value) for key, value in rows.items() if value])
+    return measured.table(("fact", "what it is"), [(key, value) for key, value in rows.items() if value])
 
 
 def call(known: dict[str, Any]) -> str:
