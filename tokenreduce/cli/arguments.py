@@ -118,8 +118,3 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         task = progress.add_task("preparing", total=1.0)
         yield lambda fraction, what: progress.update(task, completed=fraction, description=what)
-
-
-def place_name(device: torch.device) -> str:
-    """The name of the device, and of its card if it is a CUDA device."""
-    return str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"

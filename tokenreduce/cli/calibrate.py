@@ -14,10 +14,11 @@ from rich.table import Table
 from torch import nn
 
 from tokenreduce.cli.arguments import MODEL_HELP, Device, Exif, parse_options, progress_bar, usable_device
-from tokenreduce.cli.output import console, environment
+from tokenreduce.cli.output import console
 from tokenreduce.cli.writing import check_file, save, saying
 from tokenreduce.errors import InvalidTypeError
 from tokenreduce.lab.data.unlabelled import Unlabelled, load_unlabelled
+from tokenreduce.lab.environment import environment
 from tokenreduce.lab.rows import Progress, Row
 from tokenreduce.lab.search.calibrating import Named
 from tokenreduce.lab.search.calibrating import calibrate as search
