@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,3 +119,20 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         task = progress.add_task("preparing", total=1.0)
         yield lambda fraction, what: progress.update(task, completed=fraction, description=what)
+
+
+def spelled(context: typer.Context) -> str:
+    """The command with every option that is not as it would be without, as people type it."""
+    words = ["tokenreduce", str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value is None or value == parameter.get_default(context):
+            continue
+        on, off = parameter.opts[0], [*parameter.secondary_opts, ""][0]
+        if isinstance(value, bool):
+            words.append(on if value else off)
+        else:
+            words += [
+                word for one in (value if isinstance(value, (list, tuple)) else [value]) for word in (on, str(one))
+            ]
+    return shlex.join(words)

@@ -22,7 +22,7 @@ def check_asked(
     """Raise for names, options and budgets that are wrong for every model, before one is built."""
     if isinstance(named, str) or (named is not None and not named):
         raise InvalidTypeError(f"methods is {named!r}; give a list such as ['ward', 'tome'], or None for all")
-    for name in named or ():
+    for name in {*(named or ()), *options}:
         create(name, dict(options.get(name, {})))
     if not budgets:
         raise InvalidTypeError("budgets is empty; give shares of the multiply-adds, such as 0.8, 0.6")
@@ -47,7 +47,9 @@ def arms_of(
     fitting = compatible(model)
     asked = methods("encoder") if named is None else list(named)
     refused: list[Row] = [
-        {"method": name, "budget": None, "refused": fitting.refused[name]} for name in asked if name in fitting.refused
+        {"method": name, "budget": "any budget", "refused": fitting.refused[name]}
+        for name in asked
+        if name in fitting.refused
     ]
     files = [Arm(read_patch(path).method, schedule=str(path)) for path in schedules]
     if len(refused) == len(asked) and not files:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tokenreduce.lab.rows import COLUMNS, Row
+from tokenreduce.lab.rows import Row
 
 LEAST = 1e-9
 
@@ -28,10 +28,7 @@ def best_of(rows: Sequence[Row], share: float) -> Row | None:
 
 def sentence(row: Row) -> str:
     """What one row loses and saves."""
-    show = {key: shown for key, (_, shown) in COLUMNS.items()}
-    errors = (
-        f"class error {show['class_error'](row['class_error'])}, token error {show['token_error'](row['token_error'])}"
-    )
+    errors = f"class error {row['class_error']:.2g}, token error {row['token_error']:.2g}"
     accuracy = "" if "top1" not in row else f", top-1 {row['top1']:.1%} ({100 * row['top1_change']:+.1f} points)"
     low = None if "speedup" not in row else row["speedup_interval"][0]
     faster = "" if low is None else f", {row['speedup']:.2f} times as fast{'' if low > 1 else ' (not surely faster)'}"

@@ -31,7 +31,7 @@ def plot(rows: Sequence[Row], across: str, up: str, heading: str) -> dict[str, A
     """One key of the rows over another, a line for each method."""
     ran, log = measured(rows), up.endswith("_error")
     names = {"time_share": TIME, "top1": "top-1 accuracy, %"}
-    title = f"{names.get(up, up.replace('_', ' '))} over {heading}"
+    title = " over ".join(name.split(",")[0] for name in (names.get(up, up.replace("_", " ")), heading))
     least = {method: min(loss(row) for row in ran if row["method"] == method) for method in methods_of(ran)}
     first = sorted(least, key=lambda method: least[method])[:SHOWN]
     data = [trace(ran, method, place, across, up, method in first) for place, method in enumerate(methods_of(ran))]

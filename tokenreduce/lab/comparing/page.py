@@ -132,7 +132,7 @@ def table(rows: Sequence[Row], best: Row | None) -> str:
         for row in ran
     ]
     return (
-        '<div class="scroll" role="region" aria-label="all figures" tabindex="0"><table class="sortable">'
+        '<div class="scroll" role="region" aria-label="table of all figures" tabindex="0"><table class="sortable">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -155,7 +155,7 @@ def refused(rows: Sequence[Row]) -> str:
     """What could not run, and why."""
     lines = "".join(
         f'<tr><th scope="row" class="words">{escape(row["method"])}</th><td class="words">'
-        f'{escape(row["budget"] or "any")}</td><td class="reason">{escape(row["refused"])}</td></tr>'
+        f'{escape(row["budget"])}</td><td class="reason">{escape(row["refused"])}</td></tr>'
         for row in rows
         if "refused" in row
     )
@@ -163,7 +163,7 @@ def refused(rows: Sequence[Row]) -> str:
         return ""
     head = "".join(f'<th scope="col" class="words">{name}</th>' for name in ("method", "budget", "why it was not run"))
     return (
-        '<h3>Not run</h3><div class="scroll" role="region" aria-label="what was not run" tabindex="0">'
+        '<h3>Not run</h3><div class="scroll" role="region" aria-label="table of what was not run" tabindex="0">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 
