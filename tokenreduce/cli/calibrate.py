@@ -36,6 +36,12 @@ def calibrate(
     error: Annotated[
         float | None, typer.Option(help="instead of --flops: the greatest mean error (1 - cosine), such as 0.01")
     ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            help="instead of both: the greatest share of the unpatched model's time, measured here, such as 0.65"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="the schedule as JSON, which patch takes", callback=check_file)] = Path(
         "out/schedule.json"
     ),
@@ -59,6 +65,7 @@ def calibrate(
     exif: Exif = True,
     pretrained: Annotated[bool, typer.Option(help="load trained weights")] = True,
     device: Device = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="images in a forward that is timed for --latency")] = 8,
 ) -> None:
     """Choose method and schedule on unlabelled images. The choice is checked on a part of them that chose nothing, and
     is the default where it is not shown to be better. A search that was stopped goes on where it was."""
@@ -72,8 +79,8 @@ def calibrate(
     resume = out.with_suffix(".trials.jsonl")
     with progress_bar() as progress:
         found = search(
-            network, data.images, flops=flops, error=error, methods=named, sources=data.sources, trials=trials,
-            greedy=greedy, seed=seed, resume=resume, progress=progress,
+            network, data.images, flops=flops, error=error, latency=latency, methods=named, sources=data.sources,
+            trials=trials, greedy=greedy, seed=seed, batch_size=batch_size, resume=resume, progress=progress,
         )  # fmt: skip
         rows = layer_rows(network, data, found, resume, progress) if layers_out is not None else []
     console.print(str(found), highlight=False, markup=False)
