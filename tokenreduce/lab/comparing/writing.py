@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +59,8 @@ def plain(value: Any) -> Any:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Write the file whole or not at all; a part that a killed run left is written over."""
+    part = path.with_name(f"{path.name}.part")
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
