@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import choice_tables  # noqa: E402
 import facts as stated  # noqa: E402
+import origins  # noqa: E402
 import quality_tables  # noqa: E402
 import target_tables  # noqa: E402
 import transform_tables  # noqa: E402
@@ -267,7 +268,7 @@ def tables() -> dict[tuple[str, str], str]:
     found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
-    return made | quality_tables.tables(read) | choice_tables.tables(read) | stated.tables()
+    return origins.with_notes(made | quality_tables.tables(read) | choice_tables.tables(read) | stated.tables())
 
 
 def write() -> None:

@@ -136,8 +136,8 @@ def test_a_page_has_what_was_measured() -> None:
     row = next(r for r in measured.rows("quality_real", "tome") if r["budget"] == "flops=0.45")
     assert f"| 45% | {row['tokens_left']} | {row['class_error']:.4f} | 1.00 (1.00-1.00) |" in page
     assert "](tome.svg)" in page and "(../images/methods/tome.png)" in page and "## Formula" in page
-    for file in ("quality_real", "quality", "speed", "gpu", "scans"):
-        assert f"`benchmarks/results/{file}.json`" in page
+    for file in ("quality_real", "quality", "segmentation", "speed", "gpu", "scans"):
+        assert measured.origins.note(file).strip() in page
     assert "| DeiT-S | ImageNet, top-1 | 2.9 GMACs | 79.82 | 78.89 |" in page
 
 
@@ -165,6 +165,7 @@ def test_links_are_rewritten_for_the_site() -> None:
         "```\n[e](../f)\n```\n"
     )
     assert links.localised("![p](docs/images/a.png) [q](docs/vlm.md)", "index.md") == "![p](images/a.png) [q](vlm.md)"
+    assert links.localised("[r](../benchmarks/a.json)", "results.md") == "[r](source/benchmarks/a.json)"
     assert links.localised("<!-- a table -->\n| b |\n", "vlm.md") == "\n| b |\n"
     assert (
         links.to_methods("| `tome` | 1 |\n| `what` |\n", ["tome"]) == "| [`tome`](methods/tome.md) | 1 |\n| `what` |\n"

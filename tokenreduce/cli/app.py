@@ -11,6 +11,7 @@ from tokenreduce.cli.bench import bench
 from tokenreduce.cli.calibrate import calibrate
 from tokenreduce.cli.demo import demo
 from tokenreduce.cli.evaluate import evaluate
+from tokenreduce.cli.info import info
 from tokenreduce.cli.kernels import kernels
 from tokenreduce.cli.methods import methods
 from tokenreduce.cli.visualize import visualize
@@ -31,6 +32,7 @@ app.command("bench")(bench)
 app.command("visualize")(visualize)
 app.command("calibrate")(calibrate)
 app.command("kernels")(kernels)
+app.command("info")(info)
 
 
 def run() -> None:
