@@ -268,7 +268,8 @@ def tables() -> dict[tuple[str, str], str]:
     found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
-    return origins.with_notes(made | quality_tables.tables(read) | choice_tables.tables(read) | stated.tables())
+    words = quality_tables.tables(read) | choice_tables.tables(read) | stated.tables()
+    return origins.with_notes(made | words)
 
 
 def write() -> None:

@@ -91,6 +91,10 @@ TABLES = {
     ("docs/targets.md", "targets"): "targets",
     ("docs/versions.md", "versions"): "versions",
 }
+for share in ("0.8", "0.6", "0.45"):
+    TABLES["docs/quality.md", f"real {share}"] = "quality_real"
+    TABLES["docs/quality.md", f"real 518 {share}"] = "quality_real_518"
+    TABLES |= {("docs/quality.md", f"{name} {share}"): name for name in ("quality", "quality_second")}
 
 
 def git(*words: str) -> str:
