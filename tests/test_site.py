@@ -59,7 +59,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
         if not folder.exists():
             command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr[-3000:]
+            assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
