@@ -95,4 +95,4 @@ def test_what_cannot_be_used_is_one_sentence(command: str, tmp_path: Path, run: 
         for i in range(4):
             Image.new("RGB", (64, 64), (i, i, i)).save(tmp_path / "one" / f"{i}.png")
         swin = tell(tmp_path / "one", "swin_tiny_patch4_window7_224")
-        assert swin.count("windows") == 1 and "no method" in swin or "none of the methods" in swin
+        assert swin.count("windows") == 1 and ("no method" in swin or "none of the methods" in swin)
