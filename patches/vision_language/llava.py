@@ -31,8 +31,8 @@ class TransformersLlava(VisionLanguageAdapter):
         return vision.image_size // vision.patch_size
 
     def lacks(self, model: Any) -> dict[str, str]:
-        lacks = super().lacks(model)
-        if not self.side(model):
+        lacks, sized = super().lacks(model), model.config.vision_config.model_type == "pixtral"
+        if not sized and not self.side(model):
             return lacks
         return {} if self.has_class_token(model) else {"class_attention": lacks["class_attention"]}
 
@@ -43,6 +43,9 @@ class TransformersLlava(VisionLanguageAdapter):
         return bool(model.config.vision_config.model_type == "clip_vision_model")
 
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
+        if encoded.sizes:  # of the images as they were encoded, which beams repeat
+            patch = model.config.vision_config.patch_size
+            return [Facts((height // patch, width // patch)) for height, width in encoded.sizes]
         side = self.side(model)
         grids = [(side, side) if side and length == side**2 else None for length in lengths]
         protected = int(self.has_class_token(model))
