@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.lab.cells import as_pixels, hatch, outline
+from tokenreduce.lab.cells import as_pixels, enlarge, outline
 
 SCALE = 6  # screen pixels of one pixel of a small image
+FADED = 0.2  # what is left of the pixels of a token that has left
 COLUMNS = 6
 
 
@@ -34,7 +35,7 @@ def draw_kept(
     image: Tensor, kept: Mapping[str, Tensor], grid: tuple[int, int], path: str | Path, title: str = ""
 ) -> None:
     """Write a picture of one image `(1 or 3, H, W)` and, under each name, the image with the tokens that have left
-    striped.
+    faded to white.
 
     Args:
         kept: heading -> numbers of the tokens that are left.
@@ -48,9 +49,11 @@ def draw_kept(
     axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     cells = np.arange(grid[0] * grid[1]).reshape(grid)
     for axis, (heading, numbers) in zip(axes, shown.items(), strict=False):
-        pixels = as_pixels(image)
+        pixels = as_pixels(image).copy()
         if numbers is not None:
-            pixels = hatch(outline(pixels, cells, SCALE), ~np.isin(cells, numbers.numpy()))
+            gone = enlarge((~np.isin(cells, numbers.numpy())).astype(np.int64), pixels.shape[:2]) > 0
+            pixels[gone] = 1 - FADED + FADED * pixels[gone]
+            pixels = outline(pixels, cells, SCALE)
         axis.imshow(pixels, interpolation="antialiased")
         axis.set_title(heading, fontsize=8)
     for axis in axes:

@@ -31,7 +31,9 @@ def build_scene_vlm() -> Any:
         hidden_act="gelu",
         projection_dim=WIDTH,
     )
-    ids = {f"{name}_token_id": WORDS.index(word) for name, word in (("pad", PAD), ("bos", BOS), ("eos", EOS))}
+    ids: dict[str, Any] = {
+        f"{name}_token_id": WORDS.index(word) for name, word in (("pad", PAD), ("bos", BOS), ("eos", EOS))
+    }
     text = LlamaConfig(
         **sizes,
         **ids,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data import scenes
 from tokenreduce.lab.data.scene_questions import NAMES, NUMBERS, PLURALS, SHADES, SIDES
 
@@ -41,7 +42,15 @@ class SceneProcessor:
         self.tokenizer = scene_tokenizer()
 
     def __call__(self, images: Tensor, text: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and `pixel_values` of scenes `(n, 1, 80, 80)` uint8 and n questions."""
+        """`input_ids`, `attention_mask` and `pixel_values` of scenes `(n, 1, 80, 80)` uint8 and n questions, words with
+        spaces between them.
+
+        Raises: ValueError for a word that the model does not know.
+        """
+        unknown = next((word for question in text for word in question.split() if word not in WORDS), None)
+        if unknown is not None:
+            known = " ".join(word for word in WORDS if word not in MARKS)
+            raise InvalidValueError(f"the model does not know the word {unknown!r}; its words are: {known}")
         start = " ".join([BOS, *[IMAGE] * SIDE**2])
         prompts = [f"{start} {question}" for question in text]
         ids = self.tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
