@@ -56,7 +56,7 @@ def test_rows(shown: demo_vlm.VisionLanguageDemo, monkeypatch: pytest.MonkeyPatc
     assert [row["exact"] for row in (whole, divprune, random)] == pytest.approx([7 / 8, 5 / 8, 1 / 8])
     assert [row["agreement"] for row in (whole, divprune, random)] == pytest.approx([1, 6 / 8, 2 / 8])
     assert divprune["change"] == pytest.approx(-2 / 8) and divprune["over_random"] == pytest.approx(4 / 8)
-    assert "over_random" not in random and divprune["keep"] == 0.5 and divprune["budget"] == "keep=0.5"
+    assert "over_random" not in random and divprune["budget"] == "keep=0.5"
     low, high = divprune["change_interval"]
     assert low == pytest.approx(-2 / 4) and high == pytest.approx(0), "one scene lost two answers, the other none"
     assert whole["kv_kib"] == 1 and divprune["kv_kib"] == 0.25 and divprune["kv_share"] == 0.25
@@ -65,7 +65,7 @@ def test_rows(shown: demo_vlm.VisionLanguageDemo, monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_said_of_random() -> None:
     def row(method: str, over: float, low: float, high: float) -> dict[str, Any]:
-        return {"method": method, "keep": 0.1, "over_random": over, "over_random_interval": (low, high)}
+        return {"method": method, "budget": "keep=0.1", "over_random": over, "over_random_interval": (low, high)}
 
     rows = [row("a", 0.02, 0.001, 0.05), row("b", 0.1, 0.05, 0.2), row("c", -0.1, -0.2, -0.01), row("d", 0.1, 0.0, 0.2)]
     assert demo_vlm.beat_random(rows, 0.1) == [
@@ -89,10 +89,10 @@ def test_pictures(shown: demo_vlm.VisionLanguageDemo, monkeypatch: pytest.Monkey
 def test_curves_stand_at_their_budgets() -> None:
     def row(method: str, keep: float, exact: float) -> dict[str, Any]:
         figures = {"exact": exact, "exact_interval": (exact - 0.1, exact + 0.1), "kv_share": keep + 0.1}
-        return {"method": method, "keep": keep, **figures}
+        return {"method": method, "budget": f"keep={keep}", **figures}
 
     rows = [row(name, keep, keep) for name in ("divprune", "random") for keep in (0.5, 0.1)]
-    unpatched = {"method": "unpatched", "exact": 0.9, "kv_share": 1.0}
+    unpatched = {"method": "unpatched", "budget": None, "exact": 0.9, "kv_share": 1.0}
     left, right = keep_curves([unpatched, *rows]).axes
     for axis, start in ((left, 10), (right, 20)):
         lines = {line.get_label(): line for line in axis.get_lines()}

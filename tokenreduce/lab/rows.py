@@ -33,6 +33,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "abs_rel": ("AbsRel", lambda v: f"{v:.4f}"),
     "rmse": ("RMSE, m", lambda v: f"{v:.3f}"),
     "exact": ("exact", lambda v: f"{v:.1%}"),
+    "exact_interval": ("95 % interval", lambda v: f"{v[0]:.1%} - {v[1]:.1%}"),
     "change": ("change, points", lambda v: f"{100 * v:+.2f}"),
     "change_interval": ("95 % interval", lambda v: f"{100 * v[0]:+.2f} to {100 * v[1]:+.2f}"),
     "over_random": ("over random, points", lambda v: f"{100 * v:+.1f}"),

@@ -34,7 +34,7 @@ class VisionLanguageDemo(Demo):
         limit: use so many scenes instead of 150.
     """
 
-    hidden = ("agreement_interval",)
+    hidden = ("exact_interval", "agreement_interval")
     meaning = (
         "exact: answers all of whose words are right; change: of that, against the unpatched model; over random: "
         "against tokens dropped at random (mean of three draws) at the same keep; agreement: answers that are those of "
@@ -86,7 +86,7 @@ class VisionLanguageDemo(Demo):
         whole = answers[1][0].kv_bytes_unpatched
         rows: list[Row] = [{"method": "unpatched", "budget": None, **self._figures(exact[0], alike[0], whole, whole)}]
         for arm, hit, agrees, some in zip(arms, exact[1:], alike[1:], answers[1:], strict=True):
-            row = {"method": arm.method, "budget": arm.budget, "keep": arm.arguments["keep"]}
+            row = {"method": arm.method, "budget": arm.budget}
             row |= self._figures(hit, agrees, some[0].kv_bytes, whole)
             row |= self._against(hit - exact[0], "change")
             if arm.method != "random":
@@ -126,7 +126,7 @@ class VisionLanguageDemo(Demo):
 
 def beat_random(rows: Sequence[Row], keep: float) -> list[str]:
     """Which methods are surely better or worse than chance at a budget; the rest may be either."""
-    some = [row for row in rows if row.get("keep") == keep and "over_random" in row]
+    some = [row for row in rows if row["budget"] == f"keep={keep}" and "over_random" in row]
     if not some:
         return []
     some.sort(key=lambda row: -row["over_random"])
