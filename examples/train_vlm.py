@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--tower-epochs", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=40, help="with the tower's own")
+    parser.add_argument("--epochs", type=int, default=52, help="with the tower's own")
     parser.add_argument("--epoch-size", type=int, default=2048, help="scenes in an epoch, all new")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--questions", type=int, default=16, help="of each scene")

@@ -95,6 +95,16 @@ def test_the_same_questions_for_the_same_seed() -> None:
     assert again == ASKED[:5] != asking.ask_all(scenes.load(5, seed=5), 12, seed=1)
 
 
+def test_some_kinds_are_asked_more_often() -> None:
+    def ratio(*kinds: asking.Kind) -> float:
+        found = Counter(question.kind for some in asking.ask_all(SCENES, 12, 0, kinds) for question in some)
+        assert found.keys() == {"how many", "where"}
+        return found["where"] / found["how many"]
+
+    thrice = ratio(asking.how_many, *[asking.where] * 3) / ratio(asking.how_many, asking.where)
+    assert 2.4 < thrice < 3.6
+
+
 def test_what_is_on_a_border_is_not_asked() -> None:
     middle, corner = Thing("bag", 40.0, 20.0, 100.0), Thing("shoe", 20.0, 60.0, 90.0)
     assert asking.place(middle) is None and asking.place(corner) == "bottom left"

@@ -62,7 +62,8 @@ def ask(held: Sequence[Thing], count: int, seed: int, kinds: Sequence[Kind] | No
     """`count` questions about a scene that holds these things; some may be asked twice.
 
     Args:
-        kinds: what is drawn from, for each question anew, until one can be asked; None: every kind as often.
+        kinds: what is drawn from, for each question anew, until one can be asked, so that `how_many` or `are_there`
+            must be among them; None: every kind as often.
     """
     dice = random.Random(seed)
     asked: list[Question] = []
