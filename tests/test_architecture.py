@@ -49,8 +49,10 @@ ROOMS = (
     ("lab", "speed"),
     ("lab", "quality"),
     ("lab", "search"),
+    ("lab", "embedding"),
     (),  # the public names
     ("cli",),
+    ("__main__",),  # python -m tokenreduce
 )
 # Files that no import names: they are found in these folders.
 FOUND = (("reducers", "methods"), *(room for room in ROOMS if room[:1] == ("patches",) and len(room) == 2))

@@ -10,6 +10,7 @@ from rich.console import Console
 from tokenreduce.cli.bench import bench
 from tokenreduce.cli.calibrate import calibrate
 from tokenreduce.cli.demo import demo
+from tokenreduce.cli.embed import embed
 from tokenreduce.cli.evaluate import evaluate
 from tokenreduce.cli.kernels import kernels
 from tokenreduce.cli.methods import methods
@@ -30,6 +31,7 @@ app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("visualize")(visualize)
 app.command("calibrate")(calibrate)
+app.command("embed")(embed)
 app.command("kernels")(kernels)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.search.calibration import Calibration
-from tokenreduce.lab.search.journal import Journal
+from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.search.parting import collect, part
 from tokenreduce.lab.search.proposing import need_optuna
 from tokenreduce.lab.search.searching import Search

@@ -10,7 +10,7 @@ from torch import nn
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.rows import Progress, Row
-from tokenreduce.lab.search.journal import Journal
+from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.search.parting import collect, split
 from tokenreduce.lab.search.trials import Trials, Variant
 
