@@ -164,7 +164,7 @@ def test_methods_know_no_models_and_families_know_no_methods() -> None:
 
 def test_the_root_is_small() -> None:
     names = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
-    assert len(names) <= 12, sorted(names)
+    assert len(names - {"__main__.py"}) <= 12, sorted(names)  # Python wants `-m tokenreduce` to be there
 
 
 def test_every_folder_is_packaged() -> None:

@@ -62,7 +62,9 @@ def embed(
             pretrained=pretrained, upright=exif, progress=progress, **chosen,
         )  # fmt: skip
     if found.before:
-        console.print(f"{found.before} of {found.parts} parts were there, by the list of the first run", highlight=False)
+        console.print(
+            f"{found.before} of {found.parts} parts were there, by the list of the first run", highlight=False
+        )
     console.print(f"wrote {out}: {found.records} records in {found.parts} parts", highlight=False)
     if found.bad:
         console.print(f"{len(found.bad)} images cannot be read, see {out / BAD}:", style="yellow", highlight=False)

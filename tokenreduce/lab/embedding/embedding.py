@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenreduce.errors import InvalidValueError
+from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.data.inputs import image_transform
 from tokenreduce.lab.embedding.cluster import cluster
 from tokenreduce.lab.embedding.listing import parts_of
 from tokenreduce.lab.embedding.pooling import try_out
 from tokenreduce.lab.embedding.stages import Embedder, Work, read
 from tokenreduce.lab.embedding.store import Store
-from tokenreduce.lab.rows import Progress
 from tokenreduce.lab.journal import digest_of_model
+from tokenreduce.lab.rows import Progress
 from tokenreduce.lab.shipped.named import load_model
-from tokenreduce.patching.finding import reduction_of
+from tokenreduce.patching.finding import is_patched, reduction_of
 from tokenreduce.patching.verbs import change_patch, patch
 
 BLOCKS = 10_000  # of Ray; beyond it a block holds several parts
@@ -88,7 +88,7 @@ def embed(
     if part_size * 4 * torch.Size(shape).numel() > MOST:
         raise InvalidValueError(f"part_size is {part_size}, too many images of {shape} for one part; give fewer")
     settings = {"data": str(source), "column": column, "part_size": part_size, "upright": upright, **named}
-    if method is not None and reduction_of(network).adaptive:  # counts follow the batch
+    if is_patched(network) and reduction_of(network).adaptive:  # counts follow the batch
         settings["batch_size"] = batch_size
     manifest = store.begin(settings, parts_of(source, part_size, column))
     about = settings | {"environment": {"torch": torch.__version__}}
@@ -111,26 +111,18 @@ def prepare(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model, patched, in eval mode on the CPU, and the settings that say what it computes."""
     named = isinstance(model, str)
-    network: Any = load_model(model, image_size, pretrained)[0] if isinstance(model, str) else model
+    network: Any = load_model(model, image_size, pretrained)[0] if isinstance(model, str) else copy.deepcopy(model)
     network = network.eval().to("cpu")
     told: dict[str, Any] = {"model": model if named else type(model).__name__, "image_size": image_size}
-    told |= {"weights": digest_of_model(network), "pool": pool, "method": method}
+    told |= {"weights": digest_of_model(network), "pool": pool}
     if method is not None or "schedule" in arguments:
-        network = patch(network, method, **arguments)
-        if pool == "mean":
-            restoring = dataclasses.replace(reduction_of(network).restoring, ends=True)
-            network = change_patch(network, restoring=restoring)
-        told |= {name: readable(value) for name, value in arguments.items()}
+        patch(network, method, **arguments)
     elif arguments:
-        raise InvalidValueError(f"{', '.join(arguments)} needs a method to be patched with, such as method='ward'")
-    return network, told
-
-
-def readable(value: Any) -> Any:
-    """An argument as JSON: of a file what it holds, as that is what the features depend on."""
-    if isinstance(value, (str, Path)) and Path(value).is_file():
-        return json.loads(Path(value).read_text())
-    return value.to_json() if hasattr(value, "to_json") else value
+        raise InvalidTypeError(f"{', '.join(arguments)} needs a method to patch with, such as method='ward'")
+    if pool == "mean" and is_patched(network):
+        restoring = dataclasses.replace(reduction_of(network).restoring, ends=True)
+        network = change_patch(network, restoring=restoring)
+    return network, told | {"patch": reduction_of(network).to_json() if is_patched(network) else None}
 
 
 def run(
@@ -143,7 +135,9 @@ def run(
     device = device or ("cuda" if there.get("GPU", 0) >= 1 else "cpu")
     most = int(there.get("GPU" if device == "cuda" else "CPU", 0))
     if most < 1 or (workers or 1) > most:
-        raise InvalidValueError(f"the cluster has {most} {device} workers, {workers or 'some'} were asked for; give fewer")
+        raise InvalidValueError(
+            f"the cluster has {most} {device} workers, {workers or 'some'} were asked for; give fewer"
+        )
     size = min(workers or most, len(waiting))
     on_gpu = device == "cuda"
     held = ray.put(network)  # once, and not with each task; the reference must outlive the workers that are restarted

@@ -88,7 +88,7 @@ def list_tar(file: Path, size: int, column: str | None) -> Iterator[Part]:
 def archive_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members, forgotten once they were given: `tarfile` would keep them all."""
     while (member := archive.next()) is not None:
-        archive.members = []
+        archive.members = []  # type: ignore[attr-defined]
         yield member
 
 
@@ -124,7 +124,7 @@ def image_column(file: Path, schema: Any, given: str | None) -> str:
         raise InvalidValueError(
             f"{file} has {len(fit)} columns that can hold images ({', '.join(fit) or 'none'}); name one with --column"
             if fit
-            else f"{file} has no column of bytes, but {', '.join(schema.names)}; images are stored as their files' bytes"
+            else f"{file} has no column of bytes, but {', '.join(schema.names)}; images are stored as bytes of files"
         )
     return found[0]
 

@@ -81,5 +81,7 @@ class Embedder:
         if count == 0:
             return np.zeros((0, self.work.channels), np.float32)
         images = torch.frombuffer(bytearray(held), dtype=torch.float32).view(count, *self.work.shape)
-        batches = (images[at : at + self.work.batch_size].to(self.device) for at in range(0, count, self.work.batch_size))
+        batches = (
+            images[at : at + self.work.batch_size].to(self.device) for at in range(0, count, self.work.batch_size)
+        )
         return torch.cat([pooled(self.model, batch, self.work.pool).cpu() for batch in batches]).numpy()

@@ -39,7 +39,9 @@ class Store:
         settings = json.loads(json.dumps(settings))  # as it is read back
         if (self.folder / MANIFEST).exists():
             found = self.manifest()
-            other = [key for key in {**found["settings"], **settings} if found["settings"].get(key) != settings.get(key)]
+            other = [
+                key for key in {**found["settings"], **settings} if found["settings"].get(key) != settings.get(key)
+            ]
             if other:
                 told = "; ".join(f"{key}: {found['settings'].get(key)} there, {settings.get(key)} now" for key in other)
                 raise InvalidValueError(

@@ -24,6 +24,7 @@ from tokenreduce.lab.quality.features import DEFINITIONS, GEOMETRIC, SALIENCY, m
 from tokenreduce.lab.quality.heads import MakeHead, NearestNeighbours, ZeroShot, text_embeddings, trained
 from tokenreduce.lab.quality.named import load_dense
 from tokenreduce.lab.quality.predictors import load_predictor
+from tokenreduce.lab.quality.sharing import UNSHARED, Sharing, image_shards
 from tokenreduce.lab.rows import Progress, Row
 from tokenreduce.lab.shipped import dinov2_small
 from tokenreduce.lab.shipped.named import load_model
@@ -73,6 +74,7 @@ class Setup:
         limit: use so many images, spread evenly over the data.
         upright: pictures of class folders are turned as their EXIF orientation says.
         reduced_labels: ADE20K's files hold 0 to 149 and 255.
+        sharing: the processes that share the work, and where what is finished is kept.
     """
 
     model: str | None = None
@@ -84,6 +86,7 @@ class Setup:
     device: torch.device | str = "cpu"
     upright: bool = True
     reduced_labels: bool = False
+    sharing: Sharing = UNSHARED
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,10 @@ def classification(
     remarks = list(images.remarks)
 
     def measure(progress: Progress) -> list[Row]:
-        rows = judge.measure(judge.lanes, encode(images), teller(progress, len(images)))
+        ledger = setup.sharing.ledger(network, arms, settings | {"data_dir": setup.data_dir})
+        read_by = 0 if images.in_memory else workers
+        shards = image_shards(images, batch_size, read_by, setup.sharing.team, ledger)
+        rows = judge.measure(judge.lanes, shards, teller(progress, len(images)))
         settings.update(images=len(images) - len(images.left_out), left_out=[*images.left_out], remarks=remarks)
         if judge.gallery is not None:
             settings["gallery_images"] = len(judge.gallery) - len(judge.gallery.left_out)
@@ -269,7 +275,9 @@ def dense(
     remarks: list[str] = []
 
     def measure(progress: Progress) -> list[Row]:
-        rows = measure_dense(predictor, arms, images, batch_size, align=align, rounds=rounds, progress=progress)
+        ledger = setup.sharing.ledger(predictor.module, arms, settings | {"data_dir": setup.data_dir})
+        shared: dict[str, Any] = {"team": setup.sharing.team, "ledger": ledger, "progress": progress}
+        rows = measure_dense(predictor, arms, images, batch_size, align=align, rounds=rounds, **shared)
         settings.update(images=len(images) - len(images.left_out), left_out=[*images.left_out])
         remarks.extend(unread(images))
         return rows

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
-from tokenreduce.lab.search.calibration import Calibration
 from tokenreduce.lab.journal import Journal
+from tokenreduce.lab.search.calibration import Calibration
 from tokenreduce.lab.search.parting import collect, part
 from tokenreduce.lab.search.proposing import need_optuna
 from tokenreduce.lab.search.searching import Search
