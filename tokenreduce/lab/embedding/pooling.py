@@ -40,7 +40,7 @@ def try_out(model: Any, transform: Callable[[Image.Image], Tensor], pool: str) -
     try:
         with torch.inference_mode():
             found = pooled(model, picture[None].to(next(model.parameters()).device), pool)
-    except (AttributeError, TypeError, RuntimeError, ValueError) as error:
+    except (AttributeError, TypeError, RuntimeError, ValueError, AssertionError) as error:
         raise InvalidValueError(
             f"{type(model).__name__} does not give features of a picture {tuple(picture.shape)} ({error}); use a model "
             "of timm, or hf:NAME"
