@@ -1,6 +1,6 @@
 """Memory of `tokenreduce embed` over many images: resident memory of all its processes, sampled while it runs.
 
-    python benchmarks/embed_memory.py --count 20000 --out benchmarks/results/embed_memory.json
+python benchmarks/embed_memory.py --count 20000 --out benchmarks/results/embed_memory.json
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def summary(samples: list[dict[str, float]]) -> str:
     """Memory at a quarter of the parts and at their end."""
     last = max(one["parts"] for one in samples)
     quarter = next(one for one in samples if one["parts"] >= last / 4)
-    end = [one for one in samples if one["parts"] >= last * 0.95 and one["model"]][0]
+    end = next(one for one in samples if one["parts"] >= last * 0.95 and one["model"])
     return "; ".join(f"{kind} {quarter[kind]:.0f} -> {end[kind]:.0f} MiB" for kind in KINDS)
 
 

@@ -108,7 +108,7 @@ class Store:
         flat = pa.array(np.ascontiguousarray(features, np.float32).reshape(-1))
         columns = [pa.array(keys, pa.string()), pa.FixedSizeListArray.from_arrays(flat, features.shape[1])]
         schema = pa.schema([("key", pa.string()), ("feature", columns[1].type)])
-        kept = {"tokenreduce": json.dumps(about), "tokenreduce.bad": json.dumps(bad)}
+        kept = {"tokenreduce": json.dumps(about), "tokenreduce.part": str(number), "tokenreduce.bad": json.dumps(bad)}
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_arrays(columns, schema=schema.with_metadata(kept)), sink)
         write_whole(self.path(number), sink.getvalue().to_pybytes())
@@ -121,12 +121,13 @@ class Store:
         import pyarrow.parquet as pq
 
         bad: list[tuple[str, str]] = []
-        rows = 0
+        rows, changed = 0, False
         for number in range(parts):
             found = pq.ParquetFile(self.path(number))
             rows += found.metadata.num_rows
+            changed |= int(found.schema_arrow.metadata[b"tokenreduce.part"]) != number
             bad += [(key, why) for key, why in json.loads(found.schema_arrow.metadata[b"tokenreduce.bad"])]
-        if rows + len(bad) != images:
+        if changed or rows + len(bad) != images:
             raise InvalidValueError(
                 f"{self.folder} holds {rows} records and {len(bad)} bad images of {images}: a file was changed; begin "
                 "anew in another folder"
