@@ -12,6 +12,7 @@ from tokenreduce.cli.calibrate import calibrate
 from tokenreduce.cli.demo import demo
 from tokenreduce.cli.embed import embed
 from tokenreduce.cli.evaluate import evaluate
+from tokenreduce.cli.info import info
 from tokenreduce.cli.kernels import kernels
 from tokenreduce.cli.methods import methods
 from tokenreduce.cli.visualize import visualize
@@ -33,6 +34,7 @@ app.command("visualize")(visualize)
 app.command("calibrate")(calibrate)
 app.command("embed")(embed)
 app.command("kernels")(kernels)
+app.command("info")(info)
 
 
 def run() -> None:

@@ -87,6 +87,14 @@ def adapters() -> list[Adapter]:
     ]
 
 
+def families() -> dict[str, list[str]]:
+    """The names of all families by library, also those whose library is not installed."""
+    found: dict[str, list[str]] = {}
+    for library, family in (*_families(), *_families(LANGUAGE)):
+        found.setdefault(library, []).append(family)
+    return found
+
+
 def _families(folder: str = "") -> list[tuple[str, str]]:
     """All families of backbones by library and file, or those in one `folder`, also those whose library is not
     imported: `patches/timm/vit.py` is ("timm", "vit"). Files that begin with an underscore are what families share."""

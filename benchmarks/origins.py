@@ -1,0 +1,186 @@
+"""Where each results file comes from: the command, the commit it ran at, and whether the code it measures has changed.
+
+    python benchmarks/origins.py                      # all results; those older than their code are marked
+    python benchmarks/origins.py measured NAME ...    # after a command wrote benchmarks/results/NAME.json
+
+The second form writes benchmarks/origins.json. A test fails where a results file was replaced without it, or where a
+page does not say that code has changed since.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FILE = ROOT / "benchmarks" / "origins.json"
+
+METHODS = ("tokenreduce/budget", "tokenreduce/forward", "tokenreduce/maps", "tokenreduce/ops", "tokenreduce/reducers")
+TIMM = (*METHODS, "patches/shared", "patches/timm")
+SHIPPED = "tokenreduce/lab/shipped"
+QUALITY = (*TIMM, SHIPPED, "tokenreduce/lab/quality")
+DENSE = (*QUALITY, "tokenreduce/lab/data/scenes.py", "tokenreduce/models")
+SPEED = (*TIMM, "csrc/cpu", "csrc/arithmetic.h", "csrc/tensors.h", "tokenreduce/lab/speed")
+ALL = (*METHODS, "patches", "tokenreduce/patching")
+QUALITY_PY = "python benchmarks/quality.py --data-dir DIR"
+
+# name -> (the command, what it measures: files and folders)
+ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "break_even": ("python benchmarks/break_even.py --write", SPEED),
+    "compatibility": ("python benchmarks/compatibility.py", ALL),
+    "deit_small_tome_r13": (
+        "tokenreduce bench --model deit_small_patch16_224 --no-pretrained --method tome --r 13 --batch-size 8,32 "
+        "--rounds 12 --json benchmarks/results/deit_small_tome_r13.json",
+        SPEED,
+    ),
+    "demo": ("tokenreduce demo --json benchmarks/results/demo.json", QUALITY),
+    "demo_dinov2_small": (
+        "tokenreduce demo --model dinov2_small --json benchmarks/results/demo_dinov2_small.json",
+        QUALITY,
+    ),
+    "detection": ("python benchmarks/dense.py detection --data-dir DIR --scenes 500", DENSE),
+    "gpu": ("python benchmarks/gpu.py --out DIR && python benchmarks/gpu_collect.py DIR", (*TIMM, "csrc")),
+    "kernels": ("python benchmarks/kernels.py", ("csrc/cpu", "csrc/arithmetic.h", "csrc/tensors.h", "tokenreduce/ops")),
+    "mutants": ("make mutants", ("tokenreduce", "patches")),
+    "quality": (QUALITY_PY, QUALITY),
+    "quality_real": ("python benchmarks/quality.py --model dinov2_small", QUALITY),
+    "quality_real_518": ("python benchmarks/quality.py --model dinov2_small --size 518", QUALITY),
+    "quality_second": (f"{QUALITY_PY} --checkpoint runs/second/checkpoint.pt --name quality_second", QUALITY),
+    "restoring_detection": (
+        "python benchmarks/dense.py detection --data-dir DIR --held-out --scenes 300 --rounds 0",
+        DENSE,
+    ),
+    "restoring_segmentation": ("python benchmarks/dense.py segmentation --data-dir DIR --held-out --scenes 300", DENSE),
+    "scans": (
+        "python benchmarks/scan_rules.py --images 500",
+        (*METHODS, "patches/shared", "patches/scan", "tokenreduce/models", SHIPPED),
+    ),
+    "segmentation": ("python benchmarks/dense.py segmentation --data-dir DIR --scenes 500", DENSE),
+    "size_errors": ("python benchmarks/size_errors.py", ("tokenreduce/ops/size_channels.py",)),
+    "speed": ("python benchmarks/speed.py --threads 2", SPEED),
+    "targets": ("python benchmarks/targets.py", ALL),
+    "transforms": ("python benchmarks/transforms.py", ALL),
+    "versions": ("make versions", ALL),
+}
+
+# (page, marker) of a table -> the results below which its origin is named
+TABLES = {
+    ("README.md", "dinov2_small"): "demo_dinov2_small",
+    ("docs/quality.md", "demo"): "demo",
+    ("docs/speed.md", "bench"): "deit_small_tome_r13",
+    ("docs/choosing.md", "best"): "quality_real",
+    ("docs/backbones.md", "compatibility"): "compatibility",
+    ("docs/dense.md", "segmentation"): "segmentation",
+    ("docs/dense.md", "detection"): "detection",
+    ("docs/dense.md", "restoring segmentation"): "restoring_segmentation",
+    ("docs/dense.md", "restoring detection"): "restoring_detection",
+    ("docs/gpu.md", "gpu"): "gpu",
+    ("docs/kernels.md", "size errors"): "size_errors",
+    ("docs/methods.md", "best"): "quality_real",
+    ("docs/speed.md", "break-even"): "break_even",
+    ("docs/speed.md", "speed"): "speed",
+    ("docs/state-space.md", "scans"): "scans",
+    ("docs/targets.md", "targets"): "targets",
+    ("docs/versions.md", "versions"): "versions",
+}
+for share in ("0.8", "0.6", "0.45"):
+    TABLES["docs/quality.md", f"real {share}"] = "quality_real"
+    TABLES["docs/quality.md", f"real 518 {share}"] = "quality_real_518"
+    TABLES |= {("docs/quality.md", f"{name} {share}"): name for name in ("quality", "quality_second")}
+
+
+def git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def blobs_at(commit: str, paths: tuple[str, ...]) -> list[str]:
+    """Path and content of each file at a commit, as git names contents."""
+    lines = git("ls-tree", "-r", commit, "--", *paths).splitlines()
+    return sorted(f"{line.partition(chr(9))[2]} {line.split()[2]}" for line in lines)
+
+
+@cache
+def blobs_now(paths: tuple[str, ...]) -> list[str]:
+    """The same of the files that are here; of those that git has."""
+    found = []
+    for name in git("ls-files", "--", *paths).splitlines():
+        if (ROOT / name).is_file():
+            data = (ROOT / name).read_bytes()
+            found.append(f"{name} {hashlib.sha1(b'blob %d' % len(data) + bytes(1) + data).hexdigest()}")
+    return sorted(found)
+
+
+def digest(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def content(name: str) -> str:
+    return hashlib.sha256((RESULTS / f"{name}.json").read_bytes()).hexdigest()[:16]
+
+
+def record(name: str, commit: str | None = None) -> dict[str, Any]:
+    """What is kept of a results file: of now, or of an earlier commit at which it was measured."""
+    _, paths = ORIGINS[name]
+    when = git("log", "-1", "--format=%cs", commit).strip() if commit else datetime.date.today().isoformat()
+    at = git("rev-parse", "--short=7", commit or "HEAD").strip()
+    code = digest(blobs_at(commit, paths) if commit else blobs_now(paths))
+    return {"commit": at, "date": when, "code": code, "results": content(name)}
+
+
+def known() -> dict[str, dict[str, Any]]:
+    return json.loads(FILE.read_text()) if FILE.exists() else {}
+
+
+def outdated(name: str) -> bool:
+    """Whether the code that the results measure has changed since."""
+    return known()[name]["code"] != digest(blobs_now(ORIGINS[name][1]))
+
+
+def note(name: str) -> str:
+    """What stands below a table."""
+    found = known()[name]
+    since = "; the code that it measures has changed since" if outdated(name) else ""
+    return f"\n\n*`{ORIGINS[name][0]}`, {found['date']}, at commit {found['commit']}{since}.*\n"
+
+
+def with_notes(tables: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+    """The tables, each with its origin below it; and the table of all results."""
+    noted = {place: made + (note(TABLES[place]) if place in TABLES else "") for place, made in tables.items()}
+    return noted | {("docs/results.md", "results"): table()}
+
+
+def table() -> str:
+    """All results files."""
+    lines = ["| results | command | date | commit | code since |", "|---|---|---|---|---|"]
+    for name, found in sorted(known().items()):
+        link = f"[`{name}.json`](../benchmarks/results/{name}.json)"
+        state = "**changed**" if outdated(name) else "the same"
+        lines.append(f"| {link} | `{ORIGINS[name][0]}` | {found['date']} | {found['commit']} | {state} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", nargs="?", choices=("list", "measured"), default="list")
+    parser.add_argument("names", nargs="*", help="results files, without .json")
+    parser.add_argument("--commit", help="they were measured at this commit, not now")
+    args = parser.parse_args()
+    if args.action == "list":
+        print(table())
+        return
+    for name in args.names:
+        if name not in ORIGINS:
+            parser.error(f"no results are named {name}; known: {', '.join(ORIGINS)}")
+    kept = known() | {name: record(name, args.commit) for name in args.names}
+    FILE.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
