@@ -50,6 +50,7 @@ ROOMS = (
     ("lab", "quality"),
     ("lab", "search"),
     ("lab", "embedding"),
+    ("lab", "comparing"),
     (),  # the public names
     ("cli",),
     ("__main__",),  # python -m tokenreduce
@@ -190,7 +191,7 @@ def test_importing_is_lean() -> None:
     code = (
         "import torch, sys; before = set(sys.modules); import tokenreduce; new = set(sys.modules) - before; "
         "print([m for m in ('timm', 'transformers', 'torchvision', 'matplotlib', 'typer', 'rich', 'numba', 'triton', "
-        "'PIL', 'optuna') "
+        "'PIL', 'optuna', 'plotly') "
         "if m in new], "
         "torch.cuda.is_initialized())"
     )

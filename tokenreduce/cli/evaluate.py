@@ -20,7 +20,6 @@ from tokenreduce.cli.arguments import (
     Ratio,
     Resume,
     make_arms,
-    place_name,
     progress_bar,
     usable_device,
 )
@@ -28,8 +27,10 @@ from tokenreduce.cli.output import console, print_refused, print_table
 from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidTypeError, unknown
 from tokenreduce.lab.data.samples import TASKS
+from tokenreduce.lab.environment import place_name
 from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS
-from tokenreduce.lab.quality.evaluation import Head, Setup, classification, dense
+from tokenreduce.lab.quality.evaluation import classification, dense
+from tokenreduce.lab.quality.loading import Head, Setup
 from tokenreduce.lab.quality.sharing import Sharing
 from tokenreduce.lab.team import join_team
 

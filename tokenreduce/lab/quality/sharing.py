@@ -46,6 +46,7 @@ def numbers(batch: int, batch_size: int, count: int) -> range:
 def image_shards(data: Data, batch_size: int, workers: int, team: Team, ledger: Ledger | None) -> Shards:
     """Images and labels of class folders and the like."""
     count = len(data)
+    workers = 0 if data.in_memory else workers  # processes pay for decoding files only
 
     def read(batches: Sequence[int]) -> Any:
         chosen = [list(numbers(batch, batch_size, count)) for batch in batches]
