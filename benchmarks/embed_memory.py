@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tokenreduce.cli.output import environment
+from tokenreduce.lab.environment import environment
 
 SECONDS = 1.0  # between two samples
 KINDS = {"driver": "tokenreduce embed", "model": "MapWorker", "reader": "ray::", "store": "raylet"}

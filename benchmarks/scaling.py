@@ -19,16 +19,16 @@ from pathlib import Path
 
 from embed_memory import write_images
 
-from tokenreduce.cli.output import environment
+from tokenreduce.lab.environment import environment
 
-SHORT, LONG = 200, 2000  # images
+SHORT, LONG = 100, 1000  # images
 METHOD = ["--model", "fashion_vit", "--method", "ward", "--flops", "0.6"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=4000, help="of embed")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--images", type=int, default=3000, help="of embed")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scaling.json"))
     args = parser.parse_args()
     rows: list[dict[str, object]] = []

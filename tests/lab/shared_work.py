@@ -13,10 +13,12 @@ import torch
 from dense_data import ALIGN, MAKERS, samples
 
 from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.comparing import compare_methods
 from tokenreduce.lab.data.decoding import UnreadableError
 from tokenreduce.lab.data.samples import DenseData, Sample
 from tokenreduce.lab.quality.dense import measure_dense
-from tokenreduce.lab.quality.evaluation import Head, Setup, classification
+from tokenreduce.lab.quality.evaluation import classification
+from tokenreduce.lab.quality.loading import Head, Setup
 from tokenreduce.lab.quality.predictors import load_predictor
 from tokenreduce.lab.quality.sharing import Sharing
 from tokenreduce.lab.team import Team, join_team
@@ -39,8 +41,8 @@ class Damaged:
         return self.samples[index]
 
 
-def all_rows(folder: Path, team: Team) -> dict[str, Any]:
-    """By task, as JSON; `folder` holds the models."""
+def all_rows(folder: Path, out: Path, team: Team) -> dict[str, Any]:
+    """By task, as JSON; `folder` holds the models, `out` the rows of a comparison."""
     found: dict[str, Any] = {}
     for task in MAKERS:
         data = samples(task, 7)
@@ -53,6 +55,8 @@ def all_rows(folder: Path, team: Team) -> dict[str, Any]:
     for kind in ("trained", "none"):
         ready = classification([Arm("tome", flops=0.6), Arm("ats")], setup, Head(kind))
         found[kind] = [ready.measure(lambda done, what: None), ready.settings]
+    compared = compare_methods(["tome", "random"], (0.8, 0.6), out=out, setup=setup, speed=None)
+    found["compared"] = [compared.rows, compared.settings]
     return json.loads(json.dumps(found, default=str))
 
 
@@ -60,7 +64,7 @@ def main() -> None:
     folder, out = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
     with join_team() as team:
-        rows = all_rows(folder, team)
+        rows = all_rows(folder, out.with_suffix(".compared"), team)
     if team.leads:
         out.write_text(json.dumps(rows))
 

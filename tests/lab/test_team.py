@@ -18,11 +18,17 @@ from command_rows import read
 from dense_data import MAKERS
 from torch import Tensor
 
+from tokenreduce.errors import InvalidTypeError
+from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.comparing import compare_methods
+from tokenreduce.lab.comparing.rowbook import RowBook
 from tokenreduce.lab.quality.dense_metrics import DenseMetric, DepthMetric, SegmentationMetric
 from tokenreduce.lab.quality.detection import DetectionMetric
 from tokenreduce.lab.quality.features import FeatureMetric, Features
+from tokenreduce.lab.quality.loading import Setup
 from tokenreduce.lab.quality.metric import change_interval
-from tokenreduce.lab.shards import Shards
+from tokenreduce.lab.quality.sharing import Sharing
+from tokenreduce.lab.shards import Shards, files_of
 from tokenreduce.lab.team import ALONE, Team
 
 TESTS = Path(__file__).parents[1]
@@ -40,10 +46,11 @@ def test_two_processes_give_the_very_numbers_of_one(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     command = [*TORCHRUN, str(TESTS / "lab" / "shared_work.py"), str(tmp_path), str(out)]
     subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=300)
-    expected = shared_work.all_rows(tmp_path, ALONE)
+    expected = shared_work.all_rows(tmp_path, tmp_path / "alone", ALONE)
     assert json.loads(out.read_text()) == expected
     assert [row["images"] for row in expected["depth"][0]] == [4, 4, 4] and len(expected["depth"][1]) == 3
     assert expected["trained"][1]["images"] == 7
+    assert len(expected["compared"][0]) == 5 and (tmp_path / "rows.compared" / "rows.jsonl.1").exists()
 
 
 def child_of_rank(rank: int, parent: int) -> int | None:
@@ -91,6 +98,23 @@ def test_a_killed_process_is_loud_and_what_was_finished_is_kept(run: Callable[..
 def whole_lines(path: Path) -> list[str]:
     """Lines that were written to their end."""
     return [line for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def test_a_comparison_takes_rows_of_processes_that_were_killed(tmp_path: Path) -> None:
+    settings, arms = {"images": 3}, [Arm("tome", flops=0.6), Arm("random", flops=0.6)]
+    RowBook(tmp_path / "rows.jsonl.1", settings).add(arms[1], {"top1": 1.0})
+    RowBook(tmp_path / "rows.jsonl.2", {"images": 4}).add(arms[0], {"top1": 0.0})
+    book = RowBook(tmp_path / "rows.jsonl", settings)
+    for path in files_of(tmp_path / "rows.jsonl")[1:]:
+        book.adopt(path, [None, *arms])
+    assert [book.get(arm) for arm in (None, *arms)] == [None, None, {"top1": 1.0}]
+    assert RowBook(tmp_path / "rows.jsonl", settings).get(arms[1]) == {"top1": 1.0}
+
+
+def test_processes_on_one_cpu_are_not_timed(tmp_path: Path) -> None:
+    setup = Setup(sharing=Sharing(Team(0, 2)))
+    with pytest.raises(InvalidTypeError, match="cannot be timed beside each other; give --no-speed"):
+        compare_methods(["tome"], out=tmp_path, setup=setup)
 
 
 def test_every_image_is_of_one_process() -> None:

@@ -29,7 +29,7 @@ class Ledger:
         self.key = key
         self.known: list[Journal] = []
         team.once(lambda: self.known.extend(map(Journal, files_of(path))))  # before anyone writes
-        self.own = Journal(path if team.leads else path.with_name(f"{path.name}.{team.rank}"))
+        self.own = Journal(own_file(path, team))
 
     def get(self, number: int) -> Found | None:
         """What came of the shard, if some process has finished it."""
@@ -39,6 +39,11 @@ class Ledger:
     def add(self, number: int, found: Found) -> None:
         """Keep a shard."""
         self.own.add(f"{self.key} {number}", found, {"shard": number})
+
+
+def own_file(path: Path, team: Team) -> Path:
+    """The file that this process writes."""
+    return path if team.leads else path.with_name(f"{path.name}.{team.rank}")
 
 
 def files_of(path: Path) -> list[Path]:
