@@ -27,16 +27,23 @@ def memory(data: Data) -> str:
 
 
 def scaling(data: Data) -> str:
-    """Commands by rows: images a second with one and two processes, the best round, all rounds, and the gain."""
-    lines = ["| command | one | two | gain | all rounds, one; two |", "|---|---:|---:|---:|---|"]
+    """Commands by rows: images a second with one and two processes, all rounds, the gain of the best ones, and the work
+    for an image where it is known."""
+    lines = [
+        "| command | one, images/s | two, images/s | gain | one, work for an image | two, work for an image |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for command in dict.fromkeys(row["command"] for row in data["rows"]):
-        rates = [
-            [row["images_per_second"] for row in data["rows"] if (row["command"], row["processes"]) == (command, count)]
-            for count in (1, 2)
-        ]
-        one, two = map(max, rates)
-        rounds = "; ".join(", ".join(f"{rate:.0f}" for rate in each) for each in rates)
-        lines.append(f"| `{command}` | {one:.0f} | {two:.0f} | {two / one:.2f} x | {rounds} |")
+        one, two = (
+            [row for row in data["rows"] if (row["command"], row["processes"]) == (command, count)] for count in (1, 2)
+        )
+        cells = [", ".join(f"{row['images_per_second']:.0f}" for row in rows) for rows in (one, two)]
+        best = [max(row["images_per_second"] for row in rows) for rows in (one, two)]
+        cells.append(f"{best[1] / best[0]:.2f} x")
+        for rows in (one, two):
+            known = [row["cpu_ms_per_image"] for row in rows if "cpu_ms_per_image" in row]
+            cells.append(f"{min(known):.1f} ms" if known else "")
+        lines.append(f"| `{command}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
