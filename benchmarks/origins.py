@@ -83,10 +83,9 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
 # (page, marker) of a table -> the results below which its origin is named
 TABLES = {
     ("README.md", "dinov2_small"): "demo_dinov2_small",
-    ("docs/quality.md", "demo"): "demo",
-    ("docs/speed.md", "bench"): "deit_small_tome_r13",
-    ("docs/choosing.md", "best"): "quality_real",
     ("docs/backbones.md", "compatibility"): "compatibility",
+    ("docs/choosing.md", "best"): "quality_real",
+    ("docs/choosing.md", "budgets"): "demo_dinov2_small",
     ("docs/dense.md", "segmentation"): "segmentation",
     ("docs/dense.md", "detection"): "detection",
     ("docs/dense.md", "restoring segmentation"): "restoring_segmentation",
@@ -94,6 +93,8 @@ TABLES = {
     ("docs/gpu.md", "gpu"): "gpu",
     ("docs/kernels.md", "size errors"): "size_errors",
     ("docs/methods.md", "best"): "quality_real",
+    ("docs/quality.md", "demo"): "demo",
+    ("docs/speed.md", "bench"): "deit_small_tome_r13",
     ("docs/scaling.md", "memory"): "embed_memory",
     ("docs/scaling.md", "scaling"): "scaling",
     ("docs/speed.md", "break-even"): "break_even",

@@ -185,14 +185,26 @@ def extended(model: Any, sequence: Sequence, token: int) -> Sequence:
     )
 
 
+def likeliest(logits: Tensor) -> int:
+    return int(logits[:WORDS].argmax())
+
+
+def drawn(logits: Tensor) -> int:
+    """A word by chance, as `generate` draws it where nobody answers with an image."""
+    shares = logits.clone().index_fill(0, torch.arange(WORDS, len(logits)), -torch.inf).softmax(-1)
+    return int(torch.multinomial(shares[None], 1))
+
+
 @torch.no_grad()
-def greedy(model: Any, sequence: Sequence, steps: int) -> tuple[list[int], Tensor]:
-    """The ids of `steps` greedy words, and the logits of each."""
+def greedy(
+    model: Any, sequence: Sequence, steps: int, choose: Callable[[Tensor], int] = likeliest
+) -> tuple[list[int], Tensor]:
+    """The ids of `steps` words, the likeliest ones unless told otherwise, and the logits of each."""
     ids: list[int] = []
     found: list[Tensor] = []
     for _ in range(steps):
         found.append(logits_of(model, sequence)[-1])
-        ids.append(int(found[-1][:WORDS].argmax()))
+        ids.append(choose(found[-1]))
         sequence = extended(model, sequence, ids[-1])
     return ids, torch.stack(found)
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from filelock import FileLock
 
 import tokenreduce
 from tokenreduce.reducers import registry
@@ -50,11 +51,15 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Built once for all processes of a run."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared if worker_id == "master" else shared.parent) / "site"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -136,8 +141,8 @@ def test_a_page_has_what_was_measured() -> None:
     row = next(r for r in measured.rows("quality_real", "tome") if r["budget"] == "flops=0.45")
     assert f"| 45% | {row['tokens_left']} | {row['class_error']:.4f} | 1.00 (1.00-1.00) |" in page
     assert "](tome.svg)" in page and "(../images/methods/tome.png)" in page and "## Formula" in page
-    for file in ("quality_real", "quality", "speed", "gpu", "scans"):
-        assert f"`benchmarks/results/{file}.json`" in page
+    for file in ("quality_real", "quality", "segmentation", "speed", "gpu", "scans"):
+        assert measured.origins.note(file).strip() in page
     assert "| DeiT-S | ImageNet, top-1 | 2.9 GMACs | 79.82 | 78.89 |" in page
 
 
@@ -165,6 +170,7 @@ def test_links_are_rewritten_for_the_site() -> None:
         "```\n[e](../f)\n```\n"
     )
     assert links.localised("![p](docs/images/a.png) [q](docs/vlm.md)", "index.md") == "![p](images/a.png) [q](vlm.md)"
+    assert links.localised("[r](../benchmarks/a.json)", "results.md") == "[r](source/benchmarks/a.json)"
     assert links.localised("<!-- a table -->\n| b |\n", "vlm.md") == "\n| b |\n"
     assert (
         links.to_methods("| `tome` | 1 |\n| `what` |\n", ["tome"]) == "| [`tome`](methods/tome.md) | 1 |\n| `what` |\n"

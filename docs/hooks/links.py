@@ -10,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-LANGUAGES = {".py": "python", ".cpp": "cpp", ".cu": "cpp", ".h": "cpp", ".toml": "toml", ".json": "json"}
+LANGUAGES = {".py": "python", ".cpp": "cpp", ".cu": "cpp", ".h": "cpp", ".toml": "toml"}
+DATA = (".json",)  # kept as they are: too large to be read as pages
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCES = re.compile(r"^(?:```.*?^```$|~~~.*?^~~~$)", re.DOTALL | re.MULTILINE)
 MARKERS = re.compile(r"^<!-- .* -->\n", re.MULTILINE)
@@ -29,7 +30,7 @@ def inside(file: str) -> str:
     """The page or file of the site for a path from the root of the repository."""
     if file.startswith("docs/"):
         return file.removeprefix("docs/")
-    return ROOT_PAGES.get(file, f"source/{file}.page.md")
+    return ROOT_PAGES.get(file, f"source/{file}" if file.endswith(DATA) else f"source/{file}.page.md")
 
 
 def targets(text: str, file: str) -> Iterator[str]:
@@ -70,7 +71,7 @@ def to_methods(text: str, methods: Collection[str]) -> str:
 
 
 def source_pages() -> dict[str, str]:
-    """A page for each file of the repository that pages link to and that is none itself."""
+    """A page for each file of the repository that pages link to and that is none itself; data as it is."""
     waiting = [*ROOT_PAGES, *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
     seen, made = set(waiting), {}
     while waiting:
@@ -85,8 +86,10 @@ def source_pages() -> dict[str, str]:
 
 
 def source_page(file: str) -> str:
-    """The text of a file as a page; of a folder, the names in it."""
+    """The text of a file, of code as a page; of a folder, the names in it."""
     path = ROOT / file
+    if path.suffix in DATA:
+        return path.read_text()
     if path.is_dir():
         return "\n".join([f"# {file}", "", *(f"- `{one.name}`" for one in sorted(path.iterdir()))])
     if path.suffix == ".md":

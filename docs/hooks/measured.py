@@ -5,11 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import origins  # noqa: E402
+
 RESULTS = ROOT / "benchmarks/results"
 ERRORS = ("class_error", "token_error", "saliency_error")
 NOTHING = "Nothing yet: no results file has a row of this method."
@@ -41,9 +46,10 @@ def share(row: dict[str, Any]) -> str:
     return f"{float(row['budget'].removeprefix('flops=')):.0%}"
 
 
-def section(title: str, drawn: str, note: str, file: str, command: str) -> str:
+def section(title: str, drawn: str, note: str, *files: str) -> str:
     """A table, what must be known to read it, and where its figures come from."""
-    return f"### {title}\n\n{drawn}\n\n{note} `benchmarks/results/{file}.json`, by `python benchmarks/{command}`."
+    noted = "\n\n".join(origins.note(file).strip() for file in files)
+    return f"### {title}\n\n{drawn}\n\n{note}\n\n{noted}"
 
 
 def text(name: str, drawn: bool) -> str:
@@ -76,15 +82,12 @@ def real(name: str, file: str, title: str, drawn: bool = False) -> str:
     headings = ["compute", "tokens left"]
     for key in ERRORS:
         headings += [key.replace("_", " "), "of `tome`'s"]
-    size = read(file)["image_size"]
-    options = f" --size {size}" * (size != 224) + f" --count {read(file)['images']} --method {name}"
     picture = f"![errors of {name} against compute]({name}.svg)\n\n" if drawn else ""
     note = (
         "Differences from the unpatched model, of the class token, all image tokens (restored) and the saliency map, "
         "with 95 % intervals over photographs ([Quality](../quality.md))."
     )
-    title, command = title.format(images=read(file)["images"]), f"quality.py --model dinov2_small{options}"
-    return section(title, picture + table(headings, lines), note, file, command)
+    return section(title.format(images=read(file)["images"]), picture + table(headings, lines), note, file)
 
 
 def labelled(name: str) -> str:
@@ -99,8 +102,8 @@ def labelled(name: str) -> str:
         lines.append([share(row), str(round(row["tokens_left"])), f"{row['top1']:.2%}", change])
     drawn = table(("compute", "tokens left", "top-1", "change, points"), lines)
     title = f"A small classifier of Fashion-MNIST, {read('quality')['images']:,} test images"
-    note = "With the defaults of that time ([Quality](../quality.md))."
-    return section(title, drawn, note, "quality", "quality.py --data-dir DIR")
+    note = "[Quality](../quality.md) says how."
+    return section(title, drawn, note, "quality")
 
 
 HEADLINES = {"segmentation": ("miou", "mIoU"), "detection": ("ap50", "AP50")}
@@ -118,7 +121,7 @@ def dense(name: str) -> str:
         return ""
     drawn = table(("task", "compute", "figure", "change, points"), lines)
     note = "[Dense tasks](../dense.md) says what the models are."
-    return section("Dense tasks, on composed scenes", drawn, note, "TASK", "dense.py TASK --data-dir DIR")
+    return section("Dense tasks, on composed scenes", drawn, note, *HEADLINES)
 
 
 def speed(name: str) -> str:
@@ -133,7 +136,7 @@ def speed(name: str) -> str:
         lines.append([row["model"], str(row["batch_size"]), row["budget"], str(row["tokens_left"]), gain, limit])
     drawn = table(("model", "batch", "budget", "tokens left", "speed-up", "time / limit"), lines)
     note = "*time / limit* is over that of a model whose tokens are sliced off for nothing ([Speed](../speed.md))."
-    return section(f"Speed on {read('speed')['threads']} CPU threads", drawn, note, "speed", "speed.py")
+    return section(f"Speed on {read('speed')['threads']} CPU threads", drawn, note, "speed")
 
 
 def gpu(name: str) -> str:
@@ -154,7 +157,7 @@ def gpu(name: str) -> str:
     ]
     drawn = table(("model", "input", "batch", "speed-up, graph", "speed-up, eager"), lines)
     title = f"Speed on a GPU ({read('gpu')['gpu']}), half precision"
-    return section(title, drawn, "[On a GPU](../gpu.md) says how.", "gpu", "gpu.py --out DIR")
+    return section(title, drawn, "[On a GPU](../gpu.md) says how.", "gpu")
 
 
 def scans(name: str) -> str:
@@ -168,4 +171,4 @@ def scans(name: str) -> str:
     cells = [f"{data['top1']:.1%}", change, f"{found[0]['class_error']:.3f}"]
     drawn = table(("top-1, unpatched", "change", "class error"), [cells])
     note = "With the default rules of scans ([State-space models](../state-space.md))."
-    return section(title, drawn, note, "scans", f"scan_rules.py --images {data['images']}")
+    return section(title, drawn, note, "scans")

@@ -20,26 +20,18 @@ class TransformersLlava(VisionLanguageAdapter):
     tower = "vision_tower"
     within = True
 
-    def side(self, model: Any) -> int:
-        """Patches along a side of each image; 0 where images keep their sizes, or a row of no patch is among theirs."""
-        vision = model.config.vision_config
-        if vision.model_type == "pixtral" or model.config.vision_feature_select_strategy == "full":
-            return 0
-        return vision.image_size // vision.patch_size
-
     def lacks(self, model: Any) -> dict[str, str]:
-        lacks = super().lacks(model)
-        if not self.side(model):
-            return lacks
-        return (
-            {}
-            if model.config.vision_config.model_type == "clip_vision_model"
-            else {"class_attention": lacks["class_attention"]}
-        )
+        vision, lacks = model.config.vision_config.model_type, super().lacks(model)
+        if vision != "pixtral" and model.config.vision_feature_select_strategy == "full":
+            return lacks  # a row of no patch may be among theirs
+        return {} if vision == "clip_vision_model" else {"class_attention": lacks["class_attention"]}
 
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
-        side = self.side(model)
-        grids = [(side, side) if side and length == side**2 else None for length in lengths]
+        patch = model.config.vision_config.patch_size
+        if encoded.sizes:  # of the images as they were encoded, which beams repeat
+            return [Facts((height // patch, width // patch)) for height, width in encoded.sizes]
+        side = model.config.vision_config.image_size // patch
+        grids = [(side, side) if length == side**2 else None for length in lengths]
         if encoded.class_attention is None:
             return [Facts(grid) for grid in grids]
         return [Facts(grid, row[1:]) for grid, row in zip(grids, encoded.class_attention, strict=False)]

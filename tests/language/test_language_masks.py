@@ -12,7 +12,7 @@ import transformers as hf
 from by_hand import by_divprune, by_hand, greedy, logits_of
 from prompt_rows import paligemma
 from prompt_rows._gemma import pairs
-from prompting import BY_NAME, PROMPTS, Row, fresh, generate, held, new, shared
+from prompting import BY_NAME, PROMPTS, TEXT, Row, fresh, generate, held, new, shared
 from torch import Tensor
 
 from tokenreduce import patch
@@ -74,6 +74,20 @@ def test_windows_of_paligemma_2() -> None:
     more = {"sliding_window": window, "final_logit_softcapping": None, "attn_logit_softcapping": None}
     row = replace(PALI, masks=masks)
     model, unpatched = (new(replace(row, build=partial(paligemma.build, hf.Gemma2Config, **more))) for _ in "ab")
+    check(row, patch(model, "divprune", keep=0.25), unpatched, True)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_a_language_model_with_masks_of_its_own_counts_rows(name: str) -> None:
+    """Its windows are what they are in the shorter prompt."""
+
+    def build() -> Any:
+        model = BY_NAME[name].build()
+        config = model.config.to_dict() | {"text_config": hf.MistralConfig(**TEXT, sliding_window=9).to_dict()}
+        return type(model)(type(model.config).from_dict(config))
+
+    row = replace(BY_NAME[name], build=build)
+    model, unpatched = new(row), new(row)
     check(row, patch(model, "divprune", keep=0.25), unpatched, True)
 
 

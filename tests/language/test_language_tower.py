@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from by_hand import by_hand, greedy
-from prompting import BY_NAME, PROMPTS, Row, fresh, generate, shared
+import transformers as hf
+from by_hand import by_divprune, by_hand, by_map, greedy
+from prompting import BY_NAME, IMAGE, PROMPTS, TEXT, Row, fresh, generate, new, shared
 from tokenreduce.patches.vision_language import _adapter, _tower
 from torch import Tensor
 
@@ -128,3 +130,29 @@ def test_nothing_is_kept_after_an_exception_in_the_tower() -> None:
     handle.remove()
     assert _tower._shown.projected == []
     generate(model, given)
+
+
+@pytest.mark.parametrize("method", ["divprune", "pool", "kmeans"])
+def test_images_of_their_own_sizes(method: str) -> None:
+    """Pixtral's, in LLaVA."""
+
+    def build() -> Any:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        parts = {"vision_config": hf.PixtralVisionConfig(**sizes, image_size=48, patch_size=8)}
+        parts |= {"text_config": hf.MistralConfig(**TEXT, sliding_window=None)}
+        features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+        return hf.LlavaForConditionalGeneration(hf.LlavaConfig(**parts, **features, image_token_index=IMAGE))
+
+    row = replace(BY_NAME["mistral3"], build=build)  # patches of twice the side, which are not merged
+    model, unpatched = patch(new(row), method, keep=0.25), new(row)
+    choose = by_divprune if method == "divprune" else by_map(method)
+    for way in ({}, {"num_beams": 3}):
+        out = generate(model, row.inputs(PROMPTS), STEPS, **way)
+        for i, prompt in enumerate(PROMPTS):
+            alone = generate(model, row.inputs([prompt]), STEPS, **way).sequences[0, -STEPS:].tolist()
+            assert out.sequences[i, -STEPS:].tolist() == alone
+            if not way:
+                left = by_hand(unpatched, row, prompt, 0.25, choose, method == "divprune")
+                ids, logits = greedy(unpatched, left, STEPS)
+                assert alone == ids and (torch.stack(out.logits)[:, i] - logits).abs().max() <= 1e-5
+    assert "fastervlm" not in compatible(model).language

@@ -20,11 +20,12 @@ from tokenreduce.errors import InvalidTypeError
 from tokenreduce.lab.data.unlabelled import Unlabelled, load_unlabelled
 from tokenreduce.lab.environment import environment
 from tokenreduce.lab.rows import Progress, Row
-from tokenreduce.lab.search.calibrating import Named
+from tokenreduce.lab.search.calibrating import Named, check_numbers
 from tokenreduce.lab.search.calibrating import calibrate as search
 from tokenreduce.lab.search.calibration import Calibration
 from tokenreduce.lab.search.sensitivities import draw_sensitivities, sensitivities
 from tokenreduce.lab.shipped.named import load_model
+from tokenreduce.patching.finding import find_backbone
 
 
 def calibrate(
@@ -69,10 +70,12 @@ def calibrate(
 ) -> None:
     """Choose method and schedule on unlabelled images. The choice is checked on a part of them that chose nothing, and
     is the default where it is not shown to be better. A search that was stopped goes on where it was."""
+    check_numbers({"flops": flops, "error": error, "latency": latency})  # before anything is loaded
     named = read_methods(method, option or [])
     place = usable_device(device)
     network, _ = load_model(model, image_size, pretrained)
     network = network.eval().to(place)
+    find_backbone(network)  # the reason comes before images are read
     data = load_unlabelled(images, network, limit, data_dir=data_dir, by_folder=by_folder, upright=exif)
     for sentence in data.left_out:
         console.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False)

@@ -11,7 +11,7 @@ from torch import nn
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.rows import Row
-from tokenreduce.patching.compatibility import compatible
+from tokenreduce.patching.compatibility import Compatibility, compatible
 from tokenreduce.patching.recorded import read_patch
 from tokenreduce.reducers.registry import create, methods
 
@@ -53,7 +53,12 @@ def arms_of(
     ]
     files = [Arm(read_patch(path).method, schedule=str(path)) for path in schedules]
     if len(refused) == len(asked) and not files:
-        why = "; ".join(f"{row['method']}: {row['refused']}" for row in refused)
-        raise InvalidValueError(f"no method fits this model ({why}); those that do: {', '.join(fitting) or 'none'}")
+        chosen = Compatibility([], {row["method"]: row["refused"] for row in refused})
+        raise InvalidValueError(f"no method fits this model: {chosen.reasons}{others(fitting)}")
     fit = [name for name in asked if name not in fitting.refused]
     return files + [Arm(name, flops=share, **options.get(name, {})) for name in fit for share in budgets], refused
+
+
+def others(fitting: Sequence[str]) -> str:
+    """Which methods would fit instead."""
+    return f"; those that do: {', '.join(fitting)}" if fitting else ""

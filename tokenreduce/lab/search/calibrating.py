@@ -71,7 +71,8 @@ def calibrate(
     Raises:
         ValueError, TypeError: a value, method or model that does not fit, or an `error` that cannot be kept.
     """
-    check_numbers({"flops": flops, "error": error, "latency": latency}, held_out)
+    check_numbers({"flops": flops, "error": error, "latency": latency})
+    check_share("held_out", held_out)
     check_counts(trials, batch_size)
     variants = choose_variants(model, methods)
     if trials:
@@ -88,15 +89,20 @@ def calibrate(
     return search.at(measured, flops) if flops is not None else search.below(measured, float(error or 0))
 
 
-def check_numbers(budgets: dict[str, float | None], held_out: float) -> None:
+def check_numbers(budgets: dict[str, float | None]) -> None:
+    """Raise unless exactly one budget is given and is a share."""
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
         raise InvalidTypeError("give exactly one of flops, error and latency, for example flops=0.6")
-    for name, value in {**given, "held_out": held_out}.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InvalidTypeError(f"{name} is {value!r}; it must be a number")
-        if not 0 < value < 1:
-            raise InvalidValueError(f"{name} is {value}; it lies between 0 and 1")
+    for name, value in given.items():
+        check_share(name, value)
+
+
+def check_share(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidTypeError(f"{name} is {value!r}; it must be a number")
+    if not 0 < value < 1:
+        raise InvalidValueError(f"{name} is {value}; it lies between 0 and 1")
 
 
 def check_counts(trials: int, batch_size: int) -> None:
@@ -120,5 +126,6 @@ def choose_variants(model: nn.Module, methods: Sequence[Named] | None) -> list[V
         raise InvalidValueError(f"{refused[0]} cannot run on this model: {why}; methods that fit: {', '.join(fitting)}")
     found = [one for one in named if one not in refused]
     if not found:
-        raise InvalidValueError(f"none of the methods tried by default fits this model; give methods= of {fitting}")
+        others = f"; give methods= of {', '.join(fitting)}" if fitting else f": {fitting.reasons}"
+        raise InvalidValueError(f"none of the methods tried by default fits this model{others}")
     return found
