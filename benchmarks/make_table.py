@@ -21,6 +21,7 @@ import choice_tables  # noqa: E402
 import facts as stated  # noqa: E402
 import origins  # noqa: E402
 import quality_tables  # noqa: E402
+import scaling_tables  # noqa: E402
 import target_tables  # noqa: E402
 import transform_tables  # noqa: E402
 import vlm_tables  # noqa: E402
@@ -271,7 +272,8 @@ def tables() -> dict[tuple[str, str], str]:
     found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
-    words = quality_tables.tables(read) | choice_tables.tables(read) | stated.tables()
+    words = quality_tables.tables(read) | choice_tables.tables(read) | scaling_tables.tables(read)
+    words |= stated.tables()
     return origins.with_notes(made | words)
 
 

@@ -46,6 +46,7 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
         QUALITY,
     ),
     "detection": ("python benchmarks/dense.py detection --data-dir DIR --scenes 500", DENSE),
+    "embed_memory": ("python benchmarks/embed_memory.py", ("tokenreduce/lab/embedding",)),
     "gpu": ("python benchmarks/gpu.py --out DIR && python benchmarks/gpu_collect.py DIR", (*TIMM, "csrc")),
     "kernels": ("python benchmarks/kernels.py", ("csrc/cpu", "csrc/arithmetic.h", "csrc/tensors.h", "tokenreduce/ops")),
     "mutants": ("make mutants", ("tokenreduce", "patches")),
@@ -58,6 +59,15 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
         DENSE,
     ),
     "restoring_segmentation": ("python benchmarks/dense.py segmentation --data-dir DIR --held-out --scenes 300", DENSE),
+    "scaling": (
+        "python benchmarks/scaling.py",
+        (
+            "tokenreduce/lab/embedding",
+            "tokenreduce/lab/quality",
+            "tokenreduce/lab/shards.py",
+            "tokenreduce/lab/team.py",
+        ),
+    ),
     "scans": (
         "python benchmarks/scan_rules.py --images 500",
         (*METHODS, "patches/shared", "patches/scan", "tokenreduce/models", SHIPPED),
@@ -85,6 +95,8 @@ TABLES = {
     ("docs/methods.md", "best"): "quality_real",
     ("docs/quality.md", "demo"): "demo",
     ("docs/speed.md", "bench"): "deit_small_tome_r13",
+    ("docs/scaling.md", "memory"): "embed_memory",
+    ("docs/scaling.md", "scaling"): "scaling",
     ("docs/speed.md", "break-even"): "break_even",
     ("docs/speed.md", "speed"): "speed",
     ("docs/state-space.md", "scans"): "scans",

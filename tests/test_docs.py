@@ -205,7 +205,8 @@ def test_all_commands_are_listed() -> None:
     commands = typer.main.get_command(app).commands
     assert {name for name in listed if name.startswith("tokenreduce ")} == {f"tokenreduce {name}" for name in commands}
     with_json = {name for name, command in commands.items() if "--json" in [o for p in command.params for o in p.opts]}
-    assert set(commands) - with_json == {"visualize", "calibrate", "compare"}  # the last two write JSON by `--out`
+    # These write their results by `--out`.
+    assert set(commands) - with_json == {"visualize", "calibrate", "compare", "embed"}
 
 
 def test_all_keys_are_listed() -> None:

@@ -11,6 +11,7 @@ from tokenreduce.cli.bench import bench
 from tokenreduce.cli.calibrate import calibrate
 from tokenreduce.cli.compare import compare
 from tokenreduce.cli.demo import demo
+from tokenreduce.cli.embed import embed
 from tokenreduce.cli.evaluate import evaluate
 from tokenreduce.cli.info import info
 from tokenreduce.cli.kernels import kernels
@@ -32,6 +33,7 @@ app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("visualize")(visualize)
 app.command("calibrate")(calibrate)
+app.command("embed")(embed)
 app.command("compare")(compare)
 app.command("kernels")(kernels)
 app.command("info")(info)

@@ -39,6 +39,13 @@ Exif = Annotated[
         help="turn photographs as their EXIF orientation says; published figures of ImageNet are without",
     ),
 ]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        help="keep finished batches in this file, and go on from it; several processes need a folder that all see",
+        callback=check_file,
+    ),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file", callback=check_file)]
 
 
@@ -112,11 +119,11 @@ def usable_device(name: str) -> torch.device:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[float, str], None]]:
+def progress_bar(shown: bool = True) -> Iterator[Callable[[float, str], None]]:
     """A progress bar on stderr, gone at the end; the value is the function that moves it."""
     columns = (BarColumn(), TextColumn("{task.percentage:.0f} % {task.description}"), TimeRemainingColumn())
     stderr = Console(stderr=True)
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+    with Progress(*columns, console=stderr, transient=True, disable=not (shown and stderr.is_terminal)) as progress:
         task = progress.add_task("preparing", total=1.0)
         yield lambda fraction, what: progress.update(task, completed=fraction, description=what)
 

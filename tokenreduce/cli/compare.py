@@ -26,7 +26,9 @@ from tokenreduce.lab.comparing.choosing import answers
 from tokenreduce.lab.comparing.page import need_plotly
 from tokenreduce.lab.data.photographs import NAME as PHOTOGRAPHS
 from tokenreduce.lab.quality.loading import Head, Setup
+from tokenreduce.lab.quality.sharing import Sharing
 from tokenreduce.lab.shipped import dinov2_small
+from tokenreduce.lab.team import join_team
 
 LIMIT = 200
 SHOWN = (
@@ -74,7 +76,8 @@ def compare(
     device: Device = "cpu",
 ) -> None:
     """Measure every method at every budget on images, and write a page that says what is best: errors, accuracy where
-    there are labels, compute and time. A run that was stopped goes on where it was."""
+    there are labels, compute and time. A run that was stopped goes on where it was. Started by torchrun, several
+    processes share the rows."""
     need_plotly()
     named = None if methods == "all" else [name.strip() for name in methods.split(",")]
     if named is None and option and any("." not in text.partition("=")[0] for text in option):
@@ -85,13 +88,17 @@ def compare(
         chosen = parse_options(option or [], named)
     own = data == PHOTOGRAPHS or (data is None and model == dinov2_small.NAME)
     count = (None if own else LIMIT) if limit is None else limit or None
-    setup = Setup(model, data, data_dir, count, batch_size, pretrained, usable_device(device), exif)
-    with progress_bar() as progress:
-        found = compare_methods(
-            named, numbers("--budgets", budgets, float), out=out, setup=setup,
-            head=Head(head, gallery, text_model=text_model), options=chosen, schedules=schedule or (),
-            speed=Speed(speed_batch_size, rounds) if speed else None, workers=workers, progress=progress,
-        )  # fmt: skip
+    with join_team() as team:
+        place = team.place(usable_device(device))
+        setup = Setup(model, data, data_dir, count, batch_size, pretrained, place, exif, sharing=Sharing(team))
+        with progress_bar(team.leads) as progress:
+            found = compare_methods(
+                named, numbers("--budgets", budgets, float), out=out, setup=setup,
+                head=Head(head, gallery, text_model=text_model), options=chosen, schedules=schedule or (),
+                speed=Speed(speed_batch_size, rounds) if speed else None, workers=workers, progress=progress,
+            )  # fmt: skip
+    if not team.leads:
+        return
     files = write_report(found, out, spelled(context))
     print_table([{key: row[key] for key in SHOWN if key in row} for row in found.rows if "refused" not in row], model)
     print_refused(found.rows)

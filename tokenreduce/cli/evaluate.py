@@ -18,6 +18,7 @@ from tokenreduce.cli.arguments import (
     Options,
     PerBlock,
     Ratio,
+    Resume,
     make_arms,
     progress_bar,
     usable_device,
@@ -30,6 +31,8 @@ from tokenreduce.lab.environment import place_name
 from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS
 from tokenreduce.lab.quality.evaluation import classification, dense
 from tokenreduce.lab.quality.loading import Head, Setup
+from tokenreduce.lab.quality.sharing import Sharing
+from tokenreduce.lab.team import join_team
 
 
 def evaluate(
@@ -92,27 +95,38 @@ def evaluate(
     reduced_labels: Annotated[
         bool, typer.Option("--reduced-labels", help="ade20k: files hold 0 to 149 and 255 instead of 0 to 150")
     ] = False,
+    resume: Resume = None,
     json_file: JsonFile = None,
 ) -> None:
     """Measure patched models on images. Classification: how far features are from those of the unpatched model and,
-    where images have labels, accuracy. Segmentation, detection and depth: the usual figures of each task."""
+    where images have labels, accuracy. Segmentation, detection and depth: the usual figures of each task. Started by
+    torchrun, several processes share the images."""
     if task not in ("classification", *TASKS):
         raise unknown("task", task, ("classification", *TASKS))
     arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
-    place = usable_device(device)
-    setup = Setup(model, data, data_dir, limit, batch_size, pretrained, place, exif, reduced_labels)
-    if task == "classification":
-        foreign: dict[str, object] = {f"--align {align}": align != "none", f"--rounds {rounds}": rounds}
-        refuse_options(task, foreign | {"--reduced-labels": reduced_labels})
-        chosen = Head(head, gallery, gallery_size, text_embeddings_file, text_model)
-        ready = classification(arms, setup, chosen, all_images=all_images, workers=workers)
-    else:
-        foreign = {"--all-images": all_images, "--gallery": gallery, "--text-model": text_model, "--no-exif": not exif}
-        foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head}
-        refuse_options(task, foreign | {f"--align {align}": align != "none" and task != "depth"})
-        ready = dense(task, arms, setup, align=align, rounds=rounds)
-    with progress_bar() as progress:
-        rows = ready.measure(progress)
+    with join_team() as team:
+        place = team.place(usable_device(device))
+        sharing = Sharing(team, resume)
+        setup = Setup(model, data, data_dir, limit, batch_size, pretrained, place, exif, reduced_labels, sharing)
+        if task == "classification":
+            foreign: dict[str, object] = {f"--align {align}": align != "none", f"--rounds {rounds}": rounds}
+            refuse_options(task, foreign | {"--reduced-labels": reduced_labels})
+            chosen = Head(head, gallery, gallery_size, text_embeddings_file, text_model)
+            ready = classification(arms, setup, chosen, all_images=all_images, workers=workers)
+        else:
+            foreign = {
+                "--all-images": all_images,
+                "--gallery": gallery,
+                "--text-model": text_model,
+                "--no-exif": not exif,
+            }
+            foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head}
+            refuse_options(task, foreign | {f"--align {align}": align != "none" and task != "depth"})
+            ready = dense(task, arms, setup, align=align, rounds=rounds)
+        with progress_bar(team.leads) as progress:
+            rows = ready.measure(progress)
+    if not team.leads:
+        return
     print_table(rows, ready.title)
     console.print(ready.meaning, highlight=False)
     for remark in ready.remarks:

@@ -53,7 +53,7 @@ def try_opening(path: Path) -> str:
     try:
         path.open("ab").close()
         if new:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may look at the same time
     except OSError as error:
         return error.strerror or str(error)
     return ""

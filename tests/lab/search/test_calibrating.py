@@ -119,7 +119,7 @@ def test_the_model_stays_as_it_is_and_a_repeated_search_gives_the_same() -> None
 
 
 def test_errors_equal_those_of_patching_by_hand() -> None:
-    from tokenreduce.lab.search.journal import Journal
+    from tokenreduce.lab.journal import Journal
 
     model, images = small_vit(), some_images(5)
     measured = Trials(model, Variant("tome"), images, [[3, 1], [0, 2, 4]], Journal())

@@ -14,7 +14,7 @@ from prompting import BY_NAME, IMAGE, TEXT, fresh, generate, new
 from torch import Tensor
 
 from tokenreduce import calibrate, load_patch, patch, report, unpatch
-from tokenreduce.lab.search.journal import Journal
+from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.search.least_counts import least_counts
 from tokenreduce.lab.search.prompt_trials import PromptTrials
 from tokenreduce.lab.search.trials import Variant

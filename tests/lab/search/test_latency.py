@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from tokenreduce import calibrate, patch, report
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.search import clocking
 from tokenreduce.lab.search.bars import LEVELS
 from tokenreduce.lab.search.clocking import QUICK, SURE, Clock, TimeShare, time_share
 from tokenreduce.lab.search.hurrying import most_compute
-from tokenreduce.lab.search.journal import Journal
 from tokenreduce.lab.search.trials import Trials, Variant
 from tokenreduce.patching.finding import reduction_of
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.comparing.kept import KeptLane
+from tokenreduce.lab.journal import digest
 from tokenreduce.lab.quality.features import Batch
 from tokenreduce.lab.quality.loading import Loaded
 from tokenreduce.lab.rows import Row
-from tokenreduce.lab.search.journal import digest
 from tokenreduce.lab.speed import compare
 
 MEMORY = 2**30  # bytes of images that are decoded once and kept, with what the unpatched model makes of them

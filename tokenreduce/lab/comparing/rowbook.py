@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.journal import Journal, digest, digest_of_method
 from tokenreduce.lab.rows import Row
-from tokenreduce.lab.search.journal import Journal, digest, digest_of_method
 
 SETTINGS, UNPATCHED = "settings", "unpatched"
 
@@ -38,6 +39,16 @@ class RowBook:
     def add(self, arm: Arm | None, row: Row) -> None:
         """Keep a finished row."""
         self._journal.add(self._key(arm), row, {})
+
+    def adopt(self, path: Path, arms: Sequence[Arm | None]) -> None:
+        """Keep the rows of these arms that another process wrote for the same comparison."""
+        other = Journal(path)
+        if other.get(SETTINGS) != self._settings:
+            return
+        for arm in arms:
+            row = other.get(self._key(arm))
+            if row is not None and self.get(arm) is None:
+                self.add(arm, row)
 
     def _key(self, arm: Arm | None) -> str:
         if arm is None:

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenreduce.errors import InvalidTypeError
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.comparing.asking import arms_of, check_asked
 from tokenreduce.lab.comparing.measuring import Bench, Speed, make_bench, measure_row
 from tokenreduce.lab.comparing.rowbook import RowBook
 from tokenreduce.lab.environment import place_name
+from tokenreduce.lab.journal import digest_of_model
 from tokenreduce.lab.quality.evaluation import unread
 from tokenreduce.lab.quality.loading import DEFAULT, FITTING, Head, Setup, load
 from tokenreduce.lab.rows import Progress, Row
-from tokenreduce.lab.search.journal import digest_of_model
+from tokenreduce.lab.shards import files_of, own_file
+from tokenreduce.lab.team import Team
 
 JOURNAL = "rows.jsonl"
 SAMPLES = 3  # images whose tokens are drawn
@@ -80,18 +83,16 @@ def compare_methods(
     """
     options = options or {}
     check_asked(named, budgets, options)
+    if speed is not None and setup.sharing.team.size > 1 and torch.device(setup.device).type == "cpu":
+        raise InvalidTypeError(
+            "processes that share a CPU cannot be timed beside each other; give --no-speed (speed=None), or one process"
+        )
     loaded = load(setup, head, workers=workers)
     arms, refused = arms_of(loaded.network, named, budgets, options, schedules)
     bench = make_bench(loaded, speed, digest_of_model(loaded.network))
     settings = settings_of(bench, setup)
-    book = RowBook(Path(out) / JOURNAL, settings)
-    for done, arm in enumerate(arms):
-        progress(done / len(arms), str(arm))
-        if book.get(arm) is None:
-            measure(bench, arm, book)
-    rows = {str(arm): book.get(arm) or {} for arm in arms}
+    unpatched, rows = rows_of(bench, arms, settings, Path(out) / JOURNAL, setup.sharing.team, progress)
     measured = [arm for arm in arms if "refused" not in rows[str(arm)]]
-    unpatched = book.get(None)
     ordered = [] if unpatched is None else [unpatched]
     ordered += [rows[str(arm)] for arm in measured]
     ordered += [row for row in rows.values() if "refused" in row] + refused
@@ -101,6 +102,28 @@ def compare_methods(
     samples = next(iter(bench.batches))[0][:SAMPLES]
     remarks = [*images.remarks, *unread(images)]
     return Comparison(ordered, about, bench.meaning, remarks, loaded.network, samples, measured)
+
+
+def rows_of(
+    bench: Bench, arms: Sequence[Arm], settings: dict[str, Any], path: Path, team: Team, progress: Progress
+) -> tuple[Row | None, dict[str, Row]]:
+    """The row of the unpatched model and those of the arms, by name, from the file at `path` or measured. A row is
+    measured by one process of the team, which has a file of its own; all of them get all rows."""
+    book = RowBook(own_file(path, team), settings)
+    if team.leads:
+        for other in files_of(path)[1:]:  # of processes of earlier runs, which may have been killed
+            book.adopt(other, [None, *arms])
+    todo = team.once(lambda: [number for number, arm in enumerate(arms) if book.get(arm) is None])
+    mine = team.mine(todo)
+    for done, number in enumerate(mine):
+        progress(1 - (len(mine) - done) / len(arms), str(arms[number]))
+        measure(bench, arms[number], book)
+    for rank, rows in enumerate(team.gather([book.get(arm) for arm in (None, *(arms[n] for n in mine))])):
+        theirs = (None, *(arms[number] for number in todo[rank :: team.size]))
+        for arm, row in zip(theirs, rows, strict=True):
+            if row is not None and book.get(arm) is None:
+                book.add(arm, row)
+    return team.once(lambda: (book.get(None), {str(arm): book.get(arm) or {} for arm in arms}))
 
 
 def measure(bench: Bench, arm: Arm, book: RowBook) -> None:
@@ -116,6 +139,8 @@ def settings_of(bench: Bench, setup: Setup) -> dict[str, Any]:
     speed = bench.speed
     timed = None if speed is None else {**vars(speed), "threads": torch.get_num_threads()}
     about = bench.loaded.settings | bench.told
-    about |= {"limit": setup.limit, "device": place_name(setup.device), "speed": timed}
+    alone = setup.sharing.team.size == 1
+    device = setup.device if alone else torch.device(setup.device).type  # each process has a card of its own
+    about |= {"limit": setup.limit, "device": place_name(device), "speed": timed}
     versions = {"tokenreduce": version("tokenreduce"), "torch": torch.__version__}
     return about | {"versions": versions, "model_and_images": bench.print}

@@ -16,6 +16,7 @@ from tokenreduce.lab.quality.engine import teller
 from tokenreduce.lab.quality.loading import DEFAULT, FITTING, Head, Setup, load
 from tokenreduce.lab.quality.named import load_dense
 from tokenreduce.lab.quality.predictors import load_predictor
+from tokenreduce.lab.quality.sharing import image_shards
 from tokenreduce.lab.rows import Progress, Row
 
 SHOWN = 10  # images that could not be read and are named; JSON files name all
@@ -75,7 +76,10 @@ def classification(
     remarks = list(images.remarks)
 
     def measure(progress: Progress) -> list[Row]:
-        rows = judge.measure(judge.lanes, loaded.encode(images), teller(progress, len(images)))
+        sharing = setup.sharing
+        ledger = sharing.ledger(loaded.network, arms, settings | {"data_dir": setup.data_dir})
+        shards = image_shards(images, settings["batch_size"], workers, sharing.team, ledger)
+        rows = judge.measure(judge.lanes, shards, teller(progress, len(images)))
         settings.update(images=len(images) - len(images.left_out), left_out=[*images.left_out], remarks=remarks)
         if judge.gallery is not None:
             settings["gallery_images"] = len(judge.gallery) - len(judge.gallery.left_out)
@@ -124,7 +128,9 @@ def dense(
     remarks: list[str] = []
 
     def measure(progress: Progress) -> list[Row]:
-        rows = measure_dense(predictor, arms, images, batch_size, align=align, rounds=rounds, progress=progress)
+        ledger = setup.sharing.ledger(predictor.module, arms, settings | {"data_dir": setup.data_dir})
+        shared: dict[str, Any] = {"team": setup.sharing.team, "ledger": ledger, "progress": progress}
+        rows = measure_dense(predictor, arms, images, batch_size, align=align, rounds=rounds, **shared)
         settings.update(images=len(images) - len(images.left_out), left_out=[*images.left_out])
         remarks.extend(unread(images))
         return rows

@@ -18,6 +18,7 @@ from tokenreduce.lab.data.photographs import NAME as PHOTOGRAPHS
 from tokenreduce.lab.quality.classification import classification_lanes, measure_classification
 from tokenreduce.lab.quality.features import DEFINITIONS, GEOMETRIC, SALIENCY, measure_features, unlabelled_lanes
 from tokenreduce.lab.quality.heads import MakeHead, NearestNeighbours, ZeroShot, text_embeddings, trained
+from tokenreduce.lab.quality.sharing import UNSHARED, Sharing
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped import dinov2_small
 from tokenreduce.lab.shipped.named import load_model
@@ -35,6 +36,7 @@ class Setup:
         limit: use so many images, spread evenly over the data.
         upright: pictures of class folders are turned as their EXIF orientation says.
         reduced_labels: ADE20K's files hold 0 to 149 and 255.
+        sharing: the processes that share the work, and where what is finished is kept.
     """
 
     model: str | None = None
@@ -46,6 +48,7 @@ class Setup:
     device: torch.device | str = "cpu"
     upright: bool = True
     reduced_labels: bool = False
+    sharing: Sharing = UNSHARED
 
 
 @dataclass(frozen=True)

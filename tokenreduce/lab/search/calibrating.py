@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.search.calibration import Calibration
 from tokenreduce.lab.search.clocking import Clock
-from tokenreduce.lab.search.journal import Journal
 from tokenreduce.lab.search.parting import collect, part
 from tokenreduce.lab.search.prompt_calibration import are_prompts, calibrate_prompts, choose_prompt_variants
 from tokenreduce.lab.search.proposing import need_optuna

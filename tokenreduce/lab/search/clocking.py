@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.environment import place_name
+from tokenreduce.lab.journal import digest
 from tokenreduce.lab.lanes import patched_lane
-from tokenreduce.lab.search.journal import digest
 from tokenreduce.lab.search.trials import Candidate, Trials
 from tokenreduce.lab.speed.timing import bootstrap_interval, interleave, synchronizer
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tokenreduce.budget.schedule import Schedule
 from tokenreduce.budget.spreading import Counts, bisect
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.journal import Journal, digest, digest_of_model
 from tokenreduce.lab.search.curves import Curve
-from tokenreduce.lab.search.journal import Journal, digest, digest_of_model
 from tokenreduce.lab.search.trials import Candidate, Trials, Variant
 from tokenreduce.patching.finding import find_language
 from tokenreduce.patching.language import depth_of

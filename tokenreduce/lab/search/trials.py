@@ -14,11 +14,11 @@ from tokenreduce.budget.schedule import Schedule
 from tokenreduce.budget.spreading import Counts
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.journal import Journal, digest, digest_of_method, digest_of_model
 from tokenreduce.lab.lanes import patched_lane, restored_lane, unpatched_lane
 from tokenreduce.lab.quality.distance import distance
 from tokenreduce.lab.search.curves import Curve, resolve
 from tokenreduce.lab.search.features import KINDS, features
-from tokenreduce.lab.search.journal import Journal, digest, digest_of_method, digest_of_model
 from tokenreduce.patching.finding import find_backbone, reduction_of
 from tokenreduce.patching.verbs import report
 from tokenreduce.reducers.registry import create
