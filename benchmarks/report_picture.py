@@ -17,7 +17,7 @@ from PIL import Image
 from selenium import webdriver
 
 OUT = Path(__file__).parents[1] / "docs/images/report.png"
-SIZE, WIDTH = (1200, 2700), 720  # of the window, and of the picture, in pixels
+SIZE, WIDTH = (1200, 2200), 800  # of the window, and of the picture, in pixels
 
 
 def main(page: Path) -> None:
@@ -31,7 +31,9 @@ def main(page: Path) -> None:
         picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
     finally:
         driver.quit()
-    picture.resize((WIDTH, picture.height * WIDTH // picture.width)).quantize(64).save(OUT, optimize=True)
+    picture.resize((WIDTH, picture.height * WIDTH // picture.width)).quantize(256, Image.Quantize.MAXCOVERAGE).save(
+        OUT, optimize=True
+    )
 
 
 if __name__ == "__main__":
