@@ -176,7 +176,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "share": ((["tome"], [1.5]), {}, r"in \(0, 1\]"),
     "twice": ((["tome"], [0.8, 0.8]), {}, "name each once"),
     "option": ((["tome"], [0.8]), {"options": {"tome": {"colour": 1}}}, "unknown option of tome"),
-    "misfit": ((["dtop"], [0.8]), {}, "no method fits this model .*auxiliary"),
+    "misfit": ((["dtop"], [0.8]), {}, "no method fits this model: it needs auxiliary.*those that do: .*tome"),
     "file": ((["tome"], [0.8]), {"schedules": ["missing.json"]}, "missing.json cannot be read"),
 }
 
