@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tokenreduce import Schedule, patch, save_patch
@@ -17,6 +18,7 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.comparing import Speed, compare_methods, measuring, running, write_report
 from tokenreduce.lab.comparing.choosing import answers, best_of
+from tokenreduce.lab.comparing.pictures import LARGEST, shrink
 from tokenreduce.lab.quality.evaluation import classification
 from tokenreduce.lab.quality.loading import Head, Setup
 from tokenreduce.lab.rows import Row
@@ -174,7 +176,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "share": ((["tome"], [1.5]), {}, r"in \(0, 1\]"),
     "twice": ((["tome"], [0.8, 0.8]), {}, "name each once"),
     "option": ((["tome"], [0.8]), {"options": {"tome": {"colour": 1}}}, "unknown option of tome"),
-    "misfit": ((["dtop"], [0.8]), {}, "no method fits this model .*auxiliary"),
+    "misfit": ((["dtop"], [0.8]), {}, "no method fits this model: it needs auxiliary.*those that do: .*tome"),
     "file": ((["tome"], [0.8]), {"schedules": ["missing.json"]}, "missing.json cannot be read"),
 }
 
@@ -230,3 +232,12 @@ def test_the_best_row_loses_least_within_the_budget() -> None:
     assert "not surely faster" in said[1] and "reduction does not pay" in said[2]
     fast = [one | ({"speedup": 1.5, "speedup_interval": [1.4, 1.6]} if "speedup" in one else {}) for one in rows]
     assert len(answers(fast, [0.8, 0.6])) == 2 and "1.50 times as fast." in answers(fast, [0.8])[0]
+
+
+def test_pictures_for_the_page_are_made_small(tmp_path: Path) -> None:
+    noise = torch.randint(0, 256, (700, 1800, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(tmp_path / "noise.png")
+    shrink(tmp_path / "noise.png")
+    assert (tmp_path / "noise.png").stat().st_size <= LARGEST
+    with Image.open(tmp_path / "noise.png") as small:
+        assert 400 <= small.width < 1800 and abs(small.width / small.height - 18 / 7) < 0.02

@@ -29,7 +29,7 @@ from tokenreduce.patching.verbs import report
 
 ERRORS = {"class_error": "class error", "token_error": "token error"}
 DRAWN = 8  # methods whose tokens are drawn: those that lose least at the budget in the middle
-LARGEST = 300_000  # bytes of a picture of tokens, which the page holds
+LARGEST = 250_000  # bytes of a picture of tokens, which the page holds
 
 
 def draw_all(comparison: Comparison, out: Path) -> dict[str, str]:
@@ -127,7 +127,7 @@ def shrink(path: Path) -> None:
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     while True:
-        picture.quantize(256).save(path, optimize=True)
+        picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
         if path.stat().st_size <= LARGEST or picture.width < 400:
             return
         picture = picture.resize((picture.width * 4 // 5, picture.height * 4 // 5))
