@@ -17,8 +17,8 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     module, make = example(name), timm.create_model
 
     def fixed(model: str, **arguments: Any) -> Any:
-        """OpenVINO does not know how timm resizes positions for images of any size."""
-        return make(model, **arguments, dynamic_img_size=False)
+        """Three layers; and OpenVINO does not know how timm resizes positions for images of any size."""
+        return make(model, **arguments, depth=3, dynamic_img_size=False)
 
     monkeypatch.setattr(timm, "create_model", fixed)
     return module
@@ -35,7 +35,10 @@ def test_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {file.suffix for file in tmp_path.iterdir()} >= {".onnx", ".json"}
 
 
-@pytest.mark.parametrize("method", [["--method", "tome"], ["--method", "ward", "--options", "rounds=3"]], ids=str)
+ROUNDS = ["--method", "ward", "--options", "rounds=3"]  # many operators, which take long to convert
+
+
+@pytest.mark.parametrize("method", [["--method", "tome"], pytest.param(ROUNDS, marks=pytest.mark.full)], ids=str)
 def test_openvino(method: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     rows = load("openvino_export", monkeypatch).main([*TINY, *method, "--out", str(tmp_path)])

@@ -3,7 +3,9 @@ as it was."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import timm
@@ -30,7 +32,7 @@ def test_pipelines_of_transformers(tmp_path: Path) -> None:
         assert torch.allclose(found["fewer"], model(**pixels).last_hidden_state[:, 0], atol=1e-4)
 
 
-def test_trainer_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainer_of_transformers() -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("accelerate", reason="accelerate is not installed, which the Trainer needs")
     found = example("transformers_trainer").main(["--images", "1000", "--epochs", "2"])
@@ -72,10 +74,10 @@ def test_a_registered_model_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second way, of the docstring."""
     text = example("timm_validate").__doc__.partition("does the same:\n")[2]
     code = "\n".join(line.removeprefix("    ") for line in text.splitlines())
-    exec(
-        code.replace("deit_small_patch16_224", "test_vit"),
-        {"timm": timm, "tokenreduce": tokenreduce, "__name__": "mine"},
-    )
+    module = ModuleType("registers")
+    vars(module).update(timm=timm, tokenreduce=tokenreduce)
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # timm looks it up
+    exec(code.replace("deit_small_patch16_224", "test_vit"), vars(module))
     model = timm.create_model("deit_small_ward", num_classes=3).eval()
     assert model(torch.ones(1, 3, 160, 160)).shape == (1, 3)
     assert tokenreduce.report(model).flops_share == pytest.approx(0.6, abs=0.02)
