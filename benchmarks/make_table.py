@@ -17,6 +17,7 @@ from tokenreduce.cli.output import COLUMNS
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import choice_tables  # noqa: E402
 import facts as stated  # noqa: E402
 import origins  # noqa: E402
 import quality_tables  # noqa: E402
@@ -243,8 +244,8 @@ def tables() -> dict[tuple[str, str], str]:
     read = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
     made = {
         ("README.md", "dinov2_small"): photographs(read.get("demo_dinov2_small")),
-        ("README.md", "demo"): markdown(read["demo"]["rows"]),
-        ("README.md", "bench"): markdown(read["deit_small_tome_r13"]["rows"]),
+        ("docs/quality.md", "demo"): markdown(read["demo"]["rows"]),
+        ("docs/speed.md", "bench"): markdown(read["deit_small_tome_r13"]["rows"]),
         ("docs/methods.md", "methods"): methods(),
         ("docs/backbones.md", "compatibility"): compatibility(read["compatibility"]),
         ("docs/backbones.md", "refusals"): refusals(read["compatibility"]),
@@ -267,7 +268,8 @@ def tables() -> dict[tuple[str, str], str]:
     found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
-    return origins.with_notes(made | quality_tables.tables(read) | stated.tables())
+    words = quality_tables.tables(read) | choice_tables.tables(read) | stated.tables()
+    return origins.with_notes(made | words)
 
 
 def write() -> None:

@@ -73,9 +73,9 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
 # (page, marker) of a table -> the results below which its origin is named
 TABLES = {
     ("README.md", "dinov2_small"): "demo_dinov2_small",
-    ("README.md", "demo"): "demo",
-    ("README.md", "bench"): "deit_small_tome_r13",
-    ("README.md", "quality"): "quality_real",
+    ("docs/quality.md", "demo"): "demo",
+    ("docs/speed.md", "bench"): "deit_small_tome_r13",
+    ("docs/choosing.md", "best"): "quality_real",
     ("docs/backbones.md", "compatibility"): "compatibility",
     ("docs/dense.md", "segmentation"): "segmentation",
     ("docs/dense.md", "detection"): "detection",
@@ -90,6 +90,10 @@ TABLES = {
     ("docs/targets.md", "targets"): "targets",
     ("docs/versions.md", "versions"): "versions",
 }
+for share in ("0.8", "0.6", "0.45"):
+    TABLES["docs/quality.md", f"real {share}"] = "quality_real"
+    TABLES["docs/quality.md", f"real 518 {share}"] = "quality_real_518"
+    TABLES |= {("docs/quality.md", f"{name} {share}"): name for name in ("quality", "quality_second")}
 
 
 def git(*words: str) -> str:

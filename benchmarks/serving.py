@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--flops", type=float, default=0.6)
     parser.add_argument("--batch", type=int, default=16, help="images in a batch, at most")
     parser.add_argument("--concurrency", type=int, default=32, help="requests that are always under way")
-    parser.add_argument("--requests", type=int, default=128, help="in a round, for each server")
+    parser.add_argument("--requests", type=int, default=96, help="in a round, for each server")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch, in each server")
     parser.add_argument("--out", type=Path, default=RESULTS)

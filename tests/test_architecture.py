@@ -49,6 +49,7 @@ ROOMS = (
     ("lab", "speed"),
     ("lab", "quality"),
     ("lab", "search"),
+    ("lab", "comparing"),
     (),  # the public names
     ("cli",),
 )
@@ -188,7 +189,7 @@ def test_importing_is_lean() -> None:
     code = (
         "import torch, sys; before = set(sys.modules); import tokenreduce; new = set(sys.modules) - before; "
         "print([m for m in ('timm', 'transformers', 'torchvision', 'matplotlib', 'typer', 'rich', 'numba', 'triton', "
-        "'PIL', 'optuna') "
+        "'PIL', 'optuna', 'plotly') "
         "if m in new], "
         "torch.cuda.is_initialized())"
     )
@@ -205,7 +206,11 @@ def test_no_public_function_is_named_like_a_submodule() -> None:
 
 def test_files_stay_readable() -> None:
     sources = [*FILES.values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
-    sources += [*(ROOT / "examples").glob("*.py"), *(ROOT / "csrc").rglob("*.[ch]*")]
+    sources += [
+        *(ROOT / "examples").glob("*.py"),
+        *(ROOT / "docs/hooks").glob("*.py"),
+        *(ROOT / "csrc").rglob("*.[ch]*"),
+    ]
     assert {p.name: n for p in sources if (n := len(p.read_text().splitlines())) > 300} == {}
 
 

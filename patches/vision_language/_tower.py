@@ -15,11 +15,13 @@ STAMP = "tokenreduce"  # the attribute of a tower's output which says that its u
 
 
 class Encoded(NamedTuple):
-    """What a patched model's tower says of what it encoded: the grids of images or videos, where it was given them, and
-    the attention of the class token to all tokens in the layers that were to show it, where the method reads it."""
+    """What a patched model's tower says of what it encoded: the grids of images or videos, or the sizes of images in
+    pixels, where it was given them, and the attention of the class token to all tokens in the layers that were to show
+    it, where the method reads it."""
 
     grids: tuple[tuple[int, ...], ...] = ()
     class_attention: Tensor | None = None
+    sizes: tuple[tuple[int, ...], ...] = ()
 
 
 class _Shown(threading.local):
@@ -40,9 +42,19 @@ def stamp(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     projected, _shown.projected = _shown.projected, []
     if output is None or isinstance(output, tuple):
         return
-    grids = kwargs.get("grid_thw")
-    sizes = () if grids is None else tuple(tuple(grid) for grid in grids.tolist())
-    setattr(output, STAMP, Encoded(sizes, attention_of_class(projected, tower) if projected else None))
+    grids, sizes = (rows_of(kwargs.get(name)) for name in ("grid_thw", "image_sizes"))
+    setattr(output, STAMP, Encoded(grids, attention_of_class(projected, tower) if projected else None, sizes))
+
+
+def rows_of(table: Any) -> tuple[tuple[int, ...], ...]:
+    """The rows of a tensor or list of numbers."""
+    return () if table is None else tuple(tuple(row) for row in torch.as_tensor(table).tolist())
+
+
+def layers_taken(states: Any, layers: Any) -> list[Any]:
+    """The layers whose outputs are the hidden `states`, a number or several, from the end where negative."""
+    taken = [states] if isinstance(states, int) else states
+    return [layers[state % (len(layers) + 1) - 1] for state in taken]  # state 0 is the embedding
 
 
 def attention_of_class(projected: list[Tensor], tower: Any) -> Tensor:

@@ -11,7 +11,7 @@ from transformers.models.llava.modeling_llava import LlavaModel
 from tokenreduce.forward.language.units import Facts
 
 from ._adapter import VisionLanguageAdapter
-from ._tower import Encoded
+from ._tower import Encoded, layers_taken
 
 
 class TransformersLlava(VisionLanguageAdapter):
@@ -45,10 +45,8 @@ class TransformersLlava(VisionLanguageAdapter):
         return [Facts(grid, row[1:]) for grid, row in zip(grids, encoded.class_attention, strict=False)]
 
     def showing(self, model: Any) -> Sequence[nn.Module]:
-        taken, layers = model.config.vision_feature_layer, model.vision_tower.encoder.layers
-        states = [taken] if isinstance(taken, int) else taken
-        shown = [layers[state % (len(layers) + 1) - 1].self_attn for state in states]  # state 0 is the embedding
-        return [projection for attention in shown for projection in (attention.q_proj, attention.k_proj)]
+        shown = layers_taken(model.config.vision_feature_layer, model.vision_tower.encoder.layers)
+        return [projection for layer in shown for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)]
 
 
 ADAPTER = TransformersLlava()

@@ -50,6 +50,7 @@ def test_the_methods_that_fit() -> None:
     """Those whose maps name a member of each output."""
     plain = {"atc", "divprune", "dpc_knn", "kmeans", "kmedoids", "pitome", "pool", "random", "spectral", "tome", "ward"}
     for row in ROWS:
-        of_tower = {"fastervlm"} if row.name == "llava" else set()
-        within = set() if row.name.startswith("qwen3") else {"fastv", "pyramiddrop"}
-        assert set(compatible(shared(row.name)).language) == plain | of_tower | within
+        of_tower = {"fastervlm"} if row.name in ("llava", "internvl") else set()
+        within = {"fastv", "pyramiddrop"} if row.within else set()
+        gridless = set() if row.grids else {"pool"}
+        assert set(compatible(shared(row.name)).language) == plain - gridless | of_tower | within

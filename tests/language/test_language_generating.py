@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from by_hand import by_divprune, by_hand
-from prompting import BY_NAME, PROMPTS, ROWS, Prompt, Row, fresh, generate, shared
+from prompting import BY_NAME, OF_IMAGES, PROMPTS, ROWS, Prompt, Row, fresh, generate, shared
 from transformers import TextStreamer
 
 from tokenreduce import patch
@@ -95,7 +95,7 @@ def test_features_that_were_encoded_before(row: Row) -> None:
     """By the patched model: what `generate` itself hands on."""
     model, given = patch(fresh(row), "divprune", keep=0.25), row.inputs([PROMPTS[1]])
     expected = generate(model, given)
-    more = {name: given[name] for name in ("image_grid_thw",) if name in given}
+    more = {name: given[name] for name in OF_IMAGES & given.keys()}
     encoded = model.get_image_features(given["pixel_values"], **more, return_dict=True)
     given = {name: value for name, value in given.items() if name != "pixel_values"} | {
         "mm_encoder_outputs": {"image": encoded}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,6 +121,18 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
         yield lambda fraction, what: progress.update(task, completed=fraction, description=what)
 
 
-def place_name(device: torch.device) -> str:
-    """The name of the device, and of its card if it is a CUDA device."""
-    return str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
+def spelled(context: typer.Context) -> str:
+    """The command with every option that is not as it would be without, as people type it."""
+    words = ["tokenreduce", str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value is None or value == parameter.get_default(context):
+            continue
+        on, off = parameter.opts[0], [*parameter.secondary_opts, ""][0]
+        if isinstance(value, bool):
+            words.append(on if value else off)
+        else:
+            words += [
+                word for one in (value if isinstance(value, (list, tuple)) else [value]) for word in (on, str(one))
+            ]
+    return shlex.join(words)

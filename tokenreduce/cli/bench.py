@@ -20,13 +20,13 @@ from tokenreduce.cli.arguments import (
     Ratio,
     make_arms,
     numbers,
-    place_name,
     progress_bar,
     usable_device,
 )
-from tokenreduce.cli.output import console, environment, print_table
+from tokenreduce.cli.output import console, print_table
 from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.lab.environment import environment, place_name
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.lab.speed import compare, slower_sentences

@@ -19,7 +19,6 @@ from tokenreduce.cli.arguments import (
     PerBlock,
     Ratio,
     make_arms,
-    place_name,
     progress_bar,
     usable_device,
 )
@@ -27,8 +26,10 @@ from tokenreduce.cli.output import console, print_refused, print_table
 from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidTypeError, unknown
 from tokenreduce.lab.data.samples import TASKS
+from tokenreduce.lab.environment import place_name
 from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS
-from tokenreduce.lab.quality.evaluation import Head, Setup, classification, dense
+from tokenreduce.lab.quality.evaluation import classification, dense
+from tokenreduce.lab.quality.loading import Head, Setup
 
 
 def evaluate(

@@ -12,8 +12,9 @@ from typing import Any
 
 import typer
 
-from tokenreduce.cli.output import console, environment
+from tokenreduce.cli.output import console
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.environment import environment
 from tokenreduce.lab.rows import Row
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import take
 
@@ -88,28 +89,26 @@ def walks(
     """
     order = None if in_order else stable_order(rank, 1)
     both = []
-    for sign in (1, -1):
-        read = tapped(rank, owners, order, taps, conv, sign)
+    for sign, read in zip((1, -1), tapped(rank, owners, order, taps, conv), strict=True):
         missing, before = (None, None) if gap in NOT_MISSED else gaps(rank, order, sign)
         both.append(Walk(order, read, missing, before, gap, sizes=sizes if gap == "size" else None))
     return both[0], both[1]
 
 
-def tapped(rank: Tensor, owners: Tensor, order: Tensor | None, taps: int, conv: str, sign: int) -> Tensor:
-    """`(B, L, K)`: the row that each tap reads; `sign` is 1 for the direction from the first token to the last."""
-    reach = torch.arange(taps - 1, -1, -1, device=rank.device) * -sign
+def tapped(rank: Tensor, owners: Tensor, order: Tensor | None, taps: int, conv: str) -> tuple[Tensor, Tensor]:
+    """`(B, L, K)` of each direction: the row that each tap reads, that of the row itself last."""
     if conv == "compact":
-        row = torch.arange(rank.shape[1], device=rank.device).expand_as(rank)
+        row = counting(rank.shape[1], rank.device).expand_as(rank)
         # Among the rows that are left, a row's place is its step of the walk, and who stands there is itself.
-        place = row if order is None else order.argsort(1)
-        rank, owners = place, row if order is None else order
-    wanted = rank[..., None] + reach
-    there = (wanted >= 0) & (wanted < owners.shape[1])
-    flat = wanted.clamp(0, owners.shape[1] - 1).flatten(1)
-    read = owners.gather(1, flat)
+        rank, owners = (row, row) if order is None else (order.argsort(1), order)
+    # The rows at the places around, from the farthest before to the farthest after; -1 is read beyond both ends.
+    padded = F.pad(owners, (taps - 1, taps - 1), value=-1)
+    around = rank[..., None] + counting(2 * taps - 1, rank.device)
+    read = padded.gather(1, around.flatten(1)).view_as(around)
     if conv == "zeros":
-        there = there & (rank.gather(1, read) == flat).view_as(there)
-    return torch.where(there, read.view_as(there), -1)
+        stands_there = rank.gather(1, read.clamp_min(0).flatten(1)).view_as(around) + taps - 1 == around
+        read = torch.where(stands_there, read, -1)
+    return read[..., :taps].contiguous(), read[..., taps - 1 :].flip(-1)
 
 
 def gaps(rank: Tensor, order: Tensor | None, sign: int) -> tuple[Tensor, Tensor]:

@@ -207,8 +207,11 @@ def test_a_missing_optuna_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatc
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no budget": ({}, "exactly one of flops and error"),
-    "two budgets": ({"flops": 0.6, "error": 0.1}, "exactly one of flops and error"),
+    "no budget": ({}, "exactly one of flops, error and latency"),
+    "two budgets": ({"flops": 0.6, "error": 0.1}, "exactly one of flops, error and latency"),
+    "three budgets": ({"error": 0.1, "latency": 0.6}, "exactly one of flops, error and latency"),
+    "time": ({"latency": 1.5}, "lies between 0 and 1"),
+    "batch": ({"latency": 0.5, "batch_size": 0}, "number of images in a forward"),
     "share": ({"flops": 1.2}, "lies between 0 and 1"),
     "text": ({"error": "small"}, "must be a number"),
     "method": ({"flops": 0.6, "methods": ["tomme"]}, "did you mean 'tome'"),

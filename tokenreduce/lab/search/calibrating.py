@@ -6,10 +6,12 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.search.calibration import Calibration
+from tokenreduce.lab.search.clocking import Clock
 from tokenreduce.lab.search.journal import Journal
 from tokenreduce.lab.search.parting import collect, part
 from tokenreduce.lab.search.proposing import need_optuna
@@ -28,12 +30,15 @@ def calibrate(
     *,
     flops: float | None = None,
     error: float | None = None,
+    latency: float | None = None,
     methods: Sequence[Named] | None = None,
     sources: Sequence[Hashable] | None = None,
     trials: int = 0,
     greedy: bool = True,
     held_out: float = 0.5,
     seed: int = 0,
+    device: torch.device | str | None = None,
+    batch_size: int = 8,
     resume: str | Path | None = None,
     progress: Callable[[float, str], object] | None = None,
 ) -> Calibration:
@@ -48,6 +53,8 @@ def calibrate(
         flops: the share of the unpatched multiply-adds to keep, in (0, 1]; all candidates meet it.
         error: instead of `flops`: the greatest mean error. The result is the least share whose error on images that
             chose nothing has its one-sided 95 % bound below it.
+        latency: instead of both: the greatest share of the unpatched model's time, measured here in rounds in which
+            the models take turns. The result is the one that loses least among those that are fast enough.
         methods: names, or pairs of a name and options; the first is the default that others must beat. Without it:
             `ward`, also without its early keys, `tome` and `dpc_knn`, as far as they fit the model.
         sources: where each image comes from, such as the file that it was cut out of: images of one source are never
@@ -56,35 +63,45 @@ def calibrate(
         greedy: whether a search for counts layer by layer is among the candidates.
         held_out: the share of the sources that checks the choice.
         seed: of the parting and of Optuna.
+        device: where to run; without it where the model is, which stays there.
+        batch_size: images in a forward that is timed for `latency`.
         resume: a file that finished measurements are kept in: a search that was stopped goes on where it was.
         progress: called with the fraction that is done and what is running.
 
     Raises:
         ValueError, TypeError: a value, method or model that does not fit, or an `error` that cannot be kept.
     """
-    check_numbers(flops, error, trials, held_out)
+    check_numbers({"flops": flops, "error": error, "latency": latency}, held_out)
+    check_counts(trials, batch_size)
     variants = choose_variants(model, methods)
     if trials:
         need_optuna()
     tensor = collect(images)
     like = next(model.parameters())
     parts = part(len(tensor), sources, held_out, seed)
-    tensor = tensor.to(like.device, like.dtype)
+    tensor = tensor.to(like.device if device is None else device, like.dtype)
     search = Search(variants, parts, trials, greedy, seed, progress or (lambda fraction, what: None))
     measured = Trials(model, variants[0], tensor, parts.batches, Journal(resume), search.tell)
+    if latency is not None:
+        batch = tensor[torch.arange(batch_size) % len(tensor)]  # few images are taken again
+        return search.within(measured, Clock(measured, batch), latency)
     return search.at(measured, flops) if flops is not None else search.below(measured, float(error or 0))
 
 
-def check_numbers(flops: float | None, error: float | None, trials: int, held_out: float) -> None:
-    if (flops is None) == (error is None):
-        raise InvalidTypeError("give exactly one of flops and error, for example flops=0.6")
-    for name, value in (("flops", flops), ("error", error), ("held_out", held_out)):
-        if value is None:
-            continue
+def check_numbers(budgets: dict[str, float | None], held_out: float) -> None:
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        raise InvalidTypeError("give exactly one of flops, error and latency, for example flops=0.6")
+    for name, value in {**given, "held_out": held_out}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise InvalidTypeError(f"{name} is {value!r}; it must be a number")
         if not 0 < value < 1:
             raise InvalidValueError(f"{name} is {value}; it lies between 0 and 1")
+
+
+def check_counts(trials: int, batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InvalidValueError(f"batch_size is {batch_size!r}; give the number of images in a forward that is timed")
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 0:
         raise InvalidValueError(f"trials is {trials!r}; give a number of candidates for Optuna to propose, or 0")
 
