@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import choice_tables  # noqa: E402
 import facts as stated  # noqa: E402
+import integration_tables  # noqa: E402
 import origins  # noqa: E402
 import quality_tables  # noqa: E402
 import target_tables  # noqa: E402
@@ -269,6 +270,7 @@ def tables() -> dict[tuple[str, str], str]:
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
     words = quality_tables.tables(read) | choice_tables.tables(read) | stated.tables()
+    words |= integration_tables.tables(read)
     return origins.with_notes(made | words)
 
 
