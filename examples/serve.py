@@ -16,6 +16,7 @@ import io
 import queue
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import timm
@@ -24,7 +25,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
 import tokenreduce
 
@@ -49,7 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 class Batches:
     """Runs the model in a thread of its own, on all images that arrive within `wait` seconds, at most `size`."""
 
-    def __init__(self, model: nn.Module, size: int, wait: float, device: str) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], size: int, wait: float, device: str) -> None:
         self.model, self.size, self.wait, self.device = model, size, wait, device
         self.waiting: queue.SimpleQueue[tuple[Tensor, Future]] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
@@ -94,10 +95,17 @@ async def body_of(request: Request) -> bytes:
 
 def make_app(args: argparse.Namespace) -> FastAPI:
     model = timm.create_model(args.model, pretrained=args.pretrained, num_classes=0).eval().to(args.device)
-    transform = create_transform(**resolve_model_data_config(model))
+    config = resolve_model_data_config(model)
+    # Threads that read files give bytes: with arithmetic on tensors each would start PyTorch's threads for itself.
+    transform = create_transform(**config, normalize=False)
+    mean, std = (255 * torch.tensor(config[key], device=args.device)[:, None, None] for key in ("mean", "std"))
     if args.method:
         tokenreduce.patch(model, args.method, flops=args.flops)
-    batches, app = Batches(model, args.batch, args.wait_ms / 1000, args.device), FastAPI(title="Image features")
+
+    def predict(images: Tensor) -> Tensor:
+        return model((images.float() - mean) / std)
+
+    batches, app = Batches(predict, args.batch, args.wait_ms / 1000, args.device), FastAPI(title="Image features")
     about = {"model": args.model, "method": args.method, "flops": args.flops if args.method else None}
 
     def read(data: bytes) -> Tensor:
