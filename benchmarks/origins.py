@@ -45,6 +45,10 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
         "tokenreduce demo --model dinov2_small --json benchmarks/results/demo_dinov2_small.json",
         QUALITY,
     ),
+    "demo_vlm": (
+        "tokenreduce demo --task vlm --limit 250 --json benchmarks/results/demo_vlm.json",
+        (*METHODS, "patches/shared", "patches/vision_language", SHIPPED),
+    ),
     "detection": ("python benchmarks/dense.py detection --data-dir DIR --scenes 500", DENSE),
     "embed_memory": ("python benchmarks/embed_memory.py", ("tokenreduce/lab/embedding",)),
     "gpu": ("python benchmarks/gpu.py --out DIR && python benchmarks/gpu_collect.py DIR", (*TIMM, "csrc")),
@@ -114,6 +118,7 @@ TABLES = {
     ("docs/state-space.md", "scans"): "scans",
     ("docs/targets.md", "targets"): "targets",
     ("docs/versions.md", "versions"): "versions",
+    ("docs/vlm.md", "scene_vlm"): "demo_vlm",
 }
 for share in ("0.8", "0.6", "0.45"):
     TABLES["docs/quality.md", f"real {share}"] = "quality_real"
