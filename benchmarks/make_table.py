@@ -22,6 +22,7 @@ import origins  # noqa: E402
 import quality_tables  # noqa: E402
 import target_tables  # noqa: E402
 import transform_tables  # noqa: E402
+import vlm_tables  # noqa: E402
 
 HIDDEN = {"budget", "top5", "token_error", "p90_ms", "attention", "plan_us", "apply_us", "peak_memory_mib"}
 GEOMETRIC = {key for key in COLUMNS if key.endswith("_geometric")}
@@ -257,6 +258,8 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/targets.md", "targets"): target_tables.outcomes(read["targets"]["rows"]),
         ("docs/targets.md", "refusals"): target_tables.refusals(read["targets"]["rows"]),
         ("docs/transforms.md", "sentences"): transform_tables.sentences(read["transforms"]["columns"]),
+        ("docs/vlm.md", "scene_vlm"): vlm_tables.accuracy(read["demo_vlm"]),
+        ("docs/vlm.md", "scene_vlm in words"): vlm_tables.sentences(read["demo_vlm"]),
         ("docs/versions.md", "versions"): versions.table(read["versions"]["rows"]),
     }
     for library, columns in read["transforms"]["columns"].items():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tokenreduce.forward.language.held import Held, all_held, translated
+from tokenreduce.forward.language.kept import Kept
 from tokenreduce.forward.language.stream import Later
 
 
@@ -22,6 +23,18 @@ def test_growing_and_cutting() -> None:
     assert more.within[:, 5:].tolist() == [[7, 9], [8, 9]] and more.all == 10 and more.fillers
     assert more.ends_whole(1) and not more.ends_whole(2) and more.cut(1).all == 9
     assert not all_held(2, 3, torch.device("cpu")).then(torch.tensor([[1]] * 2), torch.tensor([[True]] * 2), 2).fillers
+
+
+def test_places_of_the_last_layer() -> None:
+    """Entries of the first layers stand for places; of several stages the last counts, and words since are added."""
+    columns, valid = torch.tensor([[0, 3, 4, 8, 9, 10]] * 2), torch.ones(2, 6, dtype=torch.bool)
+    valid[0, 0] = False
+    kept = Kept(columns, valid, 11, torch.tensor([5, 5]), True)
+    assert [x.tolist() for x in kept.last()] == [columns.tolist(), valid.tolist()]
+    first = all_held(2, 6, torch.device("cpu"))
+    places, real = Kept(columns, valid, 11, torch.tensor([5, 5]), True, {3: some(), 1: first}).last()
+    assert places.tolist() == [[0, 4, 9, 10], [8, 3, 9, 10]]
+    assert real.tolist() == [[False, True, True, True], [False, True, True, True]]
 
 
 def test_selecting_and_repeating() -> None:

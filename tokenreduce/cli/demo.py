@@ -16,8 +16,9 @@ from tokenreduce.errors import InvalidTypeError, unknown
 from tokenreduce.lab.quality.demo import METHODS, ClassificationDemo, Demo
 from tokenreduce.lab.quality.demo_dense import HEADLINES, DenseDemo
 from tokenreduce.lab.quality.demo_photographs import PhotographDemo
+from tokenreduce.lab.quality.demo_vlm import VisionLanguageDemo
 
-TASKS = ("classification", *HEADLINES)
+TASKS = ("classification", *HEADLINES, "vlm")
 MODELS: dict[str, Callable[[bool, int | None], Demo]] = {
     "fashion_vit": partial(ClassificationDemo, "fashion_vit"),
     "fashion_vim": partial(ClassificationDemo, "fashion_vim"),
@@ -26,7 +27,7 @@ MODELS: dict[str, Callable[[bool, int | None], Demo]] = {
 
 
 def demo(
-    task: Annotated[str, typer.Option(help="classification, segmentation or detection")] = "classification",
+    task: Annotated[str, typer.Option(help="classification, segmentation, detection or vlm")] = "classification",
     model: Annotated[
         str | None,
         typer.Option(
@@ -35,11 +36,12 @@ def demo(
         ),
     ] = None,
     all_methods: Annotated[
-        bool, typer.Option("--all", help=f"every method, not only {', '.join(METHODS)}: takes a while")
+        bool,
+        typer.Option("--all", help=f"every method, not only {', '.join(METHODS)}: takes a while; vlm always has all"),
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="use only so many images (default: 2,000, 200 scenes, or 45 squares of photographs)"),
+        typer.Option(min=1, help="use only so many images (default: 2,000; 200 or 150 scenes; 45 squares)"),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for the pictures", callback=check_folder)] = Path("out"),
     json_file: JsonFile = None,
@@ -53,6 +55,8 @@ def demo(
         shown = MODELS[model or "fashion_vit"](all_methods, limit)
     elif model is not None:
         raise InvalidTypeError(f"--task {task} has a model of its own and does not use --model {model}; leave that out")
+    elif task == "vlm":
+        shown = VisionLanguageDemo(limit)
     else:
         shown = DenseDemo(task, all_methods, limit)
     with progress_bar() as progress:

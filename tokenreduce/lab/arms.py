@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-BUDGETS = ("ratio", "r", "flops", "schedule")
+BUDGETS = ("ratio", "r", "flops", "schedule", "keep")
 
 
 class Arm:

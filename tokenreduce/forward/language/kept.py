@@ -41,6 +41,13 @@ class Kept:
         """How many places more the prompts have than the cache entries."""
         return self.seen - self.columns.shape[1]
 
+    def last(self) -> tuple[Tensor, Tensor]:
+        """`columns` and `valid` of the last layer."""
+        if not self.held:
+            return self.columns, self.valid
+        held = self.held[max(self.held)].until(self.columns.shape[1])
+        return self.columns.gather(1, held.within), self.valid.gather(1, held.within) & held.valid
+
     def until(self, seen: int) -> Kept:
         """The same of a cache that has grown to `seen` places since."""
         later = torch.arange(self.seen, seen, device=self.columns.device).expand(self.columns.shape[0], -1)

@@ -1,0 +1,62 @@
+"""Which tokens of an image are left in the last layer of a language model, as numbers and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.lab.cells import as_pixels, enlarge, outline
+
+SCALE = 6  # screen pixels of one pixel of a small image
+FADED = 0.2  # what is left of the pixels of a token that has left
+COLUMNS = 6
+
+
+@torch.inference_mode()
+def kept_tokens(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The numbers of the image's tokens that are left in the last layer, ascending, for one prompt with one image; of a
+    merged token that of its representative."""
+    run: Any = model
+    cache = run(**inputs, use_cache=True).past_key_values
+    (places,) = (inputs["input_ids"][0] == run.config.image_token_id).nonzero(as_tuple=True)
+    if not hasattr(cache, "kept"):  # nothing has left
+        return torch.arange(len(places))
+    columns, valid = cache.kept.last()
+    left = torch.isin(places, columns[0][valid[0]])
+    return left.nonzero().flatten()
+
+
+def draw_kept(
+    image: Tensor, kept: Mapping[str, Tensor], grid: tuple[int, int], path: str | Path, title: str = ""
+) -> None:
+    """Write a picture of one image `(1 or 3, H, W)` and, under each name, the image with the tokens that have left
+    faded to white.
+
+    Args:
+        kept: heading -> numbers of the tokens that are left.
+        grid: `(H, W)` of the image's tokens.
+    """
+    from matplotlib.figure import Figure
+
+    shown = {"input": None, **kept}
+    rows = -(-len(shown) // COLUMNS)
+    figure = Figure(figsize=(1.6 * COLUMNS, 1.8 * rows + 0.4), layout="constrained")
+    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    cells = np.arange(grid[0] * grid[1]).reshape(grid)
+    for axis, (heading, numbers) in zip(axes, shown.items(), strict=False):
+        pixels = as_pixels(image).copy()
+        if numbers is not None:
+            gone = enlarge((~np.isin(cells, numbers.numpy())).astype(np.int64), pixels.shape[:2]) > 0
+            pixels[gone] = 1 - FADED + FADED * pixels[gone]
+            pixels = outline(pixels, cells, SCALE)
+        axis.imshow(pixels, interpolation="antialiased")
+        axis.set_title(heading, fontsize=8)
+    for axis in axes:
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=100)
