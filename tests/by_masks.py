@@ -55,7 +55,8 @@ class ByMasks:
             handle = layer.self_attn.register_forward_hook(lambda m, a, out, shown=shown: shown.append(out[1]))
             x = layer(x, attention_mask=mask, position_embeddings=tables, past_key_values=None)
             handle.remove()
-            attention = shown[0][0, :, -1].mean(0)
+            self.map = shown[0][0].mean(0)  # of the layer before the next
+            attention = self.map[-1]
         return self.model.lm_head(text.norm(x))[0, -1]
 
     def greedy(self, steps: int) -> tuple[list[int], Tensor]:

@@ -199,10 +199,10 @@ def test_named_classes_are_where_the_page_says() -> None:
 
 
 def test_exportable_is_what_the_page_on_export_says() -> None:
-    """All methods that need neither a video nor auxiliary heads export."""
+    """All methods that need neither a video nor auxiliary heads nor crops export."""
     for name in tokenreduce.methods():
         facts = tokenreduce.describe(name)
-        if not {"frames", "pixels", "auxiliary_logits"} & set(facts["needs"]):
+        if not {"frames", "pixels", "auxiliary_logits", "crops"} & set(facts["needs"]):
             assert facts["exportable"] is True, name
 
 

@@ -18,15 +18,22 @@ from tokenreduce.forward.language.passage import Passage
 from tokenreduce.forward.language.planning import Removal
 from tokenreduce.forward.language.units import Facts, Unit, find_units
 from tokenreduce.forward.marks import mark, unmark
+from tokenreduce.reducers.contract import Reducer
 
 from ..shared.adapter import Adapter
 from ._hooks import enter_language, enter_model, leave_language, leave_model
 from ._layers import enter_layer, show_attention, stop_showing
-from ._tower import STAMP, Encoded, show, stamp
+from ._tower import STAMP, Encoded, show, show_both, show_received, show_whole, stamp
 
-SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions", "class_attention"})  # keys: the rows themselves
-PRE = (enter_model, enter_language, enter_layer)
-POST = (stamp, show, leave_model, leave_language)
+RARE = {  # what few families show, and what is said of the others
+    "received_attention": "its vision tower does not show what its tokens attend to",
+    "crops": "its images are not shown in crops",
+}
+OF_TOWER = frozenset({"class_attention", "received_attention", "crops"})
+SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions"}) | OF_TOWER  # keys: the rows themselves
+PRE = (enter_model, enter_language, enter_layer, show_received)
+ATTENTION = {"class_attention": show, "received_attention": show_whole}
+POST = (stamp, show, show_whole, show_both, leave_model, leave_language)
 RUN_WITH = ("sdpa", "eager")  # attention implementations that were tried with rows removed
 
 
@@ -75,14 +82,19 @@ class VisionLanguageAdapter(Adapter):
         return []
 
     def lacks(self, model: Any) -> dict[str, str]:
-        """The entries of `SHOWN` that this model's images do not have, each with the reason."""
+        """The entries of `SHOWN`, but for `RARE`, that this model's images do not have, each with the reason."""
         missing = dict.fromkeys(("grid", "positions"), "its images' tokens are no known grid")
         return missing | {"class_attention": "its vision tower has no class token"}
+
+    def shows(self, model: Any) -> frozenset[str]:
+        """Which of `RARE` its images show."""
+        return frozenset()
 
     def missing_for(self, model: Any, needs: frozenset[str]) -> dict[str, str]:
         """Which of the entries that a method `needs` there are none of before the language model, and why."""
         unknown = dict.fromkeys(needs - SHOWN - {"text_attention"}, "nothing before the language model shows it")
         lacks, reasons = self.lacks(model), self.refuse_layers(model)
+        lacks |= {name: why for name, why in RARE.items() if name not in self.shows(model)}
         lacks |= {"text_attention": "; ".join(reasons)} if reasons else {}
         return unknown | {name: lacks[name] for name in needs & lacks.keys()}
 
@@ -91,8 +103,16 @@ class VisionLanguageAdapter(Adapter):
         return ()
 
     def showing(self, model: Any) -> Sequence[nn.Module]:
-        """The projections of the tower to queries and keys, layer by layer, of the class attention that features are
-        ranked by."""
+        """The projections of the tower to queries and keys, layer by layer, of the attention that features are ranked
+        by."""
+        return ()
+
+    def showing_all(self, model: Any) -> Sequence[nn.Module]:
+        """The same of all layers up to there; none if the family cannot."""
+        return ()
+
+    def receiving(self, model: Any) -> Sequence[nn.Module]:
+        """Instead, the attention of the tower that takes images of any size as one sequence."""
         return ()
 
     def rows(self, given: dict[str, Any], removal: Removal, passage: Passage) -> dict[str, Any]:
@@ -138,16 +158,14 @@ class VisionLanguageAdapter(Adapter):
             lengths = [len(part) for part in parts]
             token = getattr(model.config, f"{modality}_token_id")
             found += find_units(ids == token, lengths, self.facts(model, seal, lengths))
-        if "class_attention" in reduction.reducer.required():
-            check_attention(found)
+        for name in OF_TOWER & reduction.reducer.required():
+            check_shown(name, found)
         return found
 
     def install(self, model: Any, reduction: Any) -> None:
         tower, language = model.get_submodule(self.tower), model.get_submodule(self.language)
-        reads = reduction.reducer.required()
         tower.register_forward_hook(stamp, with_kwargs=True, always_call=True)
-        for projection in self.showing(model) if "class_attention" in reads else ():
-            projection.register_forward_hook(show)
+        self.let_show(model, reduction.reducer)
         model.register_forward_pre_hook(enter_model, with_kwargs=True)
         model.register_forward_hook(leave_model, always_call=True)
         language.register_forward_pre_hook(enter_language, with_kwargs=True)
@@ -158,8 +176,19 @@ class VisionLanguageAdapter(Adapter):
             if reduction.later and number >= min(reduction.later):
                 mark(layer, reduction, number)
                 layer.register_forward_pre_hook(enter_layer, with_kwargs=True)
-            if "text_attention" in reads and number + 1 in reduction.later:
-                show_attention(layer.self_attn, reduction)
+            if reduction.reads_attention(number):
+                show_attention(layer.self_attn, reduction, number)
+
+    def let_show(self, model: Any, reducer: Reducer) -> None:
+        """Let the tower show what the method reads of it."""
+        wanted = reducer.required() | reducer.uses
+        reads = wanted - self.missing_for(model, wanted).keys()
+        asked = reads & ATTENTION.keys()
+        showing = self.showing_all if reducer.averages_tower() else self.showing
+        for projection in showing(model) if asked else ():
+            projection.register_forward_hook(show_both if len(asked) == 2 else ATTENTION[min(asked)])
+        for attention in self.receiving(model) if "received_attention" in reads else ():
+            attention.register_forward_pre_hook(show_received, with_kwargs=True)
 
     def remove(self, model: Any) -> None:
         language = model.get_submodule(self.language)
@@ -185,11 +214,12 @@ def take_off_hooks(module: nn.Module) -> None:
         module._forward_hooks_always_called.pop(key, None)
 
 
-def check_attention(units: Sequence[Unit]) -> None:
-    """Raise where the tower has not shown its attention to the very tokens that enter."""
+def check_shown(name: str, units: Sequence[Unit]) -> None:
+    """Raise where the tower has not shown an entry of the very tokens that enter."""
     for _, places, facts in units:
-        if facts.class_attention is None or len(facts.class_attention) != len(places):
+        shown = getattr(facts, name)
+        if shown is None or len(shown) != len(places):
             raise InvalidValueError(
-                "the vision tower has not shown the attention of its class token to each of these tokens: it is "
-                "reduced by a patch of its own, or was changed since; unpatch the tower, or patch the model again"
+                f"the vision tower has not shown the {name} of each of these tokens: it is reduced by a patch of its "
+                "own, or was changed since; unpatch the tower, or patch the model again"
             )

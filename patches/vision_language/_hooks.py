@@ -77,8 +77,8 @@ def enter_language(language: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def loses(reduction: LanguageReduction, units: Sequence[Unit]) -> bool:
-    """Whether a token of any of these leaves."""
-    return any(reduction.left(len(unit.places)) < len(unit.places) for unit in units)
+    """Whether a token of any of these leaves, or may."""
+    return any(reduction.ends or reduction.left(len(unit.places)) < len(unit.places) for unit in units)
 
 
 def step(run: LanguageRun, given: dict[str, Any], before: Kept) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def step(run: LanguageRun, given: dict[str, Any], before: Kept) -> dict[str, Any
 def pass_through(run: LanguageRun, given: dict[str, Any]) -> dict[str, Any]:
     """What changes for prompts from which tokens leave."""
     reduction, rows, cache = run.reduction, given["inputs_embeds"], given.get("past_key_values")
-    removal = plan_removal(reduction.reducer, dict(reduction.stages).get(0, 1.0), run.units, rows)
+    removal = plan_removal(reduction.reducer, reduction.first, run.units, rows)
     before = held_so_far(cache, rows.shape[0], rows.device, reduction.later)
     mask = given.get("attention_mask")
     check_mask(mask, before.seen + rows.shape[1])
@@ -157,21 +157,21 @@ def come_back(
         output.hidden_states = (*inner, whole(states[-1]))
     cache = output.get("past_key_values")
     if cache is not None:
-        asked = "text_attention" in run.reduction.reducer.required()
         held = None if stream is None else stream.held
-        reduce_cache(cache, passage.then(before, held, asked, run.reduction.manner))
-    rows = passage.index.shape[1] if stream is None else stream.within.shape[1]
-    keep_record(run.reduction, record_of(run, passage, rows, cache, language.config.num_hidden_layers))
+        reduce_cache(cache, passage.then(before, held, run.reduction.asks, run.reduction.manner))
+    keep_record(run.reduction, record_of(run, passage, stream, cache, language.config.num_hidden_layers))
     return output
 
 
-def record_of(run: LanguageRun, passage: Passage, rows: int, cache: Any, layers: int) -> LanguageRecord:
+def record_of(run: LanguageRun, passage: Passage, stream: Stream | None, cache: Any, layers: int) -> LanguageRecord:
     """What `report` shows."""
-    entered, stages = [len(unit.places) for unit in run.units], dict(run.reduction.stages)
+    entered = [len(unit.places) for unit in run.units]
+    counts = {0: [count_left(n, run.reduction.first) for n in entered]} | ({} if stream is None else stream.counts)
     left, tokens = entered, []
     for layer in range(layers):
-        left = [count_left(n, stages[layer]) for n in left] if layer in stages else left
+        left = counts.get(layer, left)
         tokens.append(sum(left))
+    rows = passage.index.shape[1] if stream is None else stream.within.shape[1]
     prompts, places = passage.back.shape
     units = tuple(zip(entered, left, strict=True))
     return LanguageRecord(units, (places, rows), bytes_of(cache, passage.past + places), prompts, tuple(tokens))

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tokenreduce.budget.phase import working
 from tokenreduce.forward.language.run import current
 from tokenreduce.forward.language.stream import Stream
 from tokenreduce.forward.marks import ATTRIBUTE, mark, unmark
+from tokenreduce.ops.attention import TILE
 from tokenreduce.ops.modes import without_autocast
+from tokenreduce.reducers.contract import Ending
 
-NOTED = "tokenreduce"  # the name of an attention that shows its last row
+NOTED = "tokenreduce"  # the name of an attention that shows how rows attend
 OWN = "tokenreduce_implementation"  # where the name of the model's own attention is kept
 
 
@@ -43,12 +46,16 @@ def go_on(stream: Stream, layer: int, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def noted_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
-    """The model's own attention, which shows how the last row attends where that decides what leaves next."""
+    """The model's own attention, which shows how rows attend where that decides what leaves next."""
     found = vars(module).get(ATTRIBUTE)
     run = None if found is None else current(found.reduction)
     stream = None if run is None or run.crossing is None else run.crossing.stream
-    if stream is not None:
-        stream.note(last_row(query, key, mask, kwargs["scaling"]))
+    if stream is not None and found is not None:
+        ending = stream.reduction.later[found.layer + 1]
+        if isinstance(ending, Ending):
+            stream.note_flow(to_columns(stream.visual(), query, key, mask, kwargs["scaling"]), ending)
+        else:
+            stream.note(last_row(query, key, mask, kwargs["scaling"]))
     eager = sys.modules[type(module).__module__].eager_attention_forward
     own = ALL_ATTENTION_FUNCTIONS.get_interface(getattr(module.config, OWN), eager)
     return own(module, query, key, value, mask, **kwargs)
@@ -56,21 +63,44 @@ def noted_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask
 
 def last_row(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """`(B, entries)` in fp32: the attention of the last row, mean over heads; groups of heads share their keys."""
-    with torch.no_grad(), without_autocast(query.device):
+    with working("reducer"), torch.no_grad(), without_autocast(query.device):
         query, key = query[:, :, -1:].float() * scaling, key.float()
         logits = query.unflatten(1, (key.shape[1], -1)) @ key[:, :, None].transpose(-2, -1)
         if mask is not None:
-            row = mask[:, :, None, -1:, :]
-            logits = logits.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else logits + row.float()
+            logits = hidden(logits, mask[:, :, None, -1:, :])
         return logits.softmax(-1).mean((1, 2))[:, 0]
+
+
+def to_columns(columns: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """`(B, q)` in fp32: the attention of each row to those of the last entries that `columns (B, q)` names, mean over
+    heads. Goes through the rows in tiles."""
+    found, rows, past = [], query.shape[2], key.shape[2] - query.shape[2]
+    with working("reducer"), torch.no_grad(), without_autocast(query.device):
+        wanted = torch.cat([columns.new_zeros(len(columns), past), columns], 1)[:, None, None, None]
+        key = key.float()[:, :, None].transpose(-2, -1)
+        for start in range(0, rows, TILE):
+            tile = query[:, :, start : start + TILE].float() * scaling
+            logits = tile.unflatten(1, (key.shape[1], -1)) @ key
+            if mask is None:
+                seen = torch.ones(rows, past + rows, dtype=torch.bool, device=query.device).tril(past)[None, None, None]
+            else:
+                seen = mask[:, :, None]
+            logits = hidden(logits, seen[..., start : start + TILE, :])
+            found.append(logits.softmax(-1).masked_fill(~wanted, 0).sum(-1).mean((1, 2)))
+    return torch.cat(found, 1)
+
+
+def hidden(logits: Tensor, mask: Tensor) -> Tensor:
+    """The logits under a mask of what is seen, or one that is added."""
+    return logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask.float()
 
 
 ALL_ATTENTION_FUNCTIONS.register(NOTED, noted_attention)
 
 
-def show_attention(attention: Any, reduction: Any) -> None:
-    """Let an attention show its last row. Its configuration is copied, as that is what names its function."""
-    mark(attention, reduction)
+def show_attention(attention: Any, reduction: Any, number: int) -> None:
+    """Let a layer's attention show how rows attend. Its configuration is copied, as that is what names its function."""
+    mark(attention, reduction, number)
     attention.config = copy.copy(attention.config)
     setattr(attention.config, OWN, attention.config._attn_implementation)
     attention.config._attn_implementation_internal = NOTED

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.llava.modeling_llava import LlavaModel
 
 from tokenreduce.forward.language.units import Facts
@@ -21,9 +22,11 @@ class TransformersLlava(VisionLanguageAdapter):
     within = True
 
     def side(self, model: Any) -> int:
-        """Patches along a side of each image; 0 where images keep their sizes, or a row of no patch is among theirs."""
+        """Patches along a side of each image; 0 where images keep their sizes, a row of no patch is among theirs, or a
+        patch is missing."""
         vision = model.config.vision_config
-        if vision.model_type == "pixtral" or model.config.vision_feature_select_strategy == "full":
+        whole = model.config.vision_feature_select_strategy == "full"
+        if vision.model_type == "pixtral" or whole == self.has_class_token(model):
             return 0
         return vision.image_size // vision.patch_size
 
@@ -31,24 +34,43 @@ class TransformersLlava(VisionLanguageAdapter):
         lacks = super().lacks(model)
         if not self.side(model):
             return lacks
-        return (
-            {}
-            if model.config.vision_config.model_type == "clip_vision_model"
-            else {"class_attention": lacks["class_attention"]}
-        )
+        return {} if self.has_class_token(model) else {"class_attention": lacks["class_attention"]}
+
+    def shows(self, model: Any) -> frozenset[str]:
+        return frozenset({"received_attention"} if self.side(model) else ())
+
+    def has_class_token(self, model: Any) -> bool:
+        return bool(model.config.vision_config.model_type == "clip_vision_model")
 
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         side = self.side(model)
         grids = [(side, side) if side and length == side**2 else None for length in lengths]
-        if encoded.class_attention is None:
-            return [Facts(grid) for grid in grids]
-        return [Facts(grid, row[1:]) for grid, row in zip(grids, encoded.class_attention, strict=False)]
+        protected = int(self.has_class_token(model))
+        rows = [each_or_none(x, protected) for x in (encoded.class_attention, encoded.received_attention)]
+        return [Facts(grid, *shown) for grid, *shown in zip(grids, *rows, strict=False)]
+
+    def taken(self, model: Any) -> list[int]:
+        """The layers of the tower whose outputs are taken; state 0 is the embedding."""
+        taken, layers = model.config.vision_feature_layer, model.vision_tower.encoder.layers
+        return [state % (len(layers) + 1) - 1 for state in ([taken] if isinstance(taken, int) else taken)]
 
     def showing(self, model: Any) -> Sequence[nn.Module]:
-        taken, layers = model.config.vision_feature_layer, model.vision_tower.encoder.layers
-        states = [taken] if isinstance(taken, int) else taken
-        shown = [layers[state % (len(layers) + 1) - 1].self_attn for state in states]  # state 0 is the embedding
-        return [projection for attention in shown for projection in (attention.q_proj, attention.k_proj)]
+        return projections([model.vision_tower.encoder.layers[number] for number in self.taken(model)])
+
+    def showing_all(self, model: Any) -> Sequence[nn.Module]:
+        if not self.side(model):
+            return ()
+        return projections(model.vision_tower.encoder.layers[: max(self.taken(model)) + 1])
+
+
+def projections(layers: Iterable[Any]) -> list[nn.Module]:
+    """To queries and keys, layer by layer."""
+    return [projection for layer in layers for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)]
+
+
+def each_or_none(x: Tensor | None, protected: int) -> Iterable[Tensor | None]:
+    """Of `x (images, tokens)` that of each image's tokens but the first `protected` ones; None again and again."""
+    return repeat(None) if x is None else iter(x[:, protected:])
 
 
 ADAPTER = TransformersLlava()

@@ -50,6 +50,6 @@ def test_the_methods_that_fit() -> None:
     """Those whose maps name a member of each output."""
     plain = {"atc", "divprune", "dpc_knn", "kmeans", "kmedoids", "pitome", "pool", "random", "spectral", "tome", "ward"}
     for row in ROWS:
-        of_tower = {"fastervlm"} if row.name == "llava" else set()
-        within = set() if row.name.startswith("qwen3") else {"fastv", "pyramiddrop"}
+        of_tower = {"fopru", "visionzip", "vflowopt"} | ({"fastervlm"} if row.name == "llava" else set())
+        within = set() if row.name.startswith("qwen3") else {"fastv", "pyramiddrop", "todre"}
         assert set(compatible(shared(row.name)).language) == plain | of_tower | within

@@ -155,8 +155,12 @@ def test_methods_of_vision_transformers() -> None:
     for method, sentence in (("evit", "for the layers of a vision transformer"), ("gtp", "methods that fit: atc")):
         with pytest.raises(ValueError, match=sentence):
             patch(fresh(LLAVA), method, keep=0.25)
-    with pytest.raises(ValueError, match="it needs received_attention, but nothing before the language model shows it"):
-        patch(fresh(LLAVA), "kmeans", keep=0.25, weights="attention")
+    model = fresh(LLAVA)
+    model.config.vision_feature_select_strategy = "full"
+    with pytest.raises(ValueError, match="it needs received_attention, but its vision tower does not show what its"):
+        patch(model, "kmeans", keep=0.25, weights="attention")
+    with pytest.raises(ValueError, match="it needs crops, but its images are not shown in crops"):
+        patch(fresh(LLAVA), "globalcom2", keep=0.25)
 
 
 def test_grids_that_are_not_known() -> None:

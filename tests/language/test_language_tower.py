@@ -43,6 +43,20 @@ def test_the_attention_of_the_layer_whose_features_are_taken(layer: Any) -> None
     assert torch.allclose(found, expected, atol=1e-6) and expected.std() > 0
 
 
+def test_the_mean_over_all_layers() -> None:
+    """Until the one whose features are taken: -2 of three layers."""
+    model, given = fresh(LLAVA), LLAVA.inputs(PROMPTS)
+    model.model.vision_tower.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = model.model.vision_tower(given["pixel_values"], output_attentions=True).attentions
+    expected = torch.stack([each[:, :, 0, 1:].mean(1) for each in maps[:2]]).mean(0)
+    patch(model, "fastervlm", keep=0.25, tower_layers="all")
+    found = model.get_image_features(given["pixel_values"], return_dict=True).tokenreduce.class_attention[:, 1:]
+    assert torch.allclose(found, expected, atol=1e-6) and len(maps) == 3
+    generate(model, given)
+    assert report(model).visual_left == 12 and ours(model) == 5 and ours(unpatch(model)) == 0
+
+
 def kept_by(attention: Tensor) -> Any:
     def choose(x: Tensor, keep: int, grid: Any) -> Any:
         row = next(rows)
@@ -94,7 +108,7 @@ def test_a_tower_that_is_reduced_itself() -> None:
         warnings.simplefilter("ignore")
         patch(model, "tome", r=2)
     patch(model, "fastervlm", keep=0.25)
-    with pytest.raises(ValueError, match="the vision tower has not shown the attention of its class token"):
+    with pytest.raises(ValueError, match="the vision tower has not shown the class_attention of each of these tokens"):
         generate(model, LLAVA.inputs(PROMPTS))
     unpatch(model.model.vision_tower)
     generate(model, LLAVA.inputs(PROMPTS))
@@ -111,5 +125,5 @@ def test_nothing_is_kept_after_an_exception_in_the_tower() -> None:
     with pytest.raises(RuntimeError, match="stopped"):
         generate(model, given)
     handle.remove()
-    assert _tower._shown.projected == []
+    assert _tower._shown.projected == [] and not _tower._shown.asked
     generate(model, given)

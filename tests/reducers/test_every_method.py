@@ -28,7 +28,14 @@ def inputs(batch: int = 2, seed: int = 0) -> dict[str, Any]:
     words = torch.rand(batch, N, generator=g)
     scans = {"scan_output": torch.randn(batch, N, 8, generator=g), "time_step": torch.rand(batch, N, 8, generator=g)}
     shown = {"attention": attention, "text_attention": words, "pixels": pixels, "auxiliary_logits": logits}
-    return {"x": x, **shown, **heads, **scans}
+    return {"x": x, **shown, **heads, **scans, "crops": in_crops().expand(batch, -1, -1)}
+
+
+def in_crops() -> torch.Tensor:
+    """A small image of 2 x 2 tokens, and two crops of 2 x 4 one above the other, whose rows have ends."""
+    small = [(0, y, x) for y in range(2) for x in range(2)]
+    crops = [(-1 if x == 4 else 1 + y // 2, y, x) for y in range(4) for x in range(5)]
+    return torch.tensor([small + crops])
 
 
 def plan(method: str, given: dict[str, Any], keep: int | None = 16, **more: Any) -> tokenreduce.TokenMap:

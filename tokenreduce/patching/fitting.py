@@ -36,6 +36,7 @@ def misfit(reducer: Reducer, backbone: nn.Module, adapter: Adapter, outer: Seque
     if not reasons and "encoder" not in reducer.places:
         return "it is for what enters a language model, with keep="
     missing["text_attention"] = "there is no prompt before a vision transformer"
+    missing["crops"] = "a vision transformer sees one picture"
     if auxiliary_heads(outer) is None:
         missing[LOGITS] = "no module around the backbone has auxiliary heads (auxiliary_layers and auxiliary_logits)"
     reasons += [f"it needs {need}, but {missing[need]}" for need in sorted(reducer.required()) if need in missing]

@@ -10,7 +10,7 @@ from torch import nn
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.forward.language.reduction import LanguageReduction
 from tokenreduce.patching.finding import find_language
-from tokenreduce.reducers.contract import POSITIONS, Reducer
+from tokenreduce.reducers.contract import POSITIONS, Ending, Reducer
 from tokenreduce.reducers.registry import lookup, methods
 
 
@@ -49,7 +49,12 @@ def unfit(reducer: Reducer, part: nn.Module, adapter: Any) -> str:
     if "language" not in reducer.places:
         return "it is for the layers of a vision transformer"
     missing = adapter.missing_for(part, reducer.required())
-    return "; ".join(f"it needs {name}, but {why}" for name, why in sorted(missing.items()))
+    reasons = [f"it needs {name}, but {why}" for name, why in sorted(missing.items())]
+    if reducer.averages_tower() and not adapter.showing_all(part):
+        reasons.append("its vision tower does not show the attention of all its layers")
+    if reducer.ending(depth_of(part, adapter)) is not None:
+        reasons += [f"it ends within it, but {why}; give threshold=0" for why in adapter.refuse_layers(part)]
+    return "; ".join(reasons)
 
 
 def fitting_methods(part: nn.Module, adapter: Any) -> list[str]:
@@ -57,10 +62,11 @@ def fitting_methods(part: nn.Module, adapter: Any) -> list[str]:
     return [name for name in methods() if not unfit(lookup(name)(), part, adapter)]
 
 
-def choose_stages(reducer: Reducer, part: Any, adapter: Any, keep: Any) -> tuple[tuple[int, float | int], ...]:
+def choose_stages(reducer: Reducer, part: Any, adapter: Any, keep: Any) -> tuple[tuple[int, Any], ...]:
     """The layers before which tokens leave, with what each keeps."""
-    depth = part.get_submodule(adapter.language).config.num_hidden_layers
-    stages = dict(keep) if isinstance(keep, Mapping) else dict.fromkeys(reducer.language_layers(depth), keep)
+    depth = depth_of(part, adapter)
+    own = reducer.language_layers(depth)
+    stages: dict[Any, Any] = dict(keep) if isinstance(keep, Mapping) else dict.fromkeys(own, keep)
     for layer, kept in stages.items():
         check_keep(kept)
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < depth:
@@ -74,7 +80,25 @@ def choose_stages(reducer: Reducer, part: Any, adapter: Any, keep: Any) -> tuple
         raise InvalidValueError(
             f"{reducer.name} reads the attention of the layer before, and layer 0 has none; name layers from 1 on"
         )
-    return tuple(sorted(stages.items()))
+    return (*sorted(stages.items()), *ending_of(reducer, depth, stages))
+
+
+def depth_of(part: Any, adapter: Any) -> int:
+    """Layers of the language model."""
+    return int(part.get_submodule(adapter.language).config.num_hidden_layers)
+
+
+def ending_of(reducer: Reducer, depth: int, stages: Mapping[int, Any]) -> tuple[tuple[int, Ending], ...]:
+    """The method's ending as the last stage; there is none where nothing leaves."""
+    ending = reducer.ending(depth)
+    if ending is None or all(isinstance(keep, float) and keep == 1 for keep in stages.values()):
+        return ()
+    if max(stages) >= ending.layer:
+        raise InvalidValueError(
+            f"{reducer.name} ends before layer {ending.layer}, and keep names layer {max(stages)}; name layers before "
+            "it, or give threshold=0"
+        )
+    return ((ending.layer, ending),)
 
 
 def check_keep(keep: object) -> None:

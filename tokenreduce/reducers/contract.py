@@ -53,6 +53,15 @@ SHAPES = {
 }
 
 
+class Ending(NamedTuple):
+    """Before `layer` of a language model all tokens of images leave a prompt in which the attention of text to images
+    and that of images to text, in the layer before, are both below `threshold`: the means over rows and heads of what
+    goes there."""
+
+    layer: int
+    threshold: float
+
+
 @dataclass(frozen=True)
 class FastPath:
     """What compiled kernels spare a method. It belongs to the `plan` of the same class.
@@ -162,6 +171,14 @@ class Reducer:
     def language_layers(self, depth: int) -> tuple[int, ...]:
         """The layers of a language model before which a budget alone lets tokens leave; 0: before the first."""
         return (0,)
+
+    def ending(self, depth: int) -> Ending | None:
+        """Whether, and where, all tokens of images leave a language model once text does not read them."""
+        return None
+
+    def averages_tower(self) -> bool:
+        """Whether the attention of a vision tower is wanted as a mean over its layers, up to the one that is taken."""
+        return False
 
     def required(self) -> frozenset[str]:
         """What these options need of the model; most methods need the same with all options."""

@@ -102,6 +102,11 @@ ENTRIES = {
         scans=True,
     ),
     "time_step": Entry(("B", "N", "E"), "the time steps of a layer's scans, mean over directions", scans=True),
+    "crops": Entry(
+        ("B", "N", "3"),
+        "of images that are shown whole, small, and in crops: the crop of each token, from 1 on, row by row, 0 for the "
+        "small image, -1 for what ends a row; its row and column, in the small image or in the grid of all crops",
+    ),
     "origin": Entry(("B", "N"), "the index in the input of the token that represents each token"),
 }
 VIDEO = frozenset(name for name, entry in ENTRIES.items() if entry.videos)
@@ -187,6 +192,7 @@ def fake_entries(
         "time_step": lambda: torch.rand(1, n, 2 * full.shape[-1], generator=generator, device=full.device),
         "text_attention": lambda: torch.rand(1, n, generator=generator, device=full.device),
         "pixels": lambda: torch.randn(1, n, 2, 1, generator=generator, device=full.device),
+        "crops": lambda: torch.zeros(1, n, 3, dtype=torch.long, device=full.device),
     }
     sources |= {name: lambda: full[:, :, image] for name in ("keys", "queries", "values")}
     return sources | image_sources(full, full, None, class_tokens, image)

@@ -31,9 +31,11 @@ def plan(
     values: Tensor | None = None,
     class_attention: Tensor | None = None,
     text_attention: Tensor | None = None,
+    received_attention: Tensor | None = None,
     attention: Tensor | None = None,
     positions: Tensor | None = None,
     pixels: Tensor | None = None,
+    crops: Tensor | None = None,
     auxiliary_logits: Tensor | None = None,
     scan_output: Tensor | None = None,
     time_step: Tensor | None = None,
@@ -51,10 +53,12 @@ def plan(
         sizes: `(B, N)`, how many input tokens each token stands for; None: one each.
         keys, queries, values: `(B, H, N, d)` or `(B, N, d)`; keys default to `x` itself.
         class_attention, text_attention: `(B, N)`, needed by methods that rank by them.
+        received_attention: `(B, H, N)`, what each token receives from all; that of `attention` where it is given.
         attention: `(B, H, prefix + N, prefix + N)` after softmax, needed by methods that read more of it.
         grid: `(H, W)` of the tokens, of a video `(T, H, W)`, needed by methods that use their places.
         positions: `(B, N, 2)`, row and column of each token; default: those of the grid.
         pixels: `(B, N, F, P)`, the pixels in each token, P in each of the F frames that it covers.
+        crops: `(B, N, 3)`, the crop, row and column of each token of an image in crops, see `reducers.entries`.
         auxiliary_logits: `(B, N, P, K)`, logits of K classes for each of the P places in a token.
         scan_output, time_step: `(B, N, E)`, what the scans of a state-space model give before the output projection,
             and their time steps.
@@ -75,6 +79,7 @@ def plan(
             raise InvalidValueError(f"{method} can leave {least} to {n} of {n} tokens, not {keep}")
     given = {"keys": keys, "queries": queries, "values": values, "class_attention": class_attention}
     given |= {"text_attention": text_attention, "attention": attention, "positions": positions, "pixels": pixels}
+    given |= {"received_attention": received_attention, "crops": crops}
     given |= {"auxiliary_logits": auxiliary_logits, "scan_output": scan_output, "time_step": time_step}
     for name, tensor in {**given, "sizes": sizes}.items():
         if tensor is not None and not isinstance(tensor, Tensor):
@@ -123,7 +128,7 @@ def _entries(x: Tensor, given: dict[str, Tensor], grid: tuple[int, ...] | None, 
     for name in ("keys", "queries", "values"):
         if name in found and found[name].ndim == 3:
             found[name] = found[name][:, None]
-    known = {"B": batch, "N": n, "A": prefix + n, "2": 2}
+    known = {"B": batch, "N": n, "A": prefix + n, "2": 2, "3": 3}
     for name, tensor in found.items():
         if not ENTRIES[name].fits(tensor, known):
             raise InvalidValueError(
@@ -136,9 +141,11 @@ def _entries(x: Tensor, given: dict[str, Tensor], grid: tuple[int, ...] | None, 
         found = from_attention(found["attention"], prefix) | {k: v for k, v in found.items() if k != "attention"}
     if "positions" not in found and grid is not None and math.prod(grid) == n:
         found["positions"] = grid_positions(grid, x.device).expand(batch, -1, -1)
-    for name in ("class_attention", "text_attention", "positions"):
+    for name in ("class_attention", "text_attention", "received_attention", "positions"):
         if name in found:
             found[name] = found[name].float()
+    if "crops" in found:
+        found["crops"] = found["crops"].long()
     return found
 
 

@@ -54,6 +54,7 @@ class Tokens:
     own_attention = _entry("own_attention")
     attention = _entry("attention")
     positions = _entry("positions")
+    crops = _entry("crops")
     origin = _entry("origin")
     pixels = _entry("pixels")
     scan_output = _entry("scan_output")

@@ -16,6 +16,7 @@ from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.modes import without_autocast
 from tokenreduce.reducers import functional
 from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.entries import ENTRIES
 
 
 class Planned(NamedTuple):
@@ -66,10 +67,26 @@ class Removal:
         found = list(units)
         for part in self.planned:
             for number, kept, members in zip(part.numbers, part.kept, part.members, strict=True):
-                prompt, _, (grid, attention) = units[number]
-                attention = None if attention is None else attention[members]
-                found[number] = Unit(prompt, kept, Facts(grid, attention))
+                prompt, _, facts = units[number]
+                found[number] = Unit(prompt, kept, facts.of(members))
         return found
+
+
+class Ended(Removal):
+    """All tokens of the `units` of some prompts leave: of those for which `ends` is True."""
+
+    def __init__(
+        self, units: Sequence[Unit], ends: Sequence[bool], shape: tuple[int, int], device: torch.device
+    ) -> None:
+        super().__init__((), shape, device)
+        self.ends = ends
+        for unit in units:
+            self.removed[unit.prompt, unit.places] = ends[unit.prompt]
+
+    def left(self, units: Sequence[Unit]) -> list[Unit]:
+        return [
+            unit._replace(places=unit.places[:0], facts=Facts()) if self.ends[unit.prompt] else unit for unit in units
+        ]
 
 
 def plan_removal(
@@ -102,10 +119,10 @@ def plan_removal(
 def _shown(
     reducer: Reducer, units: Sequence[Unit], prompts: Tensor, places: Tensor, text_attention: Tensor | None
 ) -> dict[str, Tensor]:
-    """What the method reads of these units besides their rows, `(U, T)` each."""
-    shown: dict[str, Tensor] = {}
-    if "class_attention" in reducer.required():
-        shown["class_attention"] = torch.stack([unit.facts.class_attention for unit in units])  # type: ignore[misc]
+    """What the method reads of these units besides their rows, entries of U images of T tokens."""
+    facts = [unit.facts.shown() for unit in units]
+    read = (reducer.required() | reducer.uses).intersection(*facts)
+    shown = {name: torch.stack([each[name] for each in facts]) for name in sorted(read)}
     if "text_attention" in reducer.required() and text_attention is not None:
         shown["text_attention"] = text_attention[prompts[:, None], places]
     return shown
@@ -118,7 +135,7 @@ def plan_in_steps(
     output `(U, keep)`. A method that cannot remove so many at once does it again with what is left.
 
     Args:
-        shown: what the method reads besides, `(U, T)` each.
+        shown: what the method reads besides, entries of the same images.
     """
     sizes: Tensor | None = None
     steps: list[tuple[TokenMap, Tensor | None]] = []
@@ -133,6 +150,14 @@ def plan_in_steps(
         token_map = functional.plan(rows, reducer.name, keep=count, sizes=sizes, grid=grid, **(options | shown))
         steps.append((token_map, sizes))
         members = token_map.representatives()
-        rep, shown = rep.gather(1, members), {name: x.gather(1, members) for name, x in shown.items()}
+        rep, shown = rep.gather(1, members), {name: of_members(name, x, members) for name, x in shown.items()}
         rows, sizes = token_map.apply(rows, sizes), token_map.sizes(sizes)
     return tuple(steps), rep
+
+
+def of_members(name: str, entry: Tensor, members: Tensor) -> Tensor:
+    """What an entry says of the tokens `members (U, M)`."""
+    axis = ENTRIES[name].shape.index("N")
+    shape = [members.shape[i // axis] if i in (0, axis) else 1 for i in range(entry.ndim)]
+    index = members.view(shape).expand(*entry.shape[:axis], -1, *entry.shape[axis + 1 :])
+    return entry.gather(axis, index)

@@ -6,13 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.contract import Ending, Reducer
 
 Keep = float | int
 
 
-def count_left(n: int, keep: Keep) -> int:
-    """Tokens left of `n`: a share rounds down, and one is always left."""
+def count_left(n: int, keep: Keep | Ending) -> int:
+    """Tokens left of `n`: a share rounds down, and one is always left; an ending only lets all leave, or none."""
+    if isinstance(keep, Ending):
+        return n
     return min(n, keep) if isinstance(keep, int) else max(1, math.floor(n * keep + 1e-9))
 
 
@@ -23,6 +25,7 @@ class LanguageReduction:
     Args:
         keep: what the user gave: a share in (0, 1], a number of tokens, or one of them for some layers.
         stages: the layers before which tokens leave, ascending, with what each keeps; 0 is before the language model.
+            The last one may be the method's ending.
         positions: "keep": what stays has the positions that it had; "renumber": as if the rest had never been there.
         adapter: that of the model's family.
         requested: what the user gave as `positions`, for `save_patch`.
@@ -30,7 +33,7 @@ class LanguageReduction:
 
     reducer: Reducer
     keep: Keep | dict[int, Keep]
-    stages: tuple[tuple[int, Keep], ...]
+    stages: tuple[tuple[int, Keep | Ending], ...]
     positions: str
     adapter: Any
     requested: str = "auto"
@@ -51,9 +54,31 @@ class LanguageReduction:
         return self.positions == "renumber"
 
     @property
-    def later(self) -> dict[int, Keep]:
+    def later(self) -> dict[int, Keep | Ending]:
         """The stages within the language model."""
         return {layer: keep for layer, keep in self.stages if layer}
+
+    @property
+    def first(self) -> Keep:
+        """What enters the language model."""
+        keep = dict(self.stages).get(0, 1.0)
+        return 1.0 if isinstance(keep, Ending) else keep
+
+    @property
+    def ends(self) -> bool:
+        """Whether all tokens may leave in the end."""
+        return any(isinstance(keep, Ending) for _, keep in self.stages)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the words of a prompt decide what leaves."""
+        return self.ends or "text_attention" in self.reducer.required()
+
+    def reads_attention(self, layer: int) -> bool:
+        """Whether the attention of this layer decides what leaves before the next."""
+        keep = self.later.get(layer + 1)
+        by_word = keep is not None and "text_attention" in self.reducer.required()
+        return by_word or isinstance(keep, Ending)
 
     @property
     def manner(self) -> tuple[str, tuple[int, ...]]:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tokenreduce.forward.language.held import Held, translated
 from tokenreduce.forward.language.passage import Passage
-from tokenreduce.forward.language.planning import plan_removal
-from tokenreduce.forward.language.reduction import LanguageReduction
+from tokenreduce.forward.language.planning import Ended, Removal, plan_removal
+from tokenreduce.forward.language.reduction import Keep, LanguageReduction
 from tokenreduce.forward.language.units import Unit
+from tokenreduce.reducers.contract import Ending
 
 
 class Stream:
@@ -35,25 +36,48 @@ class Stream:
         self.back = self.within  # of each row that entered, the one that shows it now
         self.passages: dict[int, Tensor] = {}  # `back` after each stage
         self.noted: Tensor | None = None  # the attention of the last row to all rows, in the layer before
+        self.ended: Tensor | None = None  # the prompts that no longer read their images, in the layer before
+        self.counts: dict[int, list[int]] = {}  # tokens left of each unit after each stage
         self.held: dict[int, Held] = {}
         self.changed: dict[str, Any] = {}  # arguments of the layers from the last stage on
-
-    def reads(self, layer: int) -> bool:
-        """Whether the attention of this layer decides what leaves before the next."""
-        return layer + 1 in self.reduction.later and "text_attention" in self.reduction.reducer.required()
 
     def note(self, rows: Tensor) -> None:
         """The attention `(B, entries)` of the last row, in the layer before a stage."""
         self.noted = rows[:, rows.shape[1] - self.within.shape[1] :]
 
+    def visual(self) -> Tensor:
+        """`(B, P)`: which of the rows are of images."""
+        found = torch.zeros_like(self.valid)
+        for unit in self.units:
+            found[unit.prompt, unit.places] = True
+        return found
+
+    def note_flow(self, to_images: Tensor, ending: Ending) -> None:
+        """The attention to images `(B, P)` of each row, in the layer before an ending.
+
+        A prompt ends if, on average, neither its text looks at images nor images at anything else.
+        """
+        visual = self.visual()
+        text = self.valid & ~visual
+        of_text, of_images = (
+            (to_images.masked_fill(~rows, 0).sum(1) / rows.sum(1)) for rows in (text, visual)
+        )  # no rows: not a number, which is below nothing
+        self.ended = (of_text < ending.threshold) & (1 - of_images < ending.threshold)
+
+    def _removal(self, keep: Keep | Ending, x: Tensor) -> Removal:
+        if not isinstance(keep, Ending):
+            return plan_removal(self.reduction.reducer, keep, self.units, x, self.noted)
+        ended = [] if self.ended is None else self.ended.tolist()
+        return Ended(self.units, ended, (x.shape[0], x.shape[1]), x.device)
+
     def reduce(self, layer: int, x: Tensor, given: dict[str, Any]) -> Tensor:
         """Let rows leave `x (B, P, C)` before a layer, and change what this and later layers are called with."""
-        reducer, keep = self.reduction.reducer, self.reduction.later[layer]
-        removal = plan_removal(reducer, keep, self.units, x, self.noted)
+        removal = self._removal(self.reduction.later[layer], x)
         passage = Passage.of(removal.removed, self.valid, 0)
         x = passage.rows(removal.carry(x))
         left = removal.left(self.units)
         self.units = [unit._replace(places=passage.back[unit.prompt, unit.places]) for unit in left]
+        self.counts[layer] = [len(unit.places) for unit in left]
         self.within, self.valid = self.within.gather(1, passage.index), passage.valid
         self.back, self.noted = passage.back.gather(1, self.back), None
         self.passages[layer] = self.back

@@ -14,11 +14,29 @@ Grid = tuple[int, ...]
 
 
 class Facts(NamedTuple):
-    """What is known of an image or video besides its features: its grid, and the attention `(T,)` of the vision tower's
-    class token to its tokens."""
+    """What is known of an image or video of T tokens besides its features.
+
+    Args:
+        grid: of its tokens.
+        class_attention: `(T,)`, that of the vision tower's class token to them.
+        received_attention: `(T,)`, what they receive from all tokens of the tower, mean over heads.
+        crops: `(T, 3)`, of an image that is shown whole and in crops: the entry of this name.
+    """
 
     grid: Grid | None = None
     class_attention: Tensor | None = None
+    received_attention: Tensor | None = None
+    crops: Tensor | None = None
+
+    def shown(self) -> dict[str, Tensor]:
+        """What is known of each token, as entries of `Tokens` without a batch."""
+        known = {"class_attention": self.class_attention, "crops": self.crops}
+        known["received_attention"] = None if self.received_attention is None else self.received_attention[None]
+        return {name: x for name, x in known.items() if x is not None}
+
+    def of(self, members: Tensor) -> Facts:
+        """The same of the tokens `members` alone."""
+        return Facts(self.grid, *(None if x is None else x[members] for x in self[1:]))
 
 
 class Unit(NamedTuple):

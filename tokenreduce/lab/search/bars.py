@@ -26,7 +26,7 @@ def lowest(trials: Trials, parts: Parts, error: float, at: At) -> float:
     return LEVELS[low]
 
 
-def descend(trials: Trials, parts: Parts, error: float, at: At) -> Candidate:
+def descend(trials: Trials, parts: Parts, error: float, at: At, budget: str = "flops") -> Candidate:
     """The candidate at the last level, from the highest down, before the upper bound of an error crosses the bar.
 
     As the levels and their order are fixed, the first failure ends the test and each pass holds with 95 % confidence.
@@ -36,7 +36,7 @@ def descend(trials: Trials, parts: Parts, error: float, at: At) -> Candidate:
     if len(set(parts.sources)) < LEAST:
         raise InvalidValueError(
             f"error={error} is checked on {len(set(parts.sources))} sources; a bound needs {LEAST} at least: give more "
-            "images, or flops="
+            f"images, or {budget}="
         )
     passed, bound = None, None
     for level in LEVELS:
@@ -50,7 +50,7 @@ def descend(trials: Trials, parts: Parts, error: float, at: At) -> Candidate:
     if passed is None:
         seen = "" if bound is None else f", where the bound is {float(bound.max()):.2g}"
         raise InvalidValueError(
-            f"error={error} is not kept with confidence even at flops={LEVELS[0]}{seen}; allow a greater error, or "
+            f"error={error} is not kept with confidence even at {budget}={LEVELS[0]}{seen}; allow a greater error, or "
             "give more images"
         )
     return passed

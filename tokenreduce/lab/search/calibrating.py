@@ -12,6 +12,7 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.search.calibration import Calibration
 from tokenreduce.lab.search.journal import Journal
 from tokenreduce.lab.search.parting import collect, part
+from tokenreduce.lab.search.prompt_calibration import are_prompts, calibrate_prompts, choose_prompt_variants
 from tokenreduce.lab.search.proposing import need_optuna
 from tokenreduce.lab.search.searching import Search
 from tokenreduce.lab.search.trials import Trials, Variant
@@ -28,6 +29,7 @@ def calibrate(
     *,
     flops: float | None = None,
     error: float | None = None,
+    keep: float | None = None,
     methods: Sequence[Named] | None = None,
     sources: Sequence[Hashable] | None = None,
     trials: int = 0,
@@ -43,13 +45,18 @@ def calibrate(
     (1 - cosine, of the features before the head and of the final tokens). The choice stands only if it beats the
     default on the others, with 95 % confidence; else the default is the result. The model stays as it is.
 
+    Of a vision-language model it is what each layer of the language model keeps of images, chosen by how far the next
+    word after a prompt is from that of the unpatched model (KL divergence). See docs/vlm.md.
+
     Args:
-        images: as the model takes them, `(n, C, H, W)` floats, or an iterable of batches; 32 or more, and varied.
+        images: as the model takes them, `(n, C, H, W)` floats, or an iterable of batches; 32 or more, and varied. Or
+            prompts: a list of what a processor makes of each, with images, for `generate`; 16 or more.
         flops: the share of the unpatched multiply-adds to keep, in (0, 1]; all candidates meet it.
         error: instead of `flops`: the greatest mean error. The result is the least share whose error on images that
-            chose nothing has its one-sided 95 % bound below it.
+            chose nothing has its one-sided 95 % bound below it. Of prompts, counts are then found layer by layer.
+        keep: of prompts, instead of `flops`: the share of the image tokens, mean over all layers, in (0, 1).
         methods: names, or pairs of a name and options; the first is the default that others must beat. Without it:
-            `ward`, also without its early keys, `tome` and `dpc_knn`, as far as they fit the model.
+            `ward`, also without its early keys, `tome` and `dpc_knn`, as far as they fit the model; of prompts `fastv`.
         sources: where each image comes from, such as the file that it was cut out of: images of one source are never
             on both sides. Without it each image is its own.
         trials: so many more candidates are proposed by Optuna (extra `calibrate`).
@@ -62,23 +69,35 @@ def calibrate(
     Raises:
         ValueError, TypeError: a value, method or model that does not fit, or an `error` that cannot be kept.
     """
-    check_numbers(flops, error, trials, held_out)
-    variants = choose_variants(model, methods)
+    check_numbers({"flops": flops, "error": error, "keep": keep}, trials, held_out)
+    prompts = are_prompts(images)
+    if (flops if prompts else keep) is not None:
+        raise InvalidTypeError(
+            "what enters a language model is counted in tokens: give keep=0.3 instead of flops"
+            if prompts
+            else "keep is for prompts with images, a list of what a processor makes of each; give flops=0.6 for images"
+        )
+    variants = choose_prompt_variants(model, methods) if prompts else choose_variants(model, methods)
     if trials:
         need_optuna()
+    tell = progress or (lambda fraction, what: None)
+    if prompts:
+        return calibrate_prompts(
+            model, images, variants, keep, error, sources, trials, greedy, held_out, seed, resume, tell
+        )
     tensor = collect(images)
     like = next(model.parameters())
     parts = part(len(tensor), sources, held_out, seed)
     tensor = tensor.to(like.device, like.dtype)
-    search = Search(variants, parts, trials, greedy, seed, progress or (lambda fraction, what: None))
+    search = Search(variants, parts, trials, greedy, seed, tell)
     measured = Trials(model, variants[0], tensor, parts.batches, Journal(resume), search.tell)
     return search.at(measured, flops) if flops is not None else search.below(measured, float(error or 0))
 
 
-def check_numbers(flops: float | None, error: float | None, trials: int, held_out: float) -> None:
-    if (flops is None) == (error is None):
-        raise InvalidTypeError("give exactly one of flops and error, for example flops=0.6")
-    for name, value in (("flops", flops), ("error", error), ("held_out", held_out)):
+def check_numbers(budgets: dict[str, float | None], trials: int, held_out: float) -> None:
+    if sum(value is not None for value in budgets.values()) != 1:
+        raise InvalidTypeError("give exactly one of flops and error, for example flops=0.6; of prompts keep or error")
+    for name, value in (*budgets.items(), ("held_out", held_out)):
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):

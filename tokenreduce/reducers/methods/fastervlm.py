@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tokenreduce.maps.token_map import TokenMap
+from tokenreduce.reducers.checks import check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.parts.highest import keep_highest
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
+
+TAKEN, ALL = "taken", "all"
 
 
 @register
@@ -23,8 +26,16 @@ class FasterVLM(Reducer):
     of the tower whose output the language model gets (the mean over layers where it gets several). Kept tokens stay in
     raster order; of equal scores the lower index is kept. In a vision transformer the same is `topk`.
 
+    With `tower_layers="all"` the score is the mean over all layers up to that one, as in VTC-CLS ("[CLS] Token Tells
+    Everything Needed for Training-free Efficient MLLMs", arXiv 2412.05819; which layers it takes is not confirmed).
+
     Departure: fractions round down as everywhere here; the paper's tables round up.
+
+    Args:
+        tower_layers: "taken", those whose output is taken, or "all" until there.
     """
+
+    tower_layers: str = TAKEN
 
     name: ClassVar[str] = "fastervlm"
     kind: ClassVar[str] = "pruning"
@@ -36,6 +47,12 @@ class FasterVLM(Reducer):
     shape: ClassVar[str] = "first"
     places: ClassVar[frozenset[str]] = frozenset({"language"})
     positions: ClassVar[str] = "renumber"
+
+    def __post_init__(self) -> None:
+        check_option("tower_layers", self.tower_layers, (TAKEN, ALL))
+
+    def averages_tower(self) -> bool:
+        return self.tower_layers == ALL
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         return keep_highest(tokens.class_attention, keep)

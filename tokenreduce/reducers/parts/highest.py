@@ -1,4 +1,4 @@
-"""Keeping the tokens with the highest scores before a language model, in which nobody restores those that left."""
+"""Keeping tokens in raster order before a language model, in which nobody restores those that left."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from tokenreduce.ops.order import stable_order
 
 
 def keep_highest(scores: Tensor, keep: int) -> TokenMap:
-    """The map that keeps the `keep` highest of `scores (B, N)` in raster order, of equals the lower index.
+    """The map that keeps the `keep` highest of `scores (B, N)`, of equals the lower index, see `keep_in_order`."""
+    return keep_in_order(stable_order(scores, 1, descending=True)[:, :keep], scores.shape[1])
+
+
+def keep_in_order(kept: Tensor, entered: int) -> TokenMap:
+    """The map that keeps `kept (B, M)` of so many tokens in raster order.
 
     The kept token before it stands for each dropped one, as the outputs of a language model show.
     """
-    kept = stable_order(scores, 1, descending=True)[:, :keep].sort(dim=1).values
-    is_kept = torch.zeros_like(scores, dtype=torch.long).scatter(1, kept, 1)
-    return keep_tokens(kept, (is_kept.cumsum(1) - 1).clamp_min(0))
+    kept = kept.sort(dim=1).values
+    none = torch.zeros(kept.shape[0], entered, dtype=torch.long, device=kept.device)
+    return keep_tokens(kept, (none.scatter(1, kept, 1).cumsum(1) - 1).clamp_min(0))
