@@ -14,7 +14,7 @@ from tokenreduce.cli.arguments import (
     Device,
     Flops,
     JsonFile,
-    Methods,
+    Keep,
     Options,
     PerBlock,
     Ratio,
@@ -22,8 +22,11 @@ from tokenreduce.cli.arguments import (
     numbers,
     place_name,
     progress_bar,
+    refuse_options,
     usable_device,
 )
+from tokenreduce.cli.bench_generate import DEFAULT as RANDOM
+from tokenreduce.cli.bench_generate import bench_generate
 from tokenreduce.cli.output import console, environment, print_table
 from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidValueError, unknown
@@ -32,6 +35,7 @@ from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.lab.speed import compare, slower_sentences
 from tokenreduce.lab.speed.modes import MODES, check_modes
 
+DEFAULT, TASKS = "deit_small_patch16_224", ("encode", "generate")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # The columns do not fit one terminal line.
@@ -41,13 +45,29 @@ COST = (*NAMES, "macs", "flops_share", "tokens_left", "peak_memory_mib", "plan_u
 
 
 def bench(
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "deit_small_patch16_224",
-    method: Methods = "tome",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{MODEL_HELP}; default: {DEFAULT}. generate: random-llava (default), scene_vlm or hf:NAME of a "
+            "vision-language model"
+        ),
+    ] = None,
+    task: Annotated[str, typer.Option(help="encode: images (default); generate: answers about them")] = "encode",
+    method: Annotated[
+        str | None, typer.Option(help="methods, separated by commas; default: tome; generate: divprune")
+    ] = None,
     flops: Flops = None,
     ratio: Ratio = None,
     r: PerBlock = None,
+    keep: Keep = None,
     option: Options = None,
-    batch_size: Annotated[str, typer.Option(help="batch sizes, separated by commas")] = "1,32",
+    batch_size: Annotated[
+        str | None, typer.Option(help="batch sizes, separated by commas; default: 1,32; generate has one prompt")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="generate: images in a prompt, separated by commas; default: 1,4")
+    ] = None,
+    words: Annotated[int | None, typer.Option(min=1, help="generate: words after the first; default: 16")] = None,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="side of the square input; default: the model's own size")
     ] = None,
@@ -63,23 +83,36 @@ def bench(
     json_file: JsonFile = None,
 ) -> None:
     """Time patched models against the unpatched one, and against the unpatched one with its tokens sliced to the same
-    counts, which costs nothing (the limit)."""
-    arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
-    sizes = numbers("--batch-size", batch_size, int)
-    if any(size < 1 for size in sizes):
-        raise InvalidValueError(f"--batch-size is {batch_size!r}; batch sizes are 1 or more, such as 1,32")
+    counts, which costs nothing (the limit). generate: the first token, further ones and the cache."""
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
     dtype = SHORT.get(dtype, dtype)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, [*DTYPES, *SHORT])
     place = usable_device(device)
+    if task == "generate":
+        foreign: dict[str, object] = {"--flops": flops, "--ratio": ratio, "--r": r, "--batch-size": batch_size}
+        refuse_options(task, foreign | {"--image-size": image_size, f"--mode {mode}": mode != "eager"})
+        with using_threads(threads):
+            bench_generate(
+                model or RANDOM, method or "divprune", keep, option or [], images or "1,4", words or 16, rounds,
+                min_time, place, DTYPES[dtype], pretrained, json_file,
+            )  # fmt: skip
+        return
+    refuse_options(task, {"--keep": keep, "--images": images, "--words": words})
+    model, batch_size = model or DEFAULT, batch_size or "1,32"
+    arms = make_arms(method or "tome", {"flops": flops, "ratio": ratio, "r": r}, option or [])
+    sizes = numbers("--batch-size", batch_size, int)
+    if any(size < 1 for size in sizes):
+        raise InvalidValueError(f"--batch-size is {batch_size!r}; batch sizes are 1 or more, such as 1,32")
     modes = [word.strip() for word in mode.split(",")]
     check_modes(modes, place)
     network, shape = load_model(model, image_size, pretrained)
     with using_threads(threads):
         generator = torch.Generator().manual_seed(0)
-        images = [torch.randn(size, *shape, generator=generator).to(place, DTYPES[dtype]) for size in sizes]
+        noise = [torch.randn(size, *shape, generator=generator).to(place, DTYPES[dtype]) for size in sizes]
         with progress_bar() as progress:
-            rows = compare(network, images, arms, rounds=rounds, min_time=min_time, modes=modes, progress=progress)
+            rows = compare(network, noise, arms, rounds=rounds, min_time=min_time, modes=modes, progress=progress)
         side = "x".join(map(str, shape))
         print_table(select(rows, SPEED), f"{model}, input {side}: speed in {rounds} rounds")
         print_table(select(rows, COST), "cost of one image in MACs, of the batch in memory and in the reducer's time")

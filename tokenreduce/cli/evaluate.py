@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -21,11 +20,12 @@ from tokenreduce.cli.arguments import (
     make_arms,
     place_name,
     progress_bar,
+    refuse_options,
     usable_device,
 )
 from tokenreduce.cli.output import console, print_refused, print_table
 from tokenreduce.cli.writing import write_json
-from tokenreduce.errors import InvalidTypeError, unknown
+from tokenreduce.errors import unknown
 from tokenreduce.lab.data.samples import TASKS
 from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS
 from tokenreduce.lab.quality.evaluation import Head, Setup, classification, dense
@@ -119,10 +119,3 @@ def evaluate(
     print_refused(rows)
     if json_file is not None:
         write_json(json_file, "eval", rows, **ready.settings, device=place_name(place))
-
-
-def refuse_options(task: str, given: Mapping[str, object]) -> None:
-    """Raise if an option was given that the task does not use."""
-    named = [name for name, value in given.items() if value]
-    if named:
-        raise InvalidTypeError(f"--task {task} does not use {' and '.join(named)}; leave that out")

@@ -81,7 +81,7 @@ class LanguageReport:
 
     @property
     def uncounted(self) -> tuple[str, ...]:
-        """Parts of the language model whose work does not follow from its rows, such as experts and linear attention."""
+        """Parts of the language model whose work does not follow from its rows: experts, linear attention."""
         return self._costs.unknown
 
     @property
@@ -128,8 +128,8 @@ class LanguageReport:
         ]
         if len(set(self.layer_rows)) > 1:
             lines.append(f"rows in each layer: {' '.join(map(str, self.layer_rows))}")
-        share = self.prefill_share
-        counted = f"unknown: {self.uncounted[0]}" if share is None else f"{share:.1%} of the unpatched ones"
+        prefill = self.prefill_share
+        counted = f"unknown: {self.uncounted[0]}" if prefill is None else f"{prefill:.1%} of the unpatched ones"
         lines.append(f"multiply-adds of the language model's prefill: {counted}")
         if self.kv_bytes:
             lines.append(f"keys and values: {self.kv_bytes_unpatched / MIB:.3g} -> {self.kv_bytes / MIB:.3g} MiB")
