@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped.random_llava import NAME as RANDOM
-from tokenreduce.lab.shipped.vision_language import Prompted, handmade_inputs, load_prompted, noise_inputs
+from tokenreduce.lab.shipped.vision_language import Prompted, handmade_inputs, load_prompted, moved, noise_inputs
 from tokenreduce.lab.speed.generating import compare_answering
 
 DEFAULT = RANDOM
@@ -50,7 +50,7 @@ def bench_generate(
         raise InvalidValueError(f"--images is {images!r}; numbers of images in a prompt are 1 or more, such as 1,4")
     prompted = load_prompted(model, pretrained)
     network = prompted.model.to(place, dtype)
-    prompts = [moved(inputs_of(prompted, count), place, dtype) for count in counts]
+    prompts = [moved(inputs_of(prompted, count), network) for count in counts]
     with progress_bar() as progress:
         rows = compare_answering(
             network, prompts, arms, words=words, rounds=rounds, min_time=min_time, progress=progress
@@ -68,14 +68,9 @@ def bench_generate(
 
 def inputs_of(prompted: Prompted, images: int) -> dict[str, Tensor]:
     """A prompt with so many images of noise: times do not depend on what is in them."""
-    if prompted.own_words:
+    if prompted.chats:
         return noise_inputs(prompted, images)
     return handmade_inputs(prompted.model, images, PROMPT_WORDS)
-
-
-def moved(inputs: Mapping[str, Tensor], place: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """On the device; pixels in the model's type."""
-    return {name: x.to(place, dtype if x.is_floating_point() else x.dtype) for name, x in inputs.items()}
 
 
 def some(rows: Sequence[Row], keys: str) -> list[Row]:

@@ -13,6 +13,7 @@ from tokenreduce.cli.arguments import (
     Exif,
     Flops,
     JsonFile,
+    Keep,
     Methods,
     Options,
     PerBlock,
@@ -23,6 +24,7 @@ from tokenreduce.cli.arguments import (
     refuse_options,
     usable_device,
 )
+from tokenreduce.cli.eval_vlm import evaluate_vlm
 from tokenreduce.cli.output import console, print_refused, print_table
 from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import unknown
@@ -32,7 +34,7 @@ from tokenreduce.lab.quality.evaluation import Head, Setup, classification, dens
 
 
 def evaluate(
-    task: Annotated[str, typer.Option(help=f"classification, {', '.join(TASKS)}")] = "classification",
+    task: Annotated[str, typer.Option(help=f"classification, {', '.join(TASKS)}, vlm")] = "classification",
     model: Annotated[
         str | None, typer.Option(help=f"{MODEL_HELP}; default: the shipped model of the task, if there is one")
     ] = None,
@@ -41,7 +43,8 @@ def evaluate(
         typer.Option(
             help="classification: fashion-mnist (default), photographs (default of dinov2_small), imagenet, or a "
             "folder of class folders or of images; segmentation: scenes (default), ade20k, cityscapes; "
-            "detection: scenes (default), coco; depth: nyuv2"
+            "detection: scenes (default), coco; depth: nyuv2; vlm: photographs (default), scenes (of scene_vlm), a "
+            "folder of images, or a .jsonl file with image, question and, where known, answers"
         ),
     ] = None,
     data_dir: Annotated[
@@ -52,6 +55,7 @@ def evaluate(
     flops: Flops = None,
     ratio: Ratio = None,
     r: PerBlock = None,
+    keep: Keep = None,
     option: Options = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="default: 100 in classification, 8 in other tasks")
@@ -87,6 +91,12 @@ def evaluate(
     rounds: Annotated[
         int, typer.Option(min=0, help="dense tasks: bootstrap rounds for 95 % intervals of the change; 0: none")
     ] = 0,
+    words: Annotated[
+        int | None, typer.Option(min=1, help="vlm: words of an answer at most; default: 20, of scene_vlm 3")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help='vlm: asked of images that bring none; default: "Describe this image."')
+    ] = None,
     exif: Exif = True,
     reduced_labels: Annotated[
         bool, typer.Option("--reduced-labels", help="ade20k: files hold 0 to 149 and 255 instead of 0 to 150")
@@ -94,14 +104,26 @@ def evaluate(
     json_file: JsonFile = None,
 ) -> None:
     """Measure patched models on images. Classification: how far features are from those of the unpatched model and,
-    where images have labels, accuracy. Segmentation, detection and depth: the usual figures of each task."""
-    if task not in ("classification", *TASKS):
-        raise unknown("task", task, ("classification", *TASKS))
+    where images have labels, accuracy. Segmentation, detection and depth: the usual figures of each task. vlm: how far
+    answers of vision-language models are from those of the unpatched model and, where they are known, how many are
+    right."""
+    if task not in ("classification", *TASKS, "vlm"):
+        raise unknown("task", task, ("classification", *TASKS, "vlm"))
+    if task == "vlm":
+        foreign: dict[str, object] = {"--flops": flops, "--ratio": ratio, "--r": r, "--data-dir": data_dir}
+        foreign |= {"--all-images": all_images, "--gallery": gallery, "--text-model": text_model}
+        foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head, f"--rounds {rounds}": rounds}
+        refuse_options(task, foreign | {f"--align {align}": align != "none", "--reduced-labels": reduced_labels})
+        place = usable_device(device)
+        setup = Setup(model, data, None, limit, batch_size, pretrained, place, exif)
+        evaluate_vlm(setup, method, keep, option or [], words, question, json_file)
+        return
+    refuse_options(task, {"--keep": keep, "--words": words, "--question": question})
     arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
     place = usable_device(device)
     setup = Setup(model, data, data_dir, limit, batch_size, pretrained, place, exif, reduced_labels)
     if task == "classification":
-        foreign: dict[str, object] = {f"--align {align}": align != "none", f"--rounds {rounds}": rounds}
+        foreign = {f"--align {align}": align != "none", f"--rounds {rounds}": rounds}
         refuse_options(task, foreign | {"--reduced-labels": reduced_labels})
         chosen = Head(head, gallery, gallery_size, text_embeddings_file, text_model)
         ready = classification(arms, setup, chosen, all_images=all_images, workers=workers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +26,30 @@ class Prompted(NamedTuple):
     processor: Any = None
 
     @property
-    def own_words(self) -> bool:
-        """Whether prompts of any images and words can be made."""
-        return isinstance(self.processor, ChatProcessor)
+    def chats(self) -> bool:
+        """Whether prompts may hold any images and words."""
+        return isinstance(self.processor, Placed) and isinstance(self.processor.processor, ChatProcessor)
+
+
+class Placed:
+    """A processor whose inputs come to the device of a model, pixels in its number format."""
+
+    def __init__(self, processor: Any, model: Any) -> None:
+        self.processor, self.model = processor, model
+
+    def __call__(self, images: Any, text: Sequence[str]) -> dict[str, Tensor]:
+        """As the processor."""
+        return moved(self.processor(images=images, text=text), self.model)
+
+    def batch_decode(self, sequences: Tensor) -> list[str]:
+        """As the processor."""
+        words: list[str] = self.processor.batch_decode(sequences)
+        return words
+
+
+def moved(inputs: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Inputs on the device of a model, pixels in its number format."""
+    return {name: x.to(model.device, model.dtype if x.is_floating_point() else x.dtype) for name, x in inputs.items()}
 
 
 class ChatProcessor:
@@ -63,13 +84,18 @@ def load_prompted(name: str, pretrained: bool = True) -> Prompted:
     Raises: ValueError if there is none, or transformers cannot load it.
     """
     if name == SCENES:
-        return Prompted(scene_vlm(pretrained), SceneProcessor())
+        shipped = scene_vlm(pretrained)
+        return Prompted(shipped, Placed(SceneProcessor(), shipped))
     if name == RANDOM:
         return Prompted(random_llava())
     if not name.startswith(PREFIX):
         raise unknown("vision-language model", name, (SCENES, RANDOM, f"{PREFIX}NAME"))
-    import transformers
-
+    try:
+        import transformers
+    except ImportError:
+        raise InvalidValueError(
+            f"{name} needs transformers, which is not installed: pip install 'tokenreduce[transformers]'"
+        ) from None
     transformers.logging.set_verbosity_error()
     path = name.removeprefix(PREFIX)
     try:
@@ -77,7 +103,7 @@ def load_prompted(name: str, pretrained: bool = True) -> Prompted:
         processor = transformers.AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise InvalidValueError(f"transformers cannot load {path!r}: {str(error).splitlines()[0]}") from None
-    return Prompted(model.eval(), ChatProcessor(processor))
+    return Prompted(model.eval(), Placed(ChatProcessor(processor), model))
 
 
 def made_of(kind: Any, path: str, pretrained: bool) -> Any:
