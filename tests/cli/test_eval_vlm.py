@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from tokenreduce.cli import visualize_vlm
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.shipped.random_llava import random_llava
 from tokenreduce.lab.shipped.vision_language import load_prompted, noise_inputs
@@ -137,3 +138,54 @@ def test_wrong_options(run: Callable[..., str], monkeypatch: Any, given: list[st
 def test_other_tasks_do_not_use_them(run: Callable[..., str], given: list[str]) -> None:
     with pytest.raises(InvalidTypeError, match="--task classification does not use"):
         run("eval", "--flops", "0.6", *given)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What is handed over to be drawn, which is drawn all the same."""
+    seen: list[tuple[Any, ...]] = []
+    draw = visualize_vlm.draw_kept
+
+    def spy(*given: Any) -> None:
+        seen.append(given)
+        draw(*given)
+
+    monkeypatch.setattr(visualize_vlm, "draw_kept", spy)
+    return seen
+
+
+def test_kept_tokens_of_a_scene(run: Callable[..., str], tmp_path: Path, drawn: list[tuple[Any, ...]]) -> None:
+    out = tmp_path / "kept.png"
+    asked = ("--method", "divprune,random", "--keep", "0.25,7", "--no-pretrained", "--question", "how many bags ?")
+    said = run("visualize", *asked, "--out", out)
+    ((pixels, kept, grid, _, title),) = drawn
+    assert out.stat().st_size and grid == (10, 10) and pixels.shape == (1, 80, 80) and title == "how many bags ?"
+    assert [len(numbers) for numbers in kept.values()] == [25, 7, 25, 7]
+    assert "divprune at keep=7: 7 of 100 tokens of the image are left" in said
+
+
+def test_kept_tokens_of_a_photograph(
+    run: Callable[..., str], tmp_path: Path, saved: Path, drawn: list[tuple[Any, ...]]
+) -> None:
+    """The picture is drawn as the processor cuts it: here the middle square of red, white, and red again."""
+    picture = Image.new("RGB", (168, 56), (255, 0, 0))
+    picture.paste((255, 255, 255), (56, 0, 112, 56))
+    picture.save(tmp_path / "wide.png")
+    asked = ("--model", f"hf:{saved}", "--image", tmp_path / "wide.png", "--method", "divprune,globalcom2")
+    said = run("visualize", *asked, "--keep", "4", "--out", tmp_path / "kept.png")
+    ((pixels, kept, grid, _, _),) = drawn
+    assert grid == (4, 4) and pixels.shape == (3, 56, 56) and pixels[:, :, 28].min() > 0.99
+    assert len(kept) == 1 and "globalcom2 at keep=4 was not run" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        (["--keep", "1.0"], InvalidValueError, "or none has left"),
+        (["--keep", "0.5", "--image", "a.png"], InvalidValueError, "about scenes alone"),
+        (["--keep", "0.5", "--layers", "1"], InvalidTypeError, "does not use --layers"),
+    ],
+)
+def test_what_cannot_be_drawn(run: Callable[..., str], tmp_path: Path, given: list[str], error: Any, says: str) -> None:
+    with pytest.raises(error, match=says):
+        run("visualize", "--method", "divprune", "--no-pretrained", *given, "--out", tmp_path / "a.png")

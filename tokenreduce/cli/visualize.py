@@ -12,19 +12,23 @@ from tokenreduce.cli.arguments import (
     MODEL_HELP,
     Exif,
     Flops,
+    Keep,
     Options,
     PerBlock,
     Ratio,
     make_arms,
     numbers,
+    refuse_options,
 )
 from tokenreduce.cli.output import console, print_refused
+from tokenreduce.cli.visualize_vlm import visualize_vlm
 from tokenreduce.cli.writing import check_file, saying
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.lab.data.picture import load_image
 from tokenreduce.lab.lanes import patched_lane, try_arms
 from tokenreduce.lab.pictures import draw_methods, last_of_quarters, reduced_row
 from tokenreduce.lab.shipped.named import load_model
+from tokenreduce.lab.shipped.vision_language import SCENES
 from tokenreduce.patching.finding import find_backbone
 from tokenreduce.patching.verbs import report
 
@@ -33,12 +37,16 @@ FORMATS = (".jpg", ".pdf", ".png", ".svg")
 
 def visualize(
     image: Annotated[Path | None, typer.Option(help="an image file; default: a shipped one")] = None,
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "fashion_vit",
+    model: Annotated[
+        str | None, typer.Option(help=f"{MODEL_HELP}; default: fashion_vit; with --keep: scene_vlm or hf:NAME")
+    ] = None,
     method: Annotated[str, typer.Option(help="methods, separated by commas; one row of the picture each")] = "tome",
     flops: Flops = None,
     ratio: Ratio = None,
     r: PerBlock = None,
+    keep: Keep = None,
     option: Options = None,
+    question: Annotated[str | None, typer.Option(help="with --keep: what is asked about the image")] = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -51,10 +59,16 @@ def visualize(
         "out/visualize.png"
     ),
 ) -> None:
-    """Draw the tokens of an image that are left after some layers, and their sizes, with one row for each method."""
-    arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
+    """Draw the tokens of an image that are left after some layers, and their sizes, with one row for each method. With
+    --keep: those that are left in the language model of a vision-language model (scene_vlm or hf:NAME)."""
     if out.suffix.lower() not in FORMATS:
         raise unknown("kind of picture in --out", out.suffix, FORMATS)
+    if keep is not None:
+        refuse_options("vlm", {"--flops": flops, "--ratio": ratio, "--r": r, "--layers": layers})
+        visualize_vlm(image, model or SCENES, method, keep, option or [], question, exif, pretrained, out)
+        return
+    model = model or "fashion_vit"
+    arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
     network = load_model(model, None, pretrained)[0].eval()
     _, backbone, adapter = find_backbone(network)
     geometry = adapter.geometry(backbone)
