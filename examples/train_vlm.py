@@ -34,6 +34,8 @@ WORD = {word: index for index, word in enumerate(WORDS)}
 NAMED = torch.tensor([0, *(1 + scene_questions.NAMES.index(name) for name in scene_questions.NAME_OF)])
 PREFIX = 1 + SIDE**2  # the first word and the image
 FINE = 2  # predictions along a side of a patch
+HARD = (scene_questions.how_many,) * 2 + (scene_questions.what_is,) * 3  # asked more often in training
+TRAINED = (scene_questions.are_there, scene_questions.where, scene_questions.what_shade, *HARD)
 
 
 def parse() -> argparse.Namespace:
@@ -41,7 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--tower-epochs", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=40, help="with the tower's own")
+    parser.add_argument("--epochs", type=int, default=52, help="with the tower's own")
     parser.add_argument("--epoch-size", type=int, default=2048, help="scenes in an epoch, all new")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--questions", type=int, default=16, help="of each scene")
@@ -166,7 +168,7 @@ def loss_of(student: Student, made: scenes.Scenes, questions: int, seed: int) ->
         states = student.encode(made.images)
         losses = {"tower": student.dense_loss(states, made)}
         if questions:
-            packed = pack(scene_questions.ask_all(made, questions, seed))
+            packed = pack(scene_questions.ask_all(made, questions, seed, TRAINED))
             logits = student.read(states, packed)
             losses["answers"] = F.cross_entropy(logits.float(), packed.labels[packed.labels >= 0])
     return losses

@@ -95,6 +95,15 @@ def test_the_same_questions_for_the_same_seed() -> None:
     assert again == ASKED[:5] != asking.ask_all(scenes.load(5, seed=5), 12, seed=1)
 
 
+def test_some_kinds_are_asked_more_often() -> None:
+    held = [Thing("bag", 20.0, 20.0, 50.0)]
+    for times in (1, 3):
+        asked = asking.ask(held, 400, 0, (asking.how_many, *[asking.where] * times))
+        found = Counter(question.kind for question in asked)
+        assert found.keys() == {"how many", "where"}
+        assert 0.7 * times < found["where"] / found["how many"] < 1.4 * times
+
+
 def test_what_is_on_a_border_is_not_asked() -> None:
     middle, corner = Thing("bag", 40.0, 20.0, 100.0), Thing("shoe", 20.0, 60.0, 90.0)
     assert asking.place(middle) is None and asking.place(corner) == "bottom left"

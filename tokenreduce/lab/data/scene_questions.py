@@ -42,6 +42,9 @@ class Question:
     answer: str
 
 
+Kind = Callable[[Sequence[Thing], random.Random], Question | None]
+
+
 def things(scenes: Scenes, index: int) -> list[Thing]:
     """What scene `index` holds."""
     found = []
@@ -55,20 +58,25 @@ def things(scenes: Scenes, index: int) -> list[Thing]:
     return found
 
 
-def ask(held: Sequence[Thing], count: int, seed: int) -> list[Question]:
-    """`count` questions about a scene that holds these things; some may be asked twice."""
+def ask(held: Sequence[Thing], count: int, seed: int, kinds: Sequence[Kind] | None = None) -> list[Question]:
+    """`count` questions about a scene that holds these things; some may be asked twice.
+
+    Args:
+        kinds: what is drawn from, for each question anew, until one can be asked, so that `how_many` or `are_there`
+            must be among them; None: every kind as often.
+    """
     dice = random.Random(seed)
     asked: list[Question] = []
     while len(asked) < count:
-        question = dice.choice(KINDS)(held, dice)
+        question = dice.choice(kinds or KINDS)(held, dice)
         if question is not None:
             asked.append(question)
     return asked
 
 
-def ask_all(scenes: Scenes, count: int, seed: int) -> list[list[Question]]:
+def ask_all(scenes: Scenes, count: int, seed: int, kinds: Sequence[Kind] | None = None) -> list[list[Question]]:
     """`count` questions about each scene."""
-    return [ask(things(scenes, index), count, seed * 1_000_003 + index) for index in range(len(scenes))]
+    return [ask(things(scenes, index), count, seed * 1_000_003 + index, kinds) for index in range(len(scenes))]
 
 
 def beside(held: Sequence[Thing], anchor: Thing, side: str) -> str | None:
@@ -155,10 +163,4 @@ def what_shade(held: Sequence[Thing], dice: random.Random) -> Question | None:
     return Question("what shade", f"what shade is the {thing.name} ?", answer) if thing and answer else None
 
 
-KINDS: tuple[Callable[[Sequence[Thing], random.Random], Question | None], ...] = (
-    how_many,
-    are_there,
-    where,
-    what_is,
-    what_shade,
-)
+KINDS: tuple[Kind, ...] = (how_many, are_there, where, what_is, what_shade)
