@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from command_rows import read
 
-from tokenreduce.cli import bench_generate
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.shipped import vision_language
 from tokenreduce.lab.shipped.random_llava import random_llava
@@ -80,4 +79,4 @@ def test_other_tasks_do_not_use_them(run: Callable[..., str], given: list[str]) 
 def test_models_by_name() -> None:
     """The shipped one with random weights; its prompts are made by hand, as they hold any number of images."""
     prompted = vision_language.load_prompted("scene_vlm", pretrained=False)
-    assert bench_generate.inputs_of(prompted, 2)["input_ids"].shape == (1, 240)
+    assert vision_language.prompt_of(prompted, 2)["input_ids"].shape == (1, 240)

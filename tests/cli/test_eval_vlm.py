@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from tokenreduce.cli import visualize_vlm
+from tokenreduce.cli import visualize as visualization
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.shipped.random_llava import random_llava
 from tokenreduce.lab.shipped.vision_language import load_prompted, noise_inputs
@@ -144,13 +144,13 @@ def test_other_tasks_do_not_use_them(run: Callable[..., str], given: list[str]) 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What is handed over to be drawn, which is drawn all the same."""
     seen: list[tuple[Any, ...]] = []
-    draw = visualize_vlm.draw_kept
+    draw = visualization.draw_kept
 
     def spy(*given: Any) -> None:
         seen.append(given)
         draw(*given)
 
-    monkeypatch.setattr(visualize_vlm, "draw_kept", spy)
+    monkeypatch.setattr(visualization, "draw_kept", spy)
     return seen
 
 

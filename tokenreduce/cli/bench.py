@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -18,6 +19,7 @@ from tokenreduce.cli.arguments import (
     Options,
     PerBlock,
     Ratio,
+    keep_arms,
     make_arms,
     numbers,
     place_name,
@@ -25,14 +27,15 @@ from tokenreduce.cli.arguments import (
     refuse_options,
     usable_device,
 )
-from tokenreduce.cli.bench_generate import DEFAULT as RANDOM
-from tokenreduce.cli.bench_generate import bench_generate
-from tokenreduce.cli.output import console, environment, print_table
+from tokenreduce.cli.output import console, environment, print_refused, print_table
 from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped.named import load_model
+from tokenreduce.lab.shipped.random_llava import NAME as RANDOM
+from tokenreduce.lab.shipped.vision_language import load_prompted, moved, prompt_of
 from tokenreduce.lab.speed import compare, slower_sentences
+from tokenreduce.lab.speed.generating import compare_answering
 from tokenreduce.lab.speed.modes import MODES, check_modes
 
 DEFAULT, TASKS = "deit_small_patch16_224", ("encode", "generate")
@@ -42,6 +45,13 @@ SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 NAMES = ("method", "budget", "mode", "batch_size")
 SPEED = (*NAMES, "median_ms", "p90_ms", "images_per_second", "speedup", "speedup_interval", "limit_share")
 COST = (*NAMES, "macs", "flops_share", "tokens_left", "peak_memory_mib", "plan_us", "apply_us")
+PROMPT = ("method", "budget", "images_per_prompt")
+FIRST = "encoder_ms prefill_ms prefill_limit_share ttft_ms ttft_interval speedup speedup_interval"
+LATER = "tokens_left prefill_share ttft_limit_share ms_per_token token_limit_share kv_mib kv_share"
+MEANING = (
+    "encoder: vision tower and projector; prefill: the prompt until its first word, with what the method does; first "
+    "token: both; limit: the unpatched language model, called with the rows that are left"
+)
 
 
 def bench(
@@ -130,6 +140,48 @@ def bench(
             }
             settings |= {"modes": modes, "rounds": rounds, "min_time": min_time, "pretrained": pretrained}
             write_json(json_file, "bench", rows, **settings)
+
+
+def bench_generate(
+    model: str,
+    method: str,
+    keep: str | None,
+    option: Sequence[str],
+    images: str,
+    words: int,
+    rounds: int,
+    min_time: float,
+    place: torch.device,
+    dtype: torch.dtype,
+    pretrained: bool,
+    json_file: Path | None,
+) -> None:
+    """Time vision-language models: the first token, each further one, and the cache."""
+    arms = keep_arms(method, keep, option)
+    counts = numbers("--images", images, int)
+    if any(count < 1 for count in counts):
+        raise InvalidValueError(f"--images is {images!r}; numbers of images in a prompt are 1 or more, such as 1,4")
+    prompted = load_prompted(model, pretrained)
+    network = prompted.model.to(place, dtype)
+    prompts = [moved(prompt_of(prompted, count), network) for count in counts]
+    with progress_bar() as progress:
+        rows = compare_answering(
+            network, prompts, arms, words=words, rounds=rounds, min_time=min_time, progress=progress
+        )
+    measured = [row for row in rows if "refused" not in row]
+    print_table(some(measured, FIRST), f"{model}: the first token, in {rounds} rounds")
+    print_table(some(measured, LATER), f"{words} further tokens, and the cache of the prompt")
+    console.print(MEANING, highlight=False)
+    print_refused(rows)
+    if json_file is not None:
+        settings: dict[str, Any] = {"task": "generate", "model": model, "device": place_name(place)}
+        settings |= {"dtype": str(dtype).removeprefix("torch."), "words": words, "rounds": rounds}
+        write_json(json_file, "bench", rows, **settings, min_time=min_time, pretrained=pretrained)
+
+
+def some(rows: Sequence[Row], keys: str) -> list[Row]:
+    """The rows with these keys, beside those that name them."""
+    return [{key: row.get(key) for key in (*PROMPT, *keys.split())} for row in rows]
 
 
 def select(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from tokenreduce.cli.arguments import (
     MODEL_HELP,
@@ -16,19 +18,21 @@ from tokenreduce.cli.arguments import (
     Options,
     PerBlock,
     Ratio,
+    keep_arms,
     make_arms,
     numbers,
     refuse_options,
 )
 from tokenreduce.cli.output import console, print_refused
-from tokenreduce.cli.visualize_vlm import visualize_vlm
 from tokenreduce.cli.writing import check_file, saying
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.lab.data.picture import load_image
 from tokenreduce.lab.lanes import patched_lane, try_arms
 from tokenreduce.lab.pictures import draw_methods, last_of_quarters, reduced_row
+from tokenreduce.lab.quality.kept_pictures import as_seen, choose_picture
+from tokenreduce.lab.quality.kept_places import draw_kept, kept_tokens
 from tokenreduce.lab.shipped.named import load_model
-from tokenreduce.lab.shipped.vision_language import SCENES
+from tokenreduce.lab.shipped.vision_language import SCENES, load_prompted
 from tokenreduce.patching.finding import find_backbone
 from tokenreduce.patching.verbs import report
 
@@ -106,3 +110,43 @@ def choose_layers(text: str | None, depth: int) -> list[int]:
             f"--layers names layer {wrong[0]}; the model has {depth} layers, choose from 0 to {depth - 1}"
         )
     return chosen
+
+
+def visualize_vlm(
+    image: Path | None,
+    model: str,
+    method: str,
+    keep: str,
+    option: Sequence[str],
+    question: str | None,
+    upright: bool,
+    pretrained: bool,
+    out: Path,
+) -> None:
+    """Draw which tokens of an image are left in the last layer of a language model."""
+    arms = keep_arms(method, keep, option)
+    picture, said = choose_picture(image, model, question, upright)
+    prompted = load_prompted(model, pretrained)
+    if prompted.processor is None:
+        raise InvalidValueError(f"{model} has random weights and knows no words; give hf:NAME or {SCENES}")
+    inputs = prompted.processor(images=picture, text=[said])
+    lanes, refused = try_arms(arms, lambda arm: patched_lane(prompted.model, arm))
+    print_refused(refused)
+    kept: dict[str, Tensor] = {}
+    grid: Any = None
+    for arm, lane in lanes:
+        numbers = kept_tokens(lane, inputs).cpu()
+        shown = report(lane).to_json()
+        grid = grid if "units" not in shown else report(lane).grids[0]
+        count = shown.get("visual_tokens", len(numbers))
+        kept[f"{arm.method}\n{arm.budget}"] = numbers
+        console.print(f"{arm.name}: {len(numbers)} of {count} tokens of the image are left", highlight=False)
+    if grid is None or len(grid) != 2:
+        raise InvalidValueError(
+            f"the tokens of this image are no known grid in {model}, or none has left; choose a smaller --keep, or "
+            "another --model"
+        )
+    with saying("--out", out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw_kept(as_seen(prompted, picture[0], inputs), kept, grid, out, said)
+    console.print(f"wrote {out}", highlight=False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenreduce.lab.cells import as_pixels, enlarge, outline
 
-LEAST_SIDE = 448  # screen pixels; smaller images are enlarged
+LEAST_SIDE = 480  # screen pixels; smaller images are enlarged
 FADED = 0.2  # what is left of the pixels of a token that has left
 COLUMNS = 6
 
@@ -44,9 +44,10 @@ def draw_kept(
     from matplotlib.figure import Figure
 
     shown = {"input": None, **kept}
-    rows = -(-len(shown) // COLUMNS)
-    figure = Figure(figsize=(1.6 * COLUMNS, 1.8 * rows + 0.4), layout="constrained")
-    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    columns, side = (COLUMNS, 1.6) if len(shown) > COLUMNS else (len(shown), 3.2)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(side * columns, (side + 0.2) * rows + 0.4), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     cells = np.arange(grid[0] * grid[1]).reshape(grid)
     for axis, (heading, numbers) in zip(axes, shown.items(), strict=False):
         pixels = as_pixels(image).copy()

@@ -16,6 +16,7 @@ from tokenreduce.lab.shipped.scene_vlm import scene_vlm
 from tokenreduce.lab.shipped.scene_words import SceneProcessor
 
 SCENES = "scene_vlm"
+PROMPT_WORDS = 40  # around the images of a prompt of random words
 
 
 class Prompted(NamedTuple):
@@ -113,6 +114,13 @@ def made_of(kind: Any, path: str, pretrained: bool) -> Any:
     from transformers import AutoConfig
 
     return kind.from_config(AutoConfig.from_pretrained(path))
+
+
+def prompt_of(prompted: Prompted, images: int) -> dict[str, Tensor]:
+    """A prompt with so many images of noise: times do not depend on what is in them."""
+    if prompted.chats:
+        return noise_inputs(prompted, images)
+    return handmade_inputs(prompted.model, images, PROMPT_WORDS)
 
 
 def noise_inputs(prompted: Prompted, images: int, side: int = 336) -> dict[str, Tensor]:
