@@ -47,7 +47,7 @@ SPEED = (*NAMES, "median_ms", "p90_ms", "images_per_second", "speedup", "speedup
 COST = (*NAMES, "macs", "flops_share", "tokens_left", "peak_memory_mib", "plan_us", "apply_us")
 PROMPT = ("method", "budget", "images_per_prompt")
 FIRST = "encoder_ms prefill_ms prefill_limit_share ttft_ms ttft_interval speedup speedup_interval"
-LATER = "tokens_left prefill_share ttft_limit_share ms_per_token token_limit_share kv_mib kv_share"
+LATER = "places tokens_left prefill_share ttft_limit_share ms_per_token token_limit_share kv_mib kv_share"
 MEANING = (
     "encoder: vision tower and projector; prefill: the prompt until its first word, with what the method does; first "
     "token: both; limit: the unpatched language model, called with the rows that are left"

@@ -23,6 +23,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "macs": ("MACs", lambda v: f"{v / 1e9:.2f} G" if v >= 1e9 else f"{v / 1e6:.1f} M"),
     "flops_share": ("share", lambda v: f"{v:.3f}"),
     "tokens_left": ("tokens left", lambda v: f"{v:.0f}"),
+    "places": ("places", str),
     "prefill_share": ("prefill share", lambda v: f"{v:.3f}"),
     "top1": ("top-1", lambda v: f"{v:.2%}"),
     "top5": ("top-5", lambda v: f"{v:.2%}"),
