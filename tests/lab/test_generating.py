@@ -59,7 +59,7 @@ def test_the_limit_is_called_with_the_rows_that_are_left(name: str) -> None:
     model, given = patch(fresh(row), "divprune", keep=0.25), row.inputs([PROMPTS[1]])
     with torch.inference_mode():
         one = Answering(model, given, 2)
-        limit = limit_of(shared(name), one, 2)
+        limit = limit_of(shared(name), one)
         cache, logits = prefill_limit(shared(name), limit.called, limit.rows)
         want = model(**given, logits_to_keep=1).logits
         one.steps()
@@ -74,7 +74,7 @@ def test_the_limit_has_as_many_rows_in_each_layer(name: str) -> None:
     model, given = patch(fresh(row), "divprune", keep={0: 0.5, 1: 0.5, 2: 1}), row.inputs([PROMPTS[1]])
     with torch.inference_mode():
         one = Answering(model, given, 2)
-        limit = limit_of(shared(name), one, 2)
+        limit = limit_of(shared(name), one)
         limit.steps()  # of caches with unequal layers
         one.steps()
     rows = report(model).layer_rows
@@ -89,7 +89,7 @@ def test_where_nothing_left_or_masks_are_of_all_there_is_no_limit() -> None:
     with torch.inference_mode():
         for keep, there in (({0: 4}, True), ({1: 4}, False), ({0: 1.0}, False)):
             one = Answering(patch(model, "random", keep=keep), given, 1)
-            assert (limit_of(model, one, 1) is not None) == there
+            assert (limit_of(model, one) is not None) == there
 
 
 def test_words_are_taken_out_of_the_cache_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class Answering:
     """
 
     def __init__(self, model: Any, prompt: dict[str, Tensor], words: int) -> None:
-        self.model, self.prompt, self.words = model, prompt, words
+        self.model, self.prompt = model, prompt
         _, self.part, self.adapter = find_language(model)
         self.encoded = self.adapter.encoded(self.part, prompt)
         features = [out.pooler_output for out in (self.encoded.get("mm_encoder_outputs") or {}).values()]
@@ -31,6 +32,9 @@ class Answering:
         self.images = sum(len(part) for part in features)
         self.visual = sum(len(rows) for part in features for rows in part)
         self.places = prompt["input_ids"].shape[1]
+        axes = 3 if self.adapter.rotates_in_3d else 1
+        ends = torch.arange(self.places, self.places + words, device=prompt["input_ids"].device)
+        self.positions = [place.expand(axes, 1, 1) if axes > 1 else place.expand(1, 1) for place in ends]
         self.cache, self.word = self.prefill()
         self.kv_bytes = bytes_in(self.cache)
         self.reduced = hasattr(self.cache, "kept")
@@ -46,7 +50,7 @@ class Answering:
 
     def steps(self) -> None:
         """Words one after the other, which are taken out of the cache again where it lets them be."""
-        say(self.model, self.cache, self.word, self.places, self.words)
+        say(self.model, self.cache, self.word, self.positions)
 
 
 class Limit:
@@ -55,11 +59,11 @@ class Limit:
     Args:
         called: arguments of the language model.
         rows: of each layer.
-        places: of the prompt, from which positions go on.
+        positions: of the words after the first.
     """
 
-    def __init__(self, model: Any, called: dict[str, Any], rows: tuple[int, ...], places: int, words: int) -> None:
-        self.model, self.called, self.rows, self.places, self.words = model, called, rows, places, words
+    def __init__(self, model: Any, called: dict[str, Any], rows: tuple[int, ...], positions: Sequence[Tensor]) -> None:
+        self.model, self.called, self.rows, self.positions = model, called, rows, positions
         self.cache, self.word = self.prefill()
 
     def prefill(self) -> tuple[Any, Tensor]:
@@ -67,30 +71,27 @@ class Limit:
         return cache, logits[:, -1:].argmax(-1)
 
     def steps(self) -> None:
-        say(self.model, self.cache, self.word, self.places, self.words)
+        say(self.model, self.cache, self.word, self.positions)
 
 
-def limit_of(base: Any, one: Answering, words: int) -> Limit | None:
+def limit_of(base: Any, one: Answering) -> Limit | None:
     """The limit of a patched model; None where layers have unequal rows and the attention wants a mask of all."""
     if not one.reduced:
         return None
     rows = report(one.model).layer_rows
     if len(set(rows)) > 1 and language_of(base).config._attn_implementation != "sdpa":
         return None
-    return Limit(base, reduced_call(one.model, one.encoded), rows, one.places, words)
+    return Limit(base, reduced_call(one.model, one.encoded), rows, one.positions)
 
 
-def say(model: Any, cache: Any, word: Tensor, places: int, words: int) -> None:
-    """`words` steps of decoding. They are taken out of the cache again, so that each call finds the same; states of
-    linear attention cannot be, and are as fast on top of what was said before."""
-    axes = 3 if find_language(model)[2].rotates_in_3d else 1
-    for step in range(words):
-        position = torch.full((axes, 1), places + step, device=word.device)
-        ids = position[:, None] if axes > 1 else position
-        out = model(input_ids=word, past_key_values=cache, position_ids=ids, use_cache=True)
+def say(model: Any, cache: Any, word: Tensor, positions: Sequence[Tensor]) -> None:
+    """A step of decoding for each of the `positions`. They are taken out of the cache again, so that each call finds
+    the same; states of linear attention cannot be, and are as fast on top of what was said before."""
+    for position in positions:
+        out = model(input_ids=word, past_key_values=cache, position_ids=position, use_cache=True)
         word = out.logits[:, -1:].argmax(-1)
     if all(layer.is_croppable for layer in cache.layers):
-        cache.crop(-words)
+        cache.crop(-len(positions))
 
 
 def bytes_in(cache: Any) -> int:

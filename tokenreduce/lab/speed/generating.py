@@ -84,7 +84,7 @@ def _measure(
     with torch.inference_mode():
         whole = Answering(base, prompt, words)
         patched = {f"{arm} ({i})": Answering(model, prompt, words) for i, (arm, model) in enumerate(lanes)}
-        limits = {f"limit of {name}": limit_of(base, one, words) for name, one in patched.items()}
+        limits = {f"limit of {name}": limit_of(base, one) for name, one in patched.items()}
         answering = {"unpatched": whole} | patched
         called: dict[str, Any] = answering | {name: limit for name, limit in limits.items() if limit is not None}
         device = prompt["input_ids"].device
