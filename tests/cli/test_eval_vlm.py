@@ -73,7 +73,7 @@ def test_scenes_have_answers(run: Callable[..., str], tmp_path: Path) -> None:
     assert all(row.keys() == KEYS | EXACT and row["images"] == 2 for row in rows)
     assert settings["model"] == "scene_vlm" and settings["data"] == "scenes" and settings["prompts"] == 8
     assert settings["words"] == 3 and not settings["pretrained"]
-    assert "without articles" in out and "top-1" in out
+    assert "without articles" in out and "top-1" in out and "right answers" in out
 
 
 def test_a_folder_of_images_has_none(run: Callable[..., str], tmp_path: Path, saved: Path) -> None:

@@ -35,9 +35,12 @@ from tokenreduce.lab.data.samples import TASKS
 from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS
 from tokenreduce.lab.quality.evaluation import Head, Setup, classification, dense
 from tokenreduce.lab.quality.vision_language import EXACT, MEANING, measure_answers
+from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped.vision_language import SCENES, load_prompted
 
 WORDS = 20  # of an answer about a photograph
+SAID = "method budget kl kl_interval top1_agreement top1_agreement_interval kv_share"
+RIGHT = "method budget exact exact_interval change change_interval"
 
 
 def evaluate(
@@ -171,11 +174,18 @@ def evaluate_vlm(
     batch_size, words = setup.batch_size or 8, words or (3 if model == SCENES else WORDS)
     with progress_bar() as progress:
         rows = measure_answers(prompted, arms, asked, batch_size=batch_size, words=words, progress=progress)
-    measured = [{key: value for key, value in row.items() if key != "images"} for row in rows if "refused" not in row]
-    print_table(measured, f"{model}, {len(asked.text)} prompts of {asked.name}")
+    measured = [row for row in rows if "refused" not in row]
+    print_table(part(measured, SAID), f"{model}, {len(asked.text)} prompts of {asked.name}")
+    if asked.answers is not None:
+        print_table(part(measured, RIGHT), "right answers")
     console.print(MEANING if asked.answers is None else f"{EXACT}; {MEANING}", highlight=False)
     print_refused(rows)
     if json_file is not None:
         settings: dict[str, Any] = {"task": "vlm", "model": model, "pretrained": setup.pretrained, "data": asked.name}
         settings |= {"prompts": len(asked.text), "batch_size": batch_size, "words": words, "question": question}
         write_json(json_file, "eval", rows, **settings, upright=setup.upright, device=place_name(setup.device))  # type: ignore[arg-type]
+
+
+def part(rows: Sequence[Row], keys: str) -> list[Row]:
+    """The rows with these keys: all do not fit one terminal line."""
+    return [{key: row[key] for key in keys.split()} for row in rows]
