@@ -3,7 +3,7 @@ BIN := .venv/bin
 # For a CPU-only PyTorch: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: setup demo test test-all mutants versions sanitize lint
+.PHONY: setup demo test test-all mutants versions sanitize lint docs docs-serve
 
 setup: .venv/installed
 
@@ -49,3 +49,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tokenreduce patches
+
+# Into site/, without the network; a dead link or anchor is an error.
+docs: setup
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
+docs-serve: setup
+	$(BIN)/python -m mkdocs serve $(ARGS)

@@ -1,6 +1,6 @@
 """Tables of facts that the code states itself: methods by kind, families, public names, entries, shapes, modes.
 
-`make_table.py --write` puts them into the README and docs/api.md, so that a new method or family edits no page.
+`make_table.py --write` puts them into the README and docs/, so that a new method or family edits no page.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def tables() -> dict[tuple[str, str], str]:
     """(file, marker) -> table, as in `make_table.tables`."""
     return {
         ("README.md", "kinds"): kinds(),
-        ("README.md", "backbones"): families(),
+        ("docs/backbones.md", "backbones"): families(),
         ("docs/api.md", "names"): names(),
         ("docs/api.md", "entries"): entries(),
         ("docs/api.md", "shapes"): shapes(),

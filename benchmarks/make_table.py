@@ -17,9 +17,13 @@ from tokenreduce.cli.output import COLUMNS
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import choice_tables  # noqa: E402
 import facts as stated  # noqa: E402
+import integration_tables  # noqa: E402
 import origins  # noqa: E402
 import quality_tables  # noqa: E402
+import scaling_tables  # noqa: E402
+import scan_tables  # noqa: E402
 import target_tables  # noqa: E402
 import transform_tables  # noqa: E402
 import vlm_tables  # noqa: E402
@@ -184,26 +188,6 @@ NO_GPU = (
 )
 
 
-RULES = [("stand_in", gap) for gap in ("size", "hold", "self", "frozen")] + [("zeros", "size"), ("compact", "size")]
-
-
-def scans(data: dict) -> str:
-    """Methods by rows, rules of scans by columns: change of top-1 in points and class error; best first."""
-    lines = [
-        f"{data['images']:,} test images, {data['top1']:.1%} unpatched; `scan_conv`, `scan_gap`:",
-        "",
-        f"| method | {' | '.join(f'`{conv}`, `{gap}`' for conv, gap in RULES)} |",
-        "|---|" + "---:|" * len(RULES),
-    ]
-    found = {(row["method"], row["conv"], row["gap"]): row for row in data["rows"] if "refused" not in row}
-    best = {row["method"]: row["class_error"] for key, row in found.items() if key[1:] == RULES[0]}
-    for method in sorted(best, key=best.__getitem__):
-        rows = [found.get((method, *rule)) for rule in RULES]
-        cells = ["-" if row is None else f"{100 * row['top1_change']:+.1f} / {row['class_error']:.3f}" for row in rows]
-        lines.append(f"| `{method}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def gpu(data: dict | None) -> str:
     """Whole models on a GPU: time over that of free slicing and speed-up, eager and as a graph; the card first."""
     if data is None:
@@ -244,8 +228,8 @@ def tables() -> dict[tuple[str, str], str]:
     read = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
     made = {
         ("README.md", "dinov2_small"): photographs(read.get("demo_dinov2_small")),
-        ("README.md", "demo"): markdown(read["demo"]["rows"]),
-        ("README.md", "bench"): markdown(read["deit_small_tome_r13"]["rows"]),
+        ("docs/quality.md", "demo"): markdown(read["demo"]["rows"]),
+        ("docs/speed.md", "bench"): markdown(read["deit_small_tome_r13"]["rows"]),
         ("docs/methods.md", "methods"): methods(),
         ("docs/backbones.md", "compatibility"): compatibility(read["compatibility"]),
         ("docs/backbones.md", "refusals"): refusals(read["compatibility"]),
@@ -254,7 +238,7 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/speed.md", "speed"): speed(read["speed"]),
         ("docs/speed.md", "speed in words"): sentences.limits(read["speed"]),
         ("docs/kernels.md", "size errors"): size_errors(read["size_errors"]),
-        ("docs/state-space.md", "scans"): scans(read["scans"]),
+        ("docs/state-space.md", "scans"): scan_tables.scans(read["scans"]),
         ("docs/targets.md", "targets"): target_tables.outcomes(read["targets"]["rows"]),
         ("docs/targets.md", "refusals"): target_tables.refusals(read["targets"]["rows"]),
         ("docs/transforms.md", "sentences"): transform_tables.sentences(read["transforms"]["columns"]),
@@ -270,7 +254,9 @@ def tables() -> dict[tuple[str, str], str]:
     found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
-    return origins.with_notes(made | quality_tables.tables(read) | stated.tables())
+    for module in (quality_tables, choice_tables, scaling_tables, integration_tables):
+        made |= module.tables(read)
+    return origins.with_notes(made | stated.tables())
 
 
 def write() -> None:

@@ -46,9 +46,18 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
         QUALITY,
     ),
     "detection": ("python benchmarks/dense.py detection --data-dir DIR --scenes 500", DENSE),
+    "embed_memory": ("python benchmarks/embed_memory.py", ("tokenreduce/lab/embedding",)),
     "gpu": ("python benchmarks/gpu.py --out DIR && python benchmarks/gpu_collect.py DIR", (*TIMM, "csrc")),
     "kernels": ("python benchmarks/kernels.py", ("csrc/cpu", "csrc/arithmetic.h", "csrc/tensors.h", "tokenreduce/ops")),
     "mutants": ("make mutants", ("tokenreduce", "patches")),
+    "onnxruntime": (
+        "python examples/onnx_export.py --json benchmarks/results/onnxruntime.json",
+        (*TIMM, "examples/onnx_export.py"),
+    ),
+    "openvino": (
+        "python examples/openvino_export.py --int8 --json benchmarks/results/openvino.json",
+        (*TIMM, "examples/openvino_export.py"),
+    ),
     "quality": (QUALITY_PY, QUALITY),
     "quality_real": ("python benchmarks/quality.py --model dinov2_small", QUALITY),
     "quality_real_518": ("python benchmarks/quality.py --model dinov2_small --size 518", QUALITY),
@@ -58,11 +67,21 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
         DENSE,
     ),
     "restoring_segmentation": ("python benchmarks/dense.py segmentation --data-dir DIR --held-out --scenes 300", DENSE),
+    "scaling": (
+        "python benchmarks/scaling.py",
+        (
+            "tokenreduce/lab/embedding",
+            "tokenreduce/lab/quality",
+            "tokenreduce/lab/shards.py",
+            "tokenreduce/lab/team.py",
+        ),
+    ),
     "scans": (
         "python benchmarks/scan_rules.py --images 500",
         (*METHODS, "patches/shared", "patches/scan", "tokenreduce/models", SHIPPED),
     ),
     "segmentation": ("python benchmarks/dense.py segmentation --data-dir DIR --scenes 500", DENSE),
+    "serving": ("python benchmarks/serving.py", (*SPEED, "examples/serve.py", "benchmarks/serving.py")),
     "size_errors": ("python benchmarks/size_errors.py", ("tokenreduce/ops/size_channels.py",)),
     "speed": ("python benchmarks/speed.py --threads 2", SPEED),
     "targets": ("python benchmarks/targets.py", ALL),
@@ -73,23 +92,33 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
 # (page, marker) of a table -> the results below which its origin is named
 TABLES = {
     ("README.md", "dinov2_small"): "demo_dinov2_small",
-    ("README.md", "demo"): "demo",
-    ("README.md", "bench"): "deit_small_tome_r13",
-    ("README.md", "quality"): "quality_real",
     ("docs/backbones.md", "compatibility"): "compatibility",
+    ("docs/choosing.md", "best"): "quality_real",
+    ("docs/choosing.md", "budgets"): "demo_dinov2_small",
     ("docs/dense.md", "segmentation"): "segmentation",
     ("docs/dense.md", "detection"): "detection",
     ("docs/dense.md", "restoring segmentation"): "restoring_segmentation",
     ("docs/dense.md", "restoring detection"): "restoring_detection",
     ("docs/gpu.md", "gpu"): "gpu",
+    ("docs/integrations.md", "serving"): "serving",
+    ("docs/integrations.md", "onnxruntime"): "onnxruntime",
+    ("docs/integrations.md", "openvino"): "openvino",
     ("docs/kernels.md", "size errors"): "size_errors",
     ("docs/methods.md", "best"): "quality_real",
+    ("docs/quality.md", "demo"): "demo",
+    ("docs/speed.md", "bench"): "deit_small_tome_r13",
+    ("docs/scaling.md", "memory"): "embed_memory",
+    ("docs/scaling.md", "scaling"): "scaling",
     ("docs/speed.md", "break-even"): "break_even",
     ("docs/speed.md", "speed"): "speed",
     ("docs/state-space.md", "scans"): "scans",
     ("docs/targets.md", "targets"): "targets",
     ("docs/versions.md", "versions"): "versions",
 }
+for share in ("0.8", "0.6", "0.45"):
+    TABLES["docs/quality.md", f"real {share}"] = "quality_real"
+    TABLES["docs/quality.md", f"real 518 {share}"] = "quality_real_518"
+    TABLES |= {("docs/quality.md", f"{name} {share}"): name for name in ("quality", "quality_second")}
 
 
 def git(*words: str) -> str:

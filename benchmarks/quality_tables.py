@@ -155,7 +155,6 @@ def tables(read: dict[str, Data]) -> dict[tuple[str, str], str]:
     """(file, marker) -> table or sentences, as in `make_table.tables`."""
     found = read["quality_real"]
     made = {
-        ("README.md", "quality"): real(found, MIDDLE),
         ("README.md", "quality in words"): verdict(found),
         ("docs/quality.md", "real setting"): setting(found),
         ("docs/quality.md", "real in words"): verdict(found),

@@ -7,11 +7,12 @@ which the tokens are gone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
-from prompting import IMAGE, VIDEO, WORDS, Prompt, Row
+from prompting import IMAGE, PAD, VIDEO, WORDS, Prompt, Row, language_of
 from torch import Tensor
 
 import tokenreduce
@@ -60,12 +61,17 @@ def by_map(method: str) -> Callable[..., Choice]:
 
 @dataclass
 class Sequence:
-    """What enters the language model of one prompt: rows, their positions `(axes, n)`, and what layers add."""
+    """What enters the language model of one prompt: rows, their positions `(axes, n)`, what layers add, and what masks
+    are made of, the place and the block of each row, and the words, PAD where an image is."""
 
     rows: Tensor
     positions: Tensor
     visual: Tensor
     added: list[Tensor]
+    places: Tensor
+    blocks: Tensor
+    words: Tensor
+    masks: Callable[[Tensor, Tensor], Any] | None
 
 
 def whole(model: Any, row: Row, given: dict[str, Tensor]) -> Sequence:
@@ -75,23 +81,26 @@ def whole(model: Any, row: Row, given: dict[str, Tensor]) -> Sequence:
     for token, kind, pixels in ((IMAGE, "image", "pixel_values"), (VIDEO, "video", "pixel_values_videos")):
         if pixels not in given:
             continue
-        more = {name: given[name] for name in (f"{kind}_grid_thw",) if name in given}
-        encoded = getattr(core, f"get_{kind}_features")(given[pixels], **more, return_dict=True)
+        encode = getattr(core, f"get_{kind}_features")
+        more = {name: given[name] for name in signature(encode).parameters if name in given and name != pixels}
+        encoded = encode(given[pixels], **more, return_dict=True)
         rows[ids == token] = torch.cat(list(encoded.pooler_output))
         for i, features in enumerate(getattr(encoded, "deepstack_features", None) or []):
             added += [torch.zeros_like(rows)] if len(added) <= i else []
             added[i][ids == token] = torch.cat(list(features))
-    positions = torch.arange(len(ids))[None]
+    positions = torch.arange(row.start, row.start + len(ids))[None]
     if row.rotates_in_3d:
         grids = {name: given.get(name) for name in ("image_grid_thw", "video_grid_thw")}
         positions = core.get_rope_index(given["input_ids"], mm_token_type_ids=given["mm_token_type_ids"], **grids)[0][
             :, 0
         ]
-    return Sequence(rows, positions, (ids == IMAGE) | (ids == VIDEO), added)
+    places, blocks = torch.arange(len(ids)), torch.tensor(row.blocks(ids.tolist()))
+    visual = (ids == IMAGE) | (ids == VIDEO)
+    return Sequence(rows, positions, visual, added, places, blocks, ids.masked_fill(visual, PAD), row.masks)
 
 
 def units_of(row: Row, prompt: Prompt) -> list[tuple[list[int], Any]]:
-    """The places of every image and video of a prompt, and its grid."""
+    """The places of every image and video of a prompt that may leave, and its grid."""
     found, place = [], 0
     for part in prompt:
         if isinstance(part, int):
@@ -102,7 +111,8 @@ def units_of(row: Row, prompt: Prompt) -> list[tuple[list[int], Any]]:
             place += i > 0
             places += range(place, place + run)
             place += run
-        found.append((places, row.grids.get(part)))
+        left = [at for i, at in enumerate(places) if i not in row.lasting.get(part, ())]
+        found.append((left, row.grids.get(part)))
     return found
 
 
@@ -122,8 +132,22 @@ def deleted(
                 x[places[i]] = sum(w * before[places[j]] for j, w in enumerate(weights) if w > 0)
         gone |= {place for i, place in enumerate(places) if i not in kept}
     stay = [i for i in range(len(rows)) if i not in gone]
-    positions = torch.arange(len(stay))[None] if renumber else full.positions[:, stay]
-    return Sequence(rows[stay], positions, full.visual[stay], [x[stay] for x in added])
+    positions = full.positions[:, : len(stay)] if renumber else full.positions[:, stay]
+    of_rows = {name: getattr(full, name)[stay] for name in ("visual", "places", "blocks", "words")}
+    return replace(full, rows=rows[stay], positions=positions, added=[x[stay] for x in added], **of_rows)
+
+
+def masks_of(sequence: Sequence) -> Any:
+    """What the language model is called with: one mask of rows, or those of pairs that it does not make itself."""
+    if sequence.masks is None:
+        return torch.ones(1, len(sequence.rows), dtype=torch.long)
+    found = sequence.masks(sequence.places, sequence.blocks)
+    return {kind: added(mask) for kind, mask in found.items()} if isinstance(found, dict) else added(found)
+
+
+def added(seen: Tensor) -> Tensor:
+    """What is added to logits, as every attention implementation does."""
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
 
 
 def logits_of(model: Any, sequence: Sequence) -> Tensor:
@@ -132,9 +156,12 @@ def logits_of(model: Any, sequence: Sequence) -> Tensor:
     if sequence.added:
         more = {"visual_pos_masks": sequence.visual[None]}
         more["deepstack_visual_embeds"] = [x[sequence.visual] for x in sequence.added]
-    out = model.model.language_model(
+    language = language_of(model)
+    if hasattr(language, "get_per_layer_inputs"):
+        more["per_layer_inputs"] = language.get_per_layer_inputs(sequence.words[None], None)
+    out = language(
         inputs_embeds=sequence.rows[None],
-        attention_mask=torch.ones(1, len(sequence.rows), dtype=torch.long),
+        attention_mask=masks_of(sequence),
         position_ids=sequence.positions if len(sequence.positions) == 1 else sequence.positions[:, None],
         use_cache=False,
         **more,
@@ -151,17 +178,33 @@ def extended(model: Any, sequence: Sequence, token: int) -> Sequence:
         torch.cat([sequence.positions, next_one], 1),
         torch.cat([sequence.visual, torch.tensor([False])]),
         [torch.cat([x, torch.zeros_like(word)]) for x in sequence.added],
+        torch.cat([sequence.places, sequence.places[-1:] + 1]),
+        torch.cat([sequence.blocks, torch.tensor([-1])]),
+        torch.cat([sequence.words, torch.tensor([token])]),
+        sequence.masks,
     )
 
 
+def likeliest(logits: Tensor) -> int:
+    return int(logits[:WORDS].argmax())
+
+
+def drawn(logits: Tensor) -> int:
+    """A word by chance, as `generate` draws it where nobody answers with an image."""
+    shares = logits.clone().index_fill(0, torch.arange(WORDS, len(logits)), -torch.inf).softmax(-1)
+    return int(torch.multinomial(shares[None], 1))
+
+
 @torch.no_grad()
-def greedy(model: Any, sequence: Sequence, steps: int) -> tuple[list[int], Tensor]:
-    """The ids of `steps` greedy words, and the logits of each."""
+def greedy(
+    model: Any, sequence: Sequence, steps: int, choose: Callable[[Tensor], int] = likeliest
+) -> tuple[list[int], Tensor]:
+    """The ids of `steps` words, the likeliest ones unless told otherwise, and the logits of each."""
     ids: list[int] = []
     found: list[Tensor] = []
     for _ in range(steps):
         found.append(logits_of(model, sequence)[-1])
-        ids.append(int(found[-1][:WORDS].argmax()))
+        ids.append(choose(found[-1]))
         sequence = extended(model, sequence, ids[-1])
     return ids, torch.stack(found)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from by_hand import extended, units_of, whole
-from prompting import WORDS, Prompt, Row, shared
+from prompting import WORDS, Prompt, Row, language_of, shared
 from torch import Tensor
 
 
@@ -39,7 +39,7 @@ class ByMasks:
 
     @torch.no_grad()
     def logits(self) -> Tensor:
-        text, n = self.model.model.language_model, len(self.sequence.rows)
+        text, n = language_of(self.model), len(self.sequence.rows)
         positions = self.sequence.positions if len(self.sequence.positions) == 1 else self.sequence.positions[:, None]
         x, first = self.sequence.rows[None], not self.gone
         tables = text.rotary_emb(x, positions)

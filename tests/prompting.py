@@ -9,7 +9,7 @@ import copy
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,7 @@ TEXT: dict[str, Any] = {
     "vocab_size": 100,
     "pad_token_id": PAD,
 }
+OF_IMAGES = {"image_grid_thw", "image_sizes", "image_position_ids"}  # arguments with something for each image
 Part = int | str
 Prompt = Sequence[Part]
 # One, two and no image, of one row's sizes "a" and "b".
@@ -42,8 +43,17 @@ class Row:
         units: the images (and videos) by name: the numbers of tokens in each run of placeholders that one has.
         encode: makes the arguments that go with the units of these names, pixels drawn from a generator.
         grids: `(H, W)` of the tokens of each unit, where known.
-        tells_types: prompts come with `mm_token_type_ids`.
+        types: the arguments that say of what kind each of the ids is.
         rotates_in_3d: positions are of time, height and width.
+        within: tokens may leave before later layers, too.
+        lasting: which tokens of each unit never leave.
+        join: makes one tensor of those of all prompts.
+        axis: the dimension of `pixel_values` that counts images.
+        start: the first position.
+        blocks: the block that each of the ids is in, whose tokens see each other; -1: none.
+        prefix: only the first prompt of a conversation has blocks.
+        masks: the language model's, of places and blocks `(n,)`, where it makes none itself.
+        tower: the name of the vision tower in the inner model.
     """
 
     name: str
@@ -51,8 +61,17 @@ class Row:
     units: dict[str, tuple[int, ...]]
     encode: Callable[[Sequence[str], torch.Generator], dict[str, Tensor]]
     grids: dict[str, tuple[int, int]]
-    tells_types: bool = False
+    types: Callable[[Tensor], dict[str, Tensor]] = lambda ids: {}
     rotates_in_3d: bool = False
+    within: bool = False
+    lasting: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    join: Callable[[Sequence[Tensor]], Tensor] = torch.cat
+    axis: int = 0
+    start: int = 0
+    blocks: Callable[[list[int]], list[int]] = lambda ids: [-1] * len(ids)
+    prefix: bool = False
+    masks: Callable[[Tensor, Tensor], Any] | None = None
+    tower: str = "vision_tower"
 
     def ids(self, prompt: Prompt, seed: int = 0) -> list[int]:
         """Random words, and placeholders."""
@@ -76,9 +95,7 @@ class Row:
         real = torch.tensor([[*pad, *([1] * len(row))] for pad, row in zip(pads, rows, strict=True)])
         given = {"input_ids": ids, "attention_mask": real if left else real.flip(1)}
         given |= self.pixels(prompts, seed)
-        if self.tells_types:
-            given["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
-        return given
+        return given | self.types(ids)
 
     def pixels(self, prompts: Sequence[Prompt], seed: int) -> dict[str, Tensor]:
         """Of all units, those of a prompt drawn for it alone."""
@@ -90,7 +107,7 @@ class Row:
                 some = [name for name in names if name.startswith("video") == (kind == "video")]
                 for name, tensor in (self.encode(some, generator) if some else {}).items():
                     found.setdefault(name, []).append(tensor)
-        return {name: torch.cat(tensors) for name, tensors in found.items()}
+        return {name: self.join(tensors) for name, tensors in found.items()}
 
 
 @cache
@@ -115,6 +132,16 @@ def new(row: Row) -> Any:
 def fresh(row: Row) -> Any:
     """A copy of the row's model."""
     return copy.deepcopy(shared(row.name))
+
+
+def language_of(model: Any) -> Any:
+    """The language model without its head."""
+    return getattr(model.model, "language_model", None) or model.model.text_model
+
+
+def held(layer: Any, rows: int) -> int:
+    """How many entries a layer of a cache holds after so many rows."""
+    return min(rows, layer.sliding_window - 1) if layer.is_sliding else rows
 
 
 def generate(model: Any, given: dict[str, Any], steps: int = 5, **more: Any) -> Any:

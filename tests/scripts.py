@@ -1,13 +1,15 @@
-"""The scripts of benchmarks/ as modules."""
+"""The scripts of benchmarks/ and examples/ as modules."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-FOLDER = str(Path(__file__).parents[1] / "benchmarks")
+ROOT = Path(__file__).parents[1]
+FOLDER = str(ROOT / "benchmarks")
 
 
 def script(name: str) -> Any:
@@ -15,3 +17,13 @@ def script(name: str) -> Any:
     if FOLDER not in sys.path:
         sys.path.append(FOLDER)
     return importlib.import_module(name)
+
+
+def example(name: str) -> Any:
+    """This example, which stands alone. Its folder is not searched for modules: it may have a library's name."""
+    spec = spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None, name
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and web frameworks look their module up
+    spec.loader.exec_module(module)
+    return module

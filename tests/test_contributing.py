@@ -112,13 +112,13 @@ def test_the_method_exports_as_it_says(method, vit, tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_method_of_the_readme_exports_as_it_says(vit, tmp_path, monkeypatch) -> None:
-    readme = (ROOT / "README.md").read_text()
-    block = next(b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "class Outliers" in b)
-    (tmp_path / "readme_method.py").write_text(block.partition("\nmodel = ")[0])
+def test_a_method_of_your_own_exports_as_it_says(vit, tmp_path, monkeypatch) -> None:
+    page = (ROOT / "docs/methods.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Outliers" in b)
+    (tmp_path / "own_method.py").write_text(block.partition("\nmodel = ")[0])
     tokenreduce.methods()
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    load("readme_method", tmp_path / "readme_method.py", monkeypatch)
+    load("own_method", tmp_path / "own_method.py", monkeypatch)
     assert tokenreduce.describe("outliers")["exportable"] is True
     assert tokenreduce.describe("outliers")["checked"] == "unknown", "nothing compares it with anything"
     answers(tokenreduce.patch(vit, "outliers", ratio=0.5), tmp_path / "outliers.onnx")

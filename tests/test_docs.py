@@ -122,6 +122,65 @@ def known(name: str) -> bool:
     return name.split(".")[0] in ("toymodels", "backbones", "hugging", "cases", "__future__") or resolves(name)
 
 
+@every_page
+def test_commands_have_their_options(page: Path) -> None:
+    """Every `tokenreduce command --option` in blocks and in the text; and scripts that blocks run are there."""
+    commands = typer.main.get_command(app).commands
+    for line in re.findall(r"(?:^|`)(tokenreduce [a-z]+[^`\n]*)", page.read_text(), re.MULTILINE):
+        name, options = line.split()[1], re.findall(r"(?<= )--[\w-]+", line)
+        if options or name in commands:
+            known = {o for p in commands[name].params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+            assert set(options) <= known, line
+    for script in re.findall(r"^(?:\S*python3?) ([\w/]+\.py)", page.read_text(), re.MULTILINE):
+        assert (ROOT / script).exists(), script
+
+
+def test_a_newcomer_needs_at_most_three_commands() -> None:
+    """Of the README, and of the quick start before its first block of Python."""
+    readme = section_of(ROOT / "README.md", "from nothing", "## Documentation")
+    page = section_of(ROOT / "docs/quickstart.md", "## 1.", "```python")
+    assert len(readme) <= 3 and readme[0].startswith("pip install") and "tokenreduce bench --model" in readme[-1]
+    assert len(page) <= 3 and readme[-1] == page[-1]
+
+
+def section_of(page: Path, start: str, end: str) -> list[str]:
+    """The commands of a page between two words."""
+    text = page.read_text().partition(start)[2].partition(end)[0]
+    return [
+        line for block in re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE) for line in block.splitlines()
+    ]
+
+
+# Tables of figures that no results file holds: what is typed here was measured once, or is of a card that is gone.
+TYPED = {
+    "kernels.md": (
+        "| 256, 197, 6 |",
+        "| `bipartite_match` | 1, above",
+        "| Vim-Ti, 32 |",
+        "| 38.3 | 25 |",
+        "| `bipartite_match`, Triton |",
+    ),
+    "methods.md": ("| `ats`, as its authors: `inherit=False` |",),
+    "ward.md": ("| as it is | 0.59, 0.55 |",),
+}
+FIGURE = re.compile(r"[-+]?\d[\d.,]*( ?[x%]| ms| µs)?$|\d[\d.]*[,;] ")
+
+
+@every_page
+def test_tables_of_figures_are_made_of_results(page: Path) -> None:
+    """By `benchmarks/make_table.py`, between their comments; the others are named above, and no new ones come."""
+    text = re.sub(r"<!-- (.+?) table -->\n.*?<!-- end of \1 table -->", "", prose(page), flags=re.DOTALL)
+    typed = []
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        rows = table.splitlines()[2:]
+        cells = [cell.strip() for row in rows for cell in row.strip("|").split("|")[1:]]
+        if sum(bool(FIGURE.match(cell)) for cell in cells) >= 2:
+            typed.append(rows[0])
+    known = TYPED.get(page.name, ())
+    assert len(typed) == len(known), typed
+    assert all(row.startswith(start) for row, start in zip(typed, known, strict=True)), typed
+
+
 # api.md
 def test_all_names_are_listed() -> None:
     assert first_column(section("api.md", "Names")) == tokenreduce.__all__
@@ -146,7 +205,8 @@ def test_all_commands_are_listed() -> None:
     commands = typer.main.get_command(app).commands
     assert {name for name in listed if name.startswith("tokenreduce ")} == {f"tokenreduce {name}" for name in commands}
     with_json = {name for name, command in commands.items() if "--json" in [o for p in command.params for o in p.opts]}
-    assert set(commands) - with_json == {"visualize", "calibrate"}  # `calibrate` writes JSON by `--out`
+    # These write their results by `--out`.
+    assert set(commands) - with_json == {"visualize", "calibrate", "compare", "embed"}
 
 
 def test_all_keys_are_listed() -> None:

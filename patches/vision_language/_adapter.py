@@ -27,7 +27,7 @@ from ._tower import STAMP, Encoded, show, show_both, show_received, show_whole, 
 
 RARE = {  # what few families show, and what is said of the others
     "received_attention": "its vision tower does not show what its tokens attend to",
-    "crops": "its images are not shown in crops",
+    "crops": "it is not known of which crop each of its images' tokens is",
 }
 OF_TOWER = frozenset({"class_attention", "received_attention", "crops"})
 SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions"}) | OF_TOWER  # keys: the rows themselves
@@ -54,6 +54,7 @@ class VisionLanguageAdapter(Adapter):
     hands_on: ClassVar[bool] = False
     within: ClassVar[bool] = False
     rotates_in_3d: ClassVar[bool] = False
+    masks_outside: ClassVar[bool] = False
 
     @property
     def family(self) -> str:  # type: ignore[override]
@@ -97,6 +98,14 @@ class VisionLanguageAdapter(Adapter):
         lacks |= {name: why for name, why in RARE.items() if name not in self.shows(model)}
         lacks |= {"text_attention": "; ".join(reasons)} if reasons else {}
         return unknown | {name: lacks[name] for name in needs & lacks.keys()}
+
+    def lengths(self, model: Any, parts: Sequence[Any]) -> list[int]:
+        """Tokens of each image or video, of the features as they were encoded."""
+        return [len(part) for part in parts]
+
+    def leaving(self, model: Any, units: list[Unit], parts: Sequence[Any]) -> list[Unit]:
+        """The units without tokens that never leave, such as ends of lines."""
+        return units
 
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         """What is known of the images or videos as they were encoded."""
@@ -155,9 +164,10 @@ class VisionLanguageAdapter(Adapter):
                     f"with inputs_embeds it is not known where the {modality}s stand in the prompts; give input_ids, "
                     "or call tokenreduce.unpatch(model)"
                 )
-            lengths = [len(part) for part in parts]
+            lengths = self.lengths(model, parts)
             token = getattr(model.config, f"{modality}_token_id")
-            found += find_units(ids == token, lengths, self.facts(model, seal, lengths))
+            units = find_units(ids == token, lengths, self.facts(model, seal, lengths))
+            found += self.leaving(model, units, parts)
         for name in OF_TOWER & reduction.reducer.required():
             check_shown(name, found)
         return found

@@ -39,9 +39,9 @@ class ReducedCache(DynamicCache):
 
     def crop(self, tokens_to_remove: int) -> None:
         entries = super().get_seq_length() - self.kept.columns.shape[1]
-        if -tokens_to_remove > entries:
-            self.kept = self.kept.cut(-tokens_to_remove - entries)
+        kept = self.kept.cut(-tokens_to_remove - entries) if -tokens_to_remove > entries else self.kept
         super().crop(tokens_to_remove)
+        self.kept = kept
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
@@ -90,9 +90,19 @@ def check_cache(cache: Any) -> None:
         )
 
 
+def window_of(layer: Any) -> int | None:
+    """How far a layer of a cache sees; None: all of it."""
+    return layer.sliding_window if getattr(layer, "is_sliding", False) else None
+
+
 def bytes_of(cache: Cache | None, places: int) -> tuple[int, int]:
     """Bytes of all layers that keep rows, and what they would be if all `places` of the prompts were there."""
+    now, whole = 0, 0
     layers: list[Any] = [] if cache is None else [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-    held = [x for layer in layers for x in (layer.keys, layer.values)]
-    now = sum(x.numel() * x.element_size() for x in held)
-    return now, sum(x[:, :, 0].numel() * x.element_size() * places for x in held)
+    for layer in layers:
+        window = window_of(layer)
+        kept = places if window is None else min(places, window - 1)  # the window's last row is the one that comes
+        for x in (layer.keys, layer.values):
+            now += x.numel() * x.element_size()
+            whole += x[:, :, 0].numel() * x.element_size() * kept
+    return now, whole

@@ -14,10 +14,11 @@ from tokenreduce.forward.language.reduction import LanguageReduction
 from ._layers import is_changed
 
 
-def check_call(language: Any, reduction: LanguageReduction, given: dict[str, Any], removes: bool) -> None:
-    """Raise for arguments that hold something for each place in a way that is not known here."""
+def check_call(language: Any, reduction: LanguageReduction, given: dict[str, Any], removes: bool, pairs: bool) -> None:
+    """Raise for arguments that hold something for each place in a way that is not known here. `pairs`: masks of pairs
+    are what this language model gets."""
     mask = given.get("attention_mask")
-    if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim != 2):
+    if not pairs and (isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim != 2)):
         raise InvalidValueError(
             "a reduced model takes an attention mask of the prompts' places, (batch, places), and not one of pairs or "
             "several of them; give that, or call tokenreduce.unpatch(model)"

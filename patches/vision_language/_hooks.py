@@ -26,6 +26,7 @@ from tokenreduce.forward.records import keep_record
 
 from ._cache import ReducedCache, bytes_of, check_cache, held_by, held_so_far, reduce_cache
 from ._calls import check_call, check_linear, check_manner, check_mask
+from ._masks import mask_of_places, masks_of_prompts, masks_of_step
 
 
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def enter_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         return None
     given = given_to(model, args, kwargs)
     given = reduction.adapter.encoded(model, given)
-    open_run(reduction, reduction.adapter.units(model, reduction, given))
+    open_run(reduction, reduction.adapter.units(model, reduction, given), mask=given.get("attention_mask"))
     return (), given
 
 
@@ -67,10 +68,10 @@ def enter_language(language: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         return None
     if removes:
         check_cache(cache)
-    check_call(language, reduction, given, removes)
+    check_call(language, reduction, given, removes, run.pairs)
     if before is not None:
         check_manner(reduction, before)
-    changed = pass_through(run, given) if removes else step(run, given, before)  # type: ignore[arg-type]
+    changed = pass_through(run, language, given) if removes else step(run, language, given, before)  # type: ignore[arg-type]
     if isinstance(cache, ReducedCache):
         cache.inside = True
     return (), given | changed
@@ -81,13 +82,13 @@ def loses(reduction: LanguageReduction, units: Sequence[Unit]) -> bool:
     return any(reduction.ends or reduction.left(len(unit.places)) < len(unit.places) for unit in units)
 
 
-def step(run: LanguageRun, given: dict[str, Any], before: Kept) -> dict[str, Any]:
+def step(run: LanguageRun, language: Any, given: dict[str, Any], before: Kept) -> dict[str, Any]:
     """What changes for tokens of which none leaves, after a prompt from which some have."""
-    cache, mask, positions = given["past_key_values"], given.get("attention_mask"), given.get("position_ids")
+    cache, positions = given["past_key_values"], given.get("position_ids")
     rows = given["inputs_embeds"] if given.get("inputs_embeds") is not None else given["input_ids"]
     past, places = cache.get_seq_length(), rows.shape[1]
-    check_mask(mask, past + places)
-    changed: dict[str, Any] = {"attention_mask": before.mask(mask, past - before.seen + places)}
+    check_mask(mask_of_places(run, given), past + places)
+    changed: dict[str, Any] = {"attention_mask": masks_of_step(run, language, given, before, past, rows)}
     if positions is None:
         positions = torch.arange(past, past + places, device=rows.device).expand(rows.shape[0], -1)
         changed["position_ids"] = positions
@@ -98,18 +99,16 @@ def step(run: LanguageRun, given: dict[str, Any], before: Kept) -> dict[str, Any
     return changed
 
 
-def pass_through(run: LanguageRun, given: dict[str, Any]) -> dict[str, Any]:
+def pass_through(run: LanguageRun, language: Any, given: dict[str, Any]) -> dict[str, Any]:
     """What changes for prompts from which tokens leave."""
     reduction, rows, cache = run.reduction, given["inputs_embeds"], given.get("past_key_values")
     removal = plan_removal(reduction.reducer, reduction.first, run.units, rows)
     before = held_so_far(cache, rows.shape[0], rows.device, reduction.later)
-    mask = given.get("attention_mask")
+    mask = mask_of_places(run, given)
     check_mask(mask, before.seen + rows.shape[1])
     real = None if mask is None else mask[:, before.seen :].bool()
     passage = Passage.of(removal.removed, real, before.seen)
     check_linear(cache, before, passage)
-    hidden = before.mask(mask if mask is None else mask[:, : before.seen], 0)
-    old = torch.ones_like(before.valid) if hidden is None else hidden
     stream = None
     if reduction.later:
         units = [unit._replace(places=passage.back[unit.prompt, unit.places]) for unit in removal.left(run.units)]
@@ -117,7 +116,7 @@ def pass_through(run: LanguageRun, given: dict[str, Any]) -> dict[str, Any]:
     run.crossing = Crossing(cache, passage, before, stream)
     return {
         "inputs_embeds": passage.rows(removal.carry(rows)),
-        "attention_mask": torch.cat([old, passage.valid], 1).long(),
+        "attention_mask": masks_of_prompts(run, language, given, before, passage),
         "position_ids": passage.positions(given.get("position_ids"), reduction.renumbers, before),
         **reduction.adapter.rows(given, removal, passage),
     }

@@ -18,13 +18,15 @@ STAMP = "tokenreduce"  # the attribute of a tower's output which says that its u
 
 
 class Encoded(NamedTuple):
-    """What a patched model's tower says of what it encoded: the grids of images or videos, where it was given them,
-    and, where the method reads it, the attention of the class token to all tokens in the layers that were to show it,
-    and what all tokens receive there: `(images, tokens)`, or `(tokens,)` where images are of any size."""
+    """What a patched model's tower says of what it encoded: the grids of images or videos, or the sizes of images in
+    pixels, where it was given them; and, where the method reads it, the attention of the class token to all tokens in
+    the layers that were to show it, and what all tokens receive there: `(images, tokens)`, or `(tokens,)` where images
+    are of any size."""
 
     grids: tuple[tuple[int, ...], ...] = ()
     class_attention: Tensor | None = None
     received_attention: Tensor | None = None
+    sizes: tuple[tuple[int, ...], ...] = ()
 
 
 class _Shown(threading.local):
@@ -74,12 +76,22 @@ def stamp(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     asked, _shown.asked = _shown.asked, set()
     if output is None or isinstance(output, tuple):
         return
-    grids = kwargs.get("grid_thw")
-    sizes = () if grids is None else tuple(tuple(grid) for grid in grids.tolist())
+    grids, sizes = (rows_of(kwargs.get(name)) for name in ("grid_thw", "image_sizes"))
     pairs, found = pairs_of(projected, tower), {name: FOUND[name] for name in asked}
     shown = {name: mean_over_layers(of, pairs) for name, of in found.items()}
     shown |= {"received_attention": received[0]} if received else {}
-    setattr(output, STAMP, Encoded(sizes, **shown))
+    setattr(output, STAMP, Encoded(grids, **shown, sizes=sizes))
+
+
+def rows_of(table: Any) -> tuple[tuple[int, ...], ...]:
+    """The rows of a tensor or list of numbers."""
+    return () if table is None else tuple(tuple(row) for row in torch.as_tensor(table).tolist())
+
+
+def layers_taken(states: Any, layers: Any) -> list[Any]:
+    """The layers whose outputs are the hidden `states`, a number or several, from the end where negative."""
+    taken = [states] if isinstance(states, int) else states
+    return [layers[state % (len(layers) + 1) - 1] for state in taken]  # state 0 is the embedding
 
 
 def pairs_of(projected: list[Tensor], tower: Any) -> list[tuple[Tensor, Tensor]]:

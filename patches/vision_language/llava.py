@@ -12,7 +12,7 @@ from transformers.models.llava.modeling_llava import LlavaModel
 from tokenreduce.forward.language.units import Facts
 
 from ._adapter import VisionLanguageAdapter
-from ._tower import Encoded
+from ._tower import Encoded, layers_taken
 
 
 class TransformersLlava(VisionLanguageAdapter):
@@ -31,8 +31,8 @@ class TransformersLlava(VisionLanguageAdapter):
         return vision.image_size // vision.patch_size
 
     def lacks(self, model: Any) -> dict[str, str]:
-        lacks = super().lacks(model)
-        if not self.side(model):
+        lacks, sized = super().lacks(model), model.config.vision_config.model_type == "pixtral"
+        if not sized and not self.side(model):
             return lacks
         return {} if self.has_class_token(model) else {"class_attention": lacks["class_attention"]}
 
@@ -43,24 +43,22 @@ class TransformersLlava(VisionLanguageAdapter):
         return bool(model.config.vision_config.model_type == "clip_vision_model")
 
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
+        if encoded.sizes:  # of the images as they were encoded, which beams repeat
+            patch = model.config.vision_config.patch_size
+            return [Facts((height // patch, width // patch)) for height, width in encoded.sizes]
         side = self.side(model)
         grids = [(side, side) if side and length == side**2 else None for length in lengths]
         protected = int(self.has_class_token(model))
         rows = [each_or_none(x, protected) for x in (encoded.class_attention, encoded.received_attention)]
         return [Facts(grid, *shown) for grid, *shown in zip(grids, *rows, strict=False)]
 
-    def taken(self, model: Any) -> list[int]:
-        """The layers of the tower whose outputs are taken; state 0 is the embedding."""
-        taken, layers = model.config.vision_feature_layer, model.vision_tower.encoder.layers
-        return [state % (len(layers) + 1) - 1 for state in ([taken] if isinstance(taken, int) else taken)]
-
     def showing(self, model: Any) -> Sequence[nn.Module]:
-        return projections([model.vision_tower.encoder.layers[number] for number in self.taken(model)])
+        return projections(layers_taken(model.config.vision_feature_layer, model.vision_tower.encoder.layers))
 
     def showing_all(self, model: Any) -> Sequence[nn.Module]:
-        if not self.side(model):
-            return ()
-        return projections(model.vision_tower.encoder.layers[: max(self.taken(model)) + 1])
+        layers = list(model.vision_tower.encoder.layers) if self.side(model) else []
+        taken = layers_taken(model.config.vision_feature_layer, layers) if layers else []
+        return projections(layers[: max(map(layers.index, taken), default=-1) + 1])
 
 
 def projections(layers: Iterable[Any]) -> list[nn.Module]:

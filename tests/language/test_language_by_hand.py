@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from by_hand import by_divprune, by_hand, by_map, greedy, logits_of, units_of
-from prompting import BY_NAME, PROMPTS, ROWS, Prompt, Row, fresh, generate, shared
+from prompting import BY_NAME, PROMPTS, ROWS, Prompt, Row, fresh, generate, held, shared
+from torch.nn.functional import cross_entropy
 
 from tokenreduce import patch, report
 
@@ -39,12 +40,13 @@ def test_divprune_in_a_batch(row: Row, keep: float) -> None:
     left = [len(by_hand(shared(row.name), row, p, keep, by_divprune).rows) for p in prompts]
     whole = row.inputs(prompts)["input_ids"].shape[1]
     layers = [layer for layer in out.past_key_values.layers if getattr(layer, "keys", None) is not None]
-    assert layers and all(layer.keys.shape[2] == max(left) + STEPS - 1 for layer in layers)
+    assert layers and all(layer.keys.shape[2] == held(layer, max(left) + STEPS - 1) for layer in layers)
     assert out.past_key_values.get_seq_length() == whole + STEPS - 1
     shown = report(model)
     assert shown.rows == (whole, max(left)) and len(shown.units) == sum(len(units_of(row, p)) for p in prompts)
-    row_of_all = sum(layer.keys[:, :, 0].numel() + layer.values[:, :, 0].numel() for layer in layers) * 4
-    assert shown.kv_bytes == row_of_all * max(left) and shown.kv_bytes_unpatched == row_of_all * whole
+    sizes = [4 * layer.keys[:, :, 0].numel() + 4 * layer.values[:, :, 0].numel() for layer in layers]
+    for found, rows in ((shown.kv_bytes, max(left)), (shown.kv_bytes_unpatched, whole)):
+        assert found == sum(size * held(layer, rows) for size, layer in zip(sizes, layers, strict=True))
 
 
 @every_family
@@ -53,6 +55,10 @@ def test_methods_of_the_library_as_they_are(row: Row, method: str) -> None:
     """Merged tokens stand where their representative stood, in the order of the prompt, which is not that of
     `tome` and `pitome`."""
     keep = 0.75 if method in ("tome", "pitome") else 0.25
+    if method == "pool" and not row.grids:
+        with pytest.raises(ValueError, match=r"pool cannot run before the language model of this \w+: it needs grid"):
+            patch(fresh(row), method, keep=keep)
+        return
     check(row, [*PROMPTS], by_map(method), keep, False, patch(fresh(row), method, keep=keep))
 
 
@@ -67,11 +73,25 @@ def test_both_positions_with_both_implementations(method: str, positions: str, i
     check(LLAVA, [*PROMPTS], choose, 0.5, positions == "renumber", model)
 
 
+@every_family
+def test_eager_attention(row: Row) -> None:
+    model = fresh(row)
+    model.set_attn_implementation("eager")
+    check(row, [*PROMPTS], by_divprune, 0.25, not row.rotates_in_3d, patch(model, "divprune", keep=0.25))
+
+
 def test_positions_matter() -> None:
     """So that an oracle that sees none of them would be noticed."""
     keep, new = (by_hand(shared("llava"), LLAVA, PROMPTS[1], 0.25, by_divprune, renumber) for renumber in (False, True))
     with torch.no_grad():
         assert (logits_of(shared("llava"), keep) - logits_of(shared("llava"), new)).abs().max() > 0.01
+
+
+@every_family
+def test_prompts_of_one_length(row: Row) -> None:
+    """Without padding no mask comes with them, and what is left of them is of different lengths."""
+    prompts: list[Prompt] = [(2, "a", 3), (len(row.ids((2, "a", 3))),)]
+    check(row, prompts, by_divprune, 0.25, not row.rotates_in_3d, patch(fresh(row), "divprune", keep=0.25))
 
 
 @every_family
@@ -142,18 +162,20 @@ def test_the_loss_is_that_of_the_shorter_prompts(row: Row, side: str) -> None:
     labels = ids.masked_fill(~real | (ids >= 90), -100)
     starts = real.long().argmax(1)
     labels[torch.arange(len(ids)), starts] = -100  # predicted from a pad's place, which is arbitrary
-    model = patch(fresh(row), "divprune", keep=0.25).train()
-    loss = model(**given, labels=labels).loss
+    given = {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
+    oracle, model = fresh(row).double(), patch(fresh(row).double(), "divprune", keep=0.25).train()
+    out = model(**given, labels=labels)
     losses = []
     for i, prompt in enumerate(PROMPTS):
-        sequence = by_hand(shared(row.name), row, prompt, 0.25, by_divprune, not row.rotates_in_3d)
-        kept = sorted(kept_places(row, prompt))
-        wanted = labels[i][real[i]][kept]
+        sequence = by_hand(oracle, row, prompt, 0.25, by_divprune, not row.rotates_in_3d)
+        wanted = labels[i][real[i]][sorted(kept_places(row, prompt))]
         with torch.no_grad():
-            found = logits_of(shared(row.name), sequence)
-        losses.append(torch.nn.functional.cross_entropy(found[:-1], wanted[1:], reduction="none")[wanted[1:] != -100])
-    assert abs(float(loss.detach()) - float(torch.cat(losses).mean())) <= 1e-5
-    loss.backward()
+            found = logits_of(oracle, sequence)
+        losses.append(cross_entropy(found[:-1], wanted[1:], reduction="none")[wanted[1:] != -100])
+    expected, loss = torch.cat(losses).mean(), cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert abs(loss.detach() - expected) <= 1e-6
+    assert float(out.loss.detach()) == pytest.approx(float(expected), rel=1e-6)  # transformers computes it in fp32
+    out.loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
 

@@ -9,6 +9,8 @@ from transformers.cache_utils import DynamicCache
 
 from tokenreduce import compatible, patch, report
 
+# Families whose vision tower shows what its tokens receive.
+RECEIVING = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 every_family = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
@@ -50,6 +52,8 @@ def test_the_methods_that_fit() -> None:
     """Those whose maps name a member of each output."""
     plain = {"atc", "divprune", "dpc_knn", "kmeans", "kmedoids", "pitome", "pool", "random", "spectral", "tome", "ward"}
     for row in ROWS:
-        of_tower = {"fopru", "visionzip", "vflowopt"} | ({"fastervlm"} if row.name == "llava" else set())
-        within = set() if row.name.startswith("qwen3") else {"fastv", "pyramiddrop", "todre"}
-        assert set(compatible(shared(row.name)).language) == plain | of_tower | within
+        received = {"fopru", "visionzip", "vflowopt"} if row.name in RECEIVING else set()
+        of_tower = received | ({"fastervlm"} if row.name in ("llava", "internvl") else set())
+        within = {"fastv", "pyramiddrop", "todre"} if row.within else set()
+        gridless = set() if row.grids else {"pool"}
+        assert set(compatible(shared(row.name)).language) == plain - gridless | of_tower | within

@@ -10,6 +10,7 @@ import torch
 from prompting import BY_NAME, PROMPTS, ROWS, Row, fresh, shared
 
 from tokenreduce import count_flops, patch, report
+from tokenreduce.lab.speed.row_limit import language_of
 
 every_family = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 WITHIN = [row for row in ROWS if row.name in ("llava", "qwen2_vl", "qwen2_5_vl")]
@@ -28,7 +29,7 @@ def listen(language: Any) -> list[Any]:
     calls: list[Any] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
-        calls.append({"x": args[0]} | kwargs | ({"position_ids": args[1]} if len(args) > 1 else {}))
+        calls.append(dict(zip(("x", "position_ids", "layer_type"), args, strict=False)) | kwargs)
 
     language.rotary_emb.register_forward_pre_hook(note, with_kwargs=True)
     return calls
@@ -37,9 +38,9 @@ def listen(language: Any) -> list[Any]:
 def check(row: Row, method: str, keep: Any) -> Any:
     """What leaves is what `report` says: the tower, the projector and the head cost the same in both models."""
     given, plain, model = row.inputs(PROMPTS), fresh(row), patch(fresh(row), method, keep=keep)
-    calls = listen(plain.model.language_model), listen(model.model.language_model)
+    calls = listen(language_of(plain)), listen(language_of(model))
     whole, some = count_flops(plain, given), count_flops(model, given)
-    own, before = (tables(list(heard), shared(row.name).model.language_model) for heard in calls)
+    own, before = (tables(list(heard), language_of(shared(row.name))) for heard in calls)
     shown = report(model)
     assert not whole.uncounted and not some.uncounted and not shown.uncounted
     left, unpatched = shown.prefill_macs

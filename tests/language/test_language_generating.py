@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import by_divprune, by_hand
-from prompting import BY_NAME, PROMPTS, ROWS, Prompt, Row, fresh, generate, shared
+from by_hand import by_divprune, by_hand, drawn, greedy
+from prompting import BY_NAME, OF_IMAGES, PROMPTS, ROWS, Prompt, Row, fresh, generate, shared
 from transformers import TextStreamer
 
 from tokenreduce import patch
@@ -15,6 +15,8 @@ from tokenreduce import patch
 STEPS = 5
 every_family = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 two_families = pytest.mark.parametrize("row", [BY_NAME["llava"], BY_NAME["qwen2_5_vl"]], ids=lambda row: row.name)
+# Embeddings alone do not tell others their masks, or what inner layers of the tower add.
+embedded = [row for row in ROWS if not row.masks and row.name != "qwen3_vl"]
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampling": {"do_sample": True, "top_k": 0},
@@ -42,13 +44,25 @@ def deleted(row: Row, prompt: Prompt) -> dict[str, Any]:
     return given
 
 
-@two_families
+@pytest.mark.parametrize("row", embedded, ids=lambda row: row.name)
 @pytest.mark.parametrize("way", WAYS)
 def test_as_on_prompts_deleted_by_hand(row: Row, way: str) -> None:
     model = patch(fresh(row), "divprune", keep=0.25)
     for prompt in PROMPTS[:2]:
         expected = ask(shared(row.name), deleted(row, prompt), **WAYS[way])
         assert ask(model, row.inputs([prompt]), **WAYS[way]) == expected
+
+
+@every_family
+def test_sampling(row: Row) -> None:
+    """Word by word, by chance."""
+    model = patch(fresh(row), "divprune", keep=0.25)
+    for prompt in PROMPTS[:2]:
+        left = by_hand(shared(row.name), row, prompt, 0.25, by_divprune, not row.rotates_in_3d)
+        torch.manual_seed(5)
+        expected = greedy(shared(row.name), left, STEPS, drawn)[0]
+        assert ask(model, row.inputs([prompt]), **WAYS["sampling"]) == [expected]
+        assert expected != greedy(shared(row.name), left, STEPS)[0]
 
 
 @every_family
@@ -95,7 +109,7 @@ def test_features_that_were_encoded_before(row: Row) -> None:
     """By the patched model: what `generate` itself hands on."""
     model, given = patch(fresh(row), "divprune", keep=0.25), row.inputs([PROMPTS[1]])
     expected = generate(model, given)
-    more = {name: given[name] for name in ("image_grid_thw",) if name in given}
+    more = {name: given[name] for name in OF_IMAGES & given.keys()}
     encoded = model.get_image_features(given["pixel_values"], **more, return_dict=True)
     given = {name: value for name, value in given.items() if name != "pixel_values"} | {
         "mm_encoder_outputs": {"image": encoded}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import sys
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
 from by_hand import by_hand, greedy
+from by_masks import ByMasks
 from prompting import BY_NAME, IMAGE, PROMPTS, TEXT, Row, fresh, generate, new, shared
 from tokenreduce.patches.vision_language import _tower
 from tokenreduce.patches.vision_language.qwen2_5_vl import windows
@@ -115,6 +117,31 @@ def test_as_on_prompts_deleted_by_hand(row: Row, method: str, options: dict[str,
     beams = [generate(model, row.inputs([p]), STEPS, num_beams=3).sequences[:, -STEPS:].tolist() for p in PROMPTS]
     together = generate(model, row.inputs(PROMPTS), STEPS, num_beams=3).sequences[:, -STEPS:].tolist()
     assert together == [answer for answers in beams for answer in answers]
+
+
+def by_rank(received: list[Tensor]) -> Any:
+    """The highest of those that are left of each unit; units take turns, stage by stage."""
+    left, turns = [scores.tolist() for scores in received], cycle(range(len(received)))
+
+    def choose(rows: Tensor, attention: Any, count: int) -> list[int]:
+        i = next(turns)
+        kept = sorted(sorted(range(len(left[i])), key=lambda j: -left[i][j])[:count])
+        left[i] = [left[i][j] for j in kept]
+        return kept
+
+    return choose
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.within], ids=lambda row: row.name)
+def test_what_is_known_of_tokens_stays_with_them(row: Row) -> None:
+    """Later layers rank what is left by what it received in the tower."""
+    stages = {0: 0.5, 2: 0.5}
+    out = generate(patch(fresh(row), "fopru", keep=stages), row.inputs(PROMPTS), STEPS)
+    for i, prompt in enumerate(PROMPTS):
+        received = reference(row, row.inputs([prompt]))
+        ids, logits = ByMasks(row, prompt, stages, by_rank(received) if received else None).greedy(STEPS)
+        assert out.sequences[i, -STEPS:].tolist() == ids
+        assert (torch.stack(out.logits)[:, i] - logits).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from prompting import BY_NAME, PROMPTS, ROWS, Row, fresh, generate, new, shared
+from prompting import BY_NAME, PROMPTS, ROWS, Row, fresh, generate, language_of, new, shared
 from tokenreduce.patches.vision_language import _adapter
 from torch import nn
 from transformers.cache_utils import DynamicCache
@@ -69,7 +69,8 @@ def test_an_exception_leaves_nothing(row: Row) -> None:
         raise RuntimeError("stopped")
 
     core = model.model
-    for part in (core.language_model.layers[1], core.get_submodule(tower(row)), core.language_model):
+    language = language_of(model)
+    for part in (language.layers[1], core.get_submodule(row.tower), language):
         handle = part.register_forward_pre_hook(fail)
         with pytest.raises(RuntimeError, match="stopped"):
             generate(model, given)
@@ -78,15 +79,11 @@ def test_an_exception_leaves_nothing(row: Row) -> None:
         again = generate(model, given)
         assert torch.equal(again.sequences, expected.sequences)
     cache = again.past_key_values
-    handle = core.language_model.layers[1].register_forward_pre_hook(fail)
+    handle = language.layers[1].register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="stopped"):
         model(input_ids=torch.tensor([[5]]), past_key_values=cache)
     handle.remove()
     assert not cache.inside and runs._thread.runs == []
-
-
-def tower(row: Row) -> str:
-    return "visual" if row.rotates_in_3d else "vision_tower"
 
 
 @every_family

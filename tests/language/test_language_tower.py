@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from by_hand import by_hand, greedy
-from prompting import BY_NAME, PROMPTS, Row, fresh, generate, shared
+import transformers as hf
+from by_hand import by_divprune, by_hand, by_map, greedy
+from prompting import BY_NAME, IMAGE, PROMPTS, TEXT, Row, fresh, generate, new, shared
 from tokenreduce.patches.vision_language import _adapter, _tower
 from torch import Tensor
 
 from tokenreduce import compatible, patch, report, unpatch
 
 LLAVA, STEPS = BY_NAME["llava"], 5
+some_families = pytest.mark.parametrize("row", [LLAVA, BY_NAME["internvl"]], ids=lambda row: row.name)
 
 
 def scores(row: Row, given: dict[str, Tensor], model: Any) -> Tensor:
-    """`(images, 16)`: the class token's attention in the tower's eager maps, in the layers whose states are taken."""
+    """`(images, 16)`: the class token's attention in the tower's eager maps, in the layers whose states are taken; the
+    mean over the tower's tokens behind each."""
     vision = model.model.vision_tower
     before, taken = vision.config._attn_implementation, model.config.vision_feature_layer
     vision.set_attn_implementation("eager")
@@ -26,7 +30,19 @@ def scores(row: Row, given: dict[str, Tensor], model: Any) -> Tensor:
         maps = vision(given["pixel_values"], output_attentions=True).attentions
     vision.set_attn_implementation(before)
     states = [taken] if isinstance(taken, int) else taken
-    return torch.stack([maps[state % (len(maps) + 1) - 1][:, :, 0, 1:].mean(1) for state in states]).mean(0)
+    found = torch.stack([maps[state % (len(maps) + 1) - 1][:, :, 0, 1:].mean(1) for state in states]).mean(0)
+    return torch.stack([found[:, [*places]].mean(1) for places in behind(found.shape[1])], 1)
+
+
+def behind(n: int) -> list[tuple[int, ...]]:
+    """The tower's tokens, of n in a square, behind each of 16."""
+    side = int(n**0.5)
+    group = side // 4
+    return [
+        tuple((group * i + y) * side + group * j + x for y in range(group) for x in range(group))
+        for i in range(4)
+        for j in range(4)
+    ]
 
 
 @pytest.mark.parametrize("layer", [-2, -1, [-3, -2]], ids=str)
@@ -67,18 +83,19 @@ def kept_by(attention: Tensor) -> Any:
     return choose
 
 
+@some_families
 @pytest.mark.parametrize("way", [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}], ids=str)
-def test_fastervlm_equals_deletion_by_hand(way: dict[str, Any]) -> None:
-    model = patch(fresh(LLAVA), "fastervlm", keep=0.25)
-    together = generate(model, LLAVA.inputs(PROMPTS), STEPS, **way).sequences[:, -STEPS:].tolist()
-    alone = [generate(model, LLAVA.inputs([p]), STEPS, **way).sequences[:, -STEPS:].tolist() for p in PROMPTS]
+def test_fastervlm_equals_deletion_by_hand(row: Row, way: dict[str, Any]) -> None:
+    model = patch(fresh(row), "fastervlm", keep=0.25)
+    together = generate(model, row.inputs(PROMPTS), STEPS, **way).sequences[:, -STEPS:].tolist()
+    alone = [generate(model, row.inputs([p]), STEPS, **way).sequences[:, -STEPS:].tolist() for p in PROMPTS]
     assert together == [answer for answers in alone for answer in answers]
     if not way:
         for prompt, answers in zip(PROMPTS, alone, strict=True):
-            given = LLAVA.inputs([prompt])
-            attention = scores(LLAVA, given, fresh(LLAVA)) if "pixel_values" in given else torch.zeros(0)
-            sequence = by_hand(shared("llava"), LLAVA, prompt, 0.25, kept_by(attention), True)
-            assert answers == [greedy(shared("llava"), sequence, STEPS)[0]]
+            given = row.inputs([prompt])
+            attention = scores(row, given, fresh(row)) if "pixel_values" in given else torch.zeros(0)
+            sequence = by_hand(shared(row.name), row, prompt, 0.25, kept_by(attention), True)
+            assert answers == [greedy(shared(row.name), sequence, STEPS)[0]]
 
 
 def ours(model: Any) -> int:
@@ -127,3 +144,29 @@ def test_nothing_is_kept_after_an_exception_in_the_tower() -> None:
     handle.remove()
     assert _tower._shown.projected == [] and not _tower._shown.asked
     generate(model, given)
+
+
+@pytest.mark.parametrize("method", ["divprune", "pool", "kmeans"])
+def test_images_of_their_own_sizes(method: str) -> None:
+    """Pixtral's, in LLaVA."""
+
+    def build() -> Any:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        parts = {"vision_config": hf.PixtralVisionConfig(**sizes, image_size=48, patch_size=8)}
+        parts |= {"text_config": hf.MistralConfig(**TEXT, sliding_window=None)}
+        features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+        return hf.LlavaForConditionalGeneration(hf.LlavaConfig(**parts, **features, image_token_index=IMAGE))
+
+    row = replace(BY_NAME["mistral3"], build=build)  # patches of twice the side, which are not merged
+    model, unpatched = patch(new(row), method, keep=0.25), new(row)
+    choose = by_divprune if method == "divprune" else by_map(method)
+    for way in ({}, {"num_beams": 3}):
+        out = generate(model, row.inputs(PROMPTS), STEPS, **way)
+        for i, prompt in enumerate(PROMPTS):
+            alone = generate(model, row.inputs([prompt]), STEPS, **way).sequences[0, -STEPS:].tolist()
+            assert out.sequences[i, -STEPS:].tolist() == alone
+            if not way:
+                left = by_hand(unpatched, row, prompt, 0.25, choose, method == "divprune")
+                ids, logits = greedy(unpatched, left, STEPS)
+                assert alone == ids and (torch.stack(out.logits)[:, i] - logits).abs().max() <= 1e-5
+    assert "fastervlm" not in compatible(model).language

@@ -12,11 +12,12 @@ import torch
 from by_hand import by_divprune, extended, units_of
 from by_masks import ByMasks
 from prompting import BY_NAME, PROMPTS, Prompt, Row, fresh, generate, shared
+from prompting import ROWS as EVERY
 from torch import Tensor
 
 from tokenreduce import compatible, count_flops, load_patch, patch, report, save_patch, unpatch
 
-ROWS = [BY_NAME[name] for name in ("llava", "qwen2_vl", "qwen2_5_vl")]
+ROWS = [row for row in EVERY if row.within]
 STEPS, NEAR = 5, 1e-5
 some_families = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 LLAVA = BY_NAME["llava"]
@@ -237,10 +238,12 @@ def test_stages_that_are_none(method: str, keep: Any, sentence: str) -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="have been rotated to their positions already"):
         patch(fresh(LLAVA), "fastv", keep=0.5, positions="renumber")
-    for name in ("qwen3_vl", "qwen3_5"):
+    others = [row for row in EVERY if not row.within]
+    assert {"qwen3_vl", "qwen3_5", "gemma3"} <= {row.name for row in others}
+    for row in others:
         with pytest.raises(ValueError, match="tokens leave only before the language model of this family"):
-            patch(fresh(BY_NAME[name]), "divprune", keep={2: 0.5})
-        assert "fastv" not in compatible(shared(name)).language
+            patch(fresh(row), "divprune", keep={2: 0.5})
+        assert "fastv" not in compatible(shared(row.name)).language
     model, given = patch(fresh(LLAVA), "fastv", keep=0.5), LLAVA.inputs([PROMPTS[1]])
     with pytest.raises(ValueError, match="the last of them decided which tokens of images left"):
         generate(model, given, assistant_model=patch(fresh(LLAVA), "random", keep=0.25))

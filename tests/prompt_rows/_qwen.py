@@ -21,9 +21,13 @@ def encode(names: Sequence[str], generator: torch.Generator) -> dict[str, Tensor
     return dict(zip(names_of, (pixels, grids), strict=True))
 
 
+def types(ids: Tensor) -> dict[str, Tensor]:
+    return {"mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
+
+
 def qwen(name: str, build: Callable[[], nn.Module], units: dict[str, tuple[int, ...]] = PLAIN, **more: Any) -> Row:
     grids = {unit: (height // 2, width // 2) for unit, (_, height, width) in GRIDS.items() if unit != "video"}
-    return Row(name, build, units, encode, grids, tells_types=True, rotates_in_3d=True, **more)
+    return Row(name, build, units, encode, grids, types=types, rotates_in_3d=True, tower="visual", **more)
 
 
 def config_of(kind: Any, vision: dict[str, Any], **text: Any) -> Any:

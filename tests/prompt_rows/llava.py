@@ -19,4 +19,4 @@ def encode(names: Sequence[str], generator: torch.Generator) -> dict[str, Tensor
 
 def make_row() -> Row:
     grids = {"a": (4, 4), "b": (4, 4)}
-    return Row("llava", build, {"a": (16,), "b": (16,)}, encode, grids)
+    return Row("llava", build, {"a": (16,), "b": (16,)}, encode, grids, within=True)

@@ -13,4 +13,4 @@ def build() -> nn.Module:
 
 
 def make_row() -> Row:
-    return qwen("qwen2_5_vl", build)
+    return qwen("qwen2_5_vl", build, within=True)

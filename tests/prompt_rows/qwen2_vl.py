@@ -12,4 +12,4 @@ def build() -> nn.Module:
 
 
 def make_row() -> Row:
-    return qwen("qwen2_vl", build)
+    return qwen("qwen2_vl", build, within=True)

@@ -53,3 +53,9 @@ def test_what_is_received_of_whole_attention() -> None:
 def test_rows_need_a_grid() -> None:
     with pytest.raises(ValueError, match="fopru needs grid"):
         tokenreduce.plan(torch.randn(1, 6, 2), "fopru", keep=3, strategy="row", received_attention=torch.ones(1, 1, 6))
+
+
+def test_single_tokens_where_some_have_left() -> None:
+    x, received = torch.randn(1, 5, 2), torch.tensor([[[1.0, 5, 2, 4, 3]]])
+    more = {"keep": 2, "strategy": "row", "grid": (2, 3), "received_attention": received}
+    assert tokenreduce.plan(x, "fopru", **more).rep.tolist() == [[1, 3]]

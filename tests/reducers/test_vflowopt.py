@@ -52,5 +52,11 @@ def test_fewer_than_the_cells_cannot_be_left() -> None:
     x, received = torch.randn(1, 16, 4), torch.rand(1, 1, 16)
     with pytest.raises(ValueError, match="vflowopt can leave 4 to 16 of 16 tokens, not 3"):
         tokenreduce.plan(x, "vflowopt", keep=3, cell=2, grid=(4, 4), received_attention=received)
-    with pytest.raises(ValueError, match="vflowopt can leave 12 to 12 of 12 tokens, not 3"):
-        tokenreduce.plan(x[:, :12], "vflowopt", keep=3, cell=2, grid=(4, 4), received_attention=received[..., :12])
+
+
+def test_one_stands_for_the_others_where_places_are_not_known() -> None:
+    x, received = torch.randn(1, 12, 4), torch.rand(1, 1, 12)
+    token_map = tokenreduce.plan(x, "vflowopt", keep=3, cell=2, grid=(4, 4), received_attention=received)
+    best = received[0, 0].argsort(descending=True).tolist()
+    assert sorted(token_map.rep[0].tolist()) == sorted(best[:3])
+    assert sorted(token_map.sizes(None)[0].tolist()) == [1, 1, 10]

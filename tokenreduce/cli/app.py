@@ -9,7 +9,9 @@ from rich.console import Console
 
 from tokenreduce.cli.bench import bench
 from tokenreduce.cli.calibrate import calibrate
+from tokenreduce.cli.compare import compare
 from tokenreduce.cli.demo import demo
+from tokenreduce.cli.embed import embed
 from tokenreduce.cli.evaluate import evaluate
 from tokenreduce.cli.info import info
 from tokenreduce.cli.kernels import kernels
@@ -31,6 +33,8 @@ app.command("eval")(evaluate)
 app.command("bench")(bench)
 app.command("visualize")(visualize)
 app.command("calibrate")(calibrate)
+app.command("embed")(embed)
+app.command("compare")(compare)
 app.command("kernels")(kernels)
 app.command("info")(info)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,13 @@ Exif = Annotated[
     typer.Option(
         "--exif/--no-exif",
         help="turn photographs as their EXIF orientation says; published figures of ImageNet are without",
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        help="keep finished batches in this file, and go on from it; several processes need a folder that all see",
+        callback=check_file,
     ),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file", callback=check_file)]
@@ -135,15 +143,27 @@ def usable_device(name: str) -> torch.device:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[float, str], None]]:
+def progress_bar(shown: bool = True) -> Iterator[Callable[[float, str], None]]:
     """A progress bar on stderr, gone at the end; the value is the function that moves it."""
     columns = (BarColumn(), TextColumn("{task.percentage:.0f} % {task.description}"), TimeRemainingColumn())
     stderr = Console(stderr=True)
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+    with Progress(*columns, console=stderr, transient=True, disable=not (shown and stderr.is_terminal)) as progress:
         task = progress.add_task("preparing", total=1.0)
         yield lambda fraction, what: progress.update(task, completed=fraction, description=what)
 
 
-def place_name(device: torch.device) -> str:
-    """The name of the device, and of its card if it is a CUDA device."""
-    return str(device) if device.type == "cpu" else f"{device} ({torch.cuda.get_device_name(device)})"
+def spelled(context: typer.Context) -> str:
+    """The command with every option that is not as it would be without, as people type it."""
+    words = ["tokenreduce", str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value is None or value == parameter.get_default(context):
+            continue
+        on, off = parameter.opts[0], [*parameter.secondary_opts, ""][0]
+        if isinstance(value, bool):
+            words.append(on if value else off)
+        else:
+            words += [
+                word for one in (value if isinstance(value, (list, tuple)) else [value]) for word in (on, str(one))
+            ]
+    return shlex.join(words)

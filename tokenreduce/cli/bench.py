@@ -22,14 +22,14 @@ from tokenreduce.cli.arguments import (
     keep_arms,
     make_arms,
     numbers,
-    place_name,
     progress_bar,
     refuse_options,
     usable_device,
 )
-from tokenreduce.cli.output import console, environment, print_refused, print_table
+from tokenreduce.cli.output import console, print_refused, print_table
 from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.lab.environment import environment, place_name
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.lab.shipped.random_llava import NAME as RANDOM

@@ -14,16 +14,18 @@ from rich.table import Table
 from torch import nn
 
 from tokenreduce.cli.arguments import MODEL_HELP, Device, Exif, parse_options, progress_bar, usable_device
-from tokenreduce.cli.output import console, environment
+from tokenreduce.cli.output import console
 from tokenreduce.cli.writing import check_file, save, saying
 from tokenreduce.errors import InvalidTypeError
 from tokenreduce.lab.data.unlabelled import Unlabelled, load_unlabelled
+from tokenreduce.lab.environment import environment
 from tokenreduce.lab.rows import Progress, Row
-from tokenreduce.lab.search.calibrating import Named
+from tokenreduce.lab.search.calibrating import Named, check_numbers
 from tokenreduce.lab.search.calibrating import calibrate as search
 from tokenreduce.lab.search.calibration import Calibration
 from tokenreduce.lab.search.sensitivities import draw_sensitivities, sensitivities
 from tokenreduce.lab.shipped.named import load_model
+from tokenreduce.patching.finding import find_backbone
 
 
 def calibrate(
@@ -34,6 +36,12 @@ def calibrate(
     flops: Annotated[float | None, typer.Option(help="share of the multiply-adds to keep, such as 0.6")] = None,
     error: Annotated[
         float | None, typer.Option(help="instead of --flops: the greatest mean error (1 - cosine), such as 0.01")
+    ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            help="instead of both: the greatest share of the unpatched model's time, measured here, such as 0.65"
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="the schedule as JSON, which patch takes", callback=check_file)] = Path(
         "out/schedule.json"
@@ -58,21 +66,24 @@ def calibrate(
     exif: Exif = True,
     pretrained: Annotated[bool, typer.Option(help="load trained weights")] = True,
     device: Device = "cpu",
+    batch_size: Annotated[int, typer.Option(min=1, help="images in a forward that is timed for --latency")] = 8,
 ) -> None:
     """Choose method and schedule on unlabelled images. The choice is checked on a part of them that chose nothing, and
     is the default where it is not shown to be better. A search that was stopped goes on where it was."""
+    check_numbers({"flops": flops, "error": error, "latency": latency})  # before anything is loaded
     named = read_methods(method, option or [])
     place = usable_device(device)
     network, _ = load_model(model, image_size, pretrained)
     network = network.eval().to(place)
+    find_backbone(network)  # the reason comes before images are read
     data = load_unlabelled(images, network, limit, data_dir=data_dir, by_folder=by_folder, upright=exif)
     for sentence in data.left_out:
         console.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False)
     resume = out.with_suffix(".trials.jsonl")
     with progress_bar() as progress:
         found = search(
-            network, data.images, flops=flops, error=error, methods=named, sources=data.sources, trials=trials,
-            greedy=greedy, seed=seed, resume=resume, progress=progress,
+            network, data.images, flops=flops, error=error, latency=latency, methods=named, sources=data.sources,
+            trials=trials, greedy=greedy, seed=seed, batch_size=batch_size, resume=resume, progress=progress,
         )  # fmt: skip
         rows = layer_rows(network, data, found, resume, progress) if layers_out is not None else []
     console.print(str(found), highlight=False, markup=False)

@@ -19,9 +19,9 @@ from tokenreduce.cli.arguments import (
     Options,
     PerBlock,
     Ratio,
+    Resume,
     keep_arms,
     make_arms,
-    place_name,
     progress_bar,
     refuse_options,
     usable_device,
@@ -32,11 +32,15 @@ from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.lab.data.asked import load_asked
 from tokenreduce.lab.data.photographs import NAME as PHOTOGRAPHS
 from tokenreduce.lab.data.samples import TASKS
+from tokenreduce.lab.environment import place_name
 from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS
-from tokenreduce.lab.quality.evaluation import Head, Setup, classification, dense
+from tokenreduce.lab.quality.evaluation import classification, dense
+from tokenreduce.lab.quality.loading import Head, Setup
+from tokenreduce.lab.quality.sharing import Sharing
 from tokenreduce.lab.quality.vision_language import EXACT, MEANING, measure_answers
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped.vision_language import SCENES, load_prompted
+from tokenreduce.lab.team import join_team
 
 WORDS = 20  # of an answer about a photograph
 SAID = "method budget kl kl_interval top1_agreement top1_agreement_interval kv_share"
@@ -111,18 +115,20 @@ def evaluate(
     reduced_labels: Annotated[
         bool, typer.Option("--reduced-labels", help="ade20k: files hold 0 to 149 and 255 instead of 0 to 150")
     ] = False,
+    resume: Resume = None,
     json_file: JsonFile = None,
 ) -> None:
     """Measure patched models on images. Classification: how far features are from those of the unpatched model and,
     where images have labels, accuracy. Segmentation, detection and depth: the usual figures of each task. vlm: how far
     answers of vision-language models are from those of the unpatched model and, where they are known, how many are
-    right."""
+    right. Started by torchrun, several processes share the images (but with vlm)."""
     if task not in ("classification", *TASKS, "vlm"):
         raise unknown("task", task, ("classification", *TASKS, "vlm"))
     if task == "vlm":
         foreign: dict[str, object] = {"--flops": flops, "--ratio": ratio, "--r": r, "--data-dir": data_dir}
         foreign |= {"--all-images": all_images, "--gallery": gallery, "--text-model": text_model}
         foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head, f"--rounds {rounds}": rounds}
+        foreign |= {"--resume": resume}
         refuse_options(task, foreign | {f"--align {align}": align != "none", "--reduced-labels": reduced_labels})
         place = usable_device(device)
         setup = Setup(model, data, None, limit, batch_size, pretrained, place, exif)
@@ -130,20 +136,29 @@ def evaluate(
         return
     refuse_options(task, {"--keep": keep, "--words": words, "--question": question})
     arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
-    place = usable_device(device)
-    setup = Setup(model, data, data_dir, limit, batch_size, pretrained, place, exif, reduced_labels)
-    if task == "classification":
-        foreign = {f"--align {align}": align != "none", f"--rounds {rounds}": rounds}
-        refuse_options(task, foreign | {"--reduced-labels": reduced_labels})
-        chosen = Head(head, gallery, gallery_size, text_embeddings_file, text_model)
-        ready = classification(arms, setup, chosen, all_images=all_images, workers=workers)
-    else:
-        foreign = {"--all-images": all_images, "--gallery": gallery, "--text-model": text_model, "--no-exif": not exif}
-        foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head}
-        refuse_options(task, foreign | {f"--align {align}": align != "none" and task != "depth"})
-        ready = dense(task, arms, setup, align=align, rounds=rounds)
-    with progress_bar() as progress:
-        rows = ready.measure(progress)
+    with join_team() as team:
+        place = team.place(usable_device(device))
+        sharing = Sharing(team, resume)
+        setup = Setup(model, data, data_dir, limit, batch_size, pretrained, place, exif, reduced_labels, sharing)
+        if task == "classification":
+            foreign = {f"--align {align}": align != "none", f"--rounds {rounds}": rounds}
+            refuse_options(task, foreign | {"--reduced-labels": reduced_labels})
+            chosen = Head(head, gallery, gallery_size, text_embeddings_file, text_model)
+            ready = classification(arms, setup, chosen, all_images=all_images, workers=workers)
+        else:
+            foreign = {
+                "--all-images": all_images,
+                "--gallery": gallery,
+                "--text-model": text_model,
+                "--no-exif": not exif,
+            }
+            foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head}
+            refuse_options(task, foreign | {f"--align {align}": align != "none" and task != "depth"})
+            ready = dense(task, arms, setup, align=align, rounds=rounds)
+        with progress_bar(team.leads) as progress:
+            rows = ready.measure(progress)
+    if not team.leads:
+        return
     print_table(rows, ready.title)
     console.print(ready.meaning, highlight=False)
     for remark in ready.remarks:
@@ -183,7 +198,7 @@ def evaluate_vlm(
     if json_file is not None:
         settings: dict[str, Any] = {"task": "vlm", "model": model, "pretrained": setup.pretrained, "data": asked.name}
         settings |= {"prompts": len(asked.text), "batch_size": batch_size, "words": words, "question": question}
-        write_json(json_file, "eval", rows, **settings, upright=setup.upright, device=place_name(setup.device))  # type: ignore[arg-type]
+        write_json(json_file, "eval", rows, **settings, upright=setup.upright, device=place_name(setup.device))
 
 
 def part(rows: Sequence[Row], keys: str) -> list[Row]:

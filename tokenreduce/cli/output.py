@@ -1,13 +1,10 @@
-"""Rows as tables for people, and the environment that belongs to them."""
+"""Rows as tables for people."""
 
 from __future__ import annotations
 
-import platform
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -40,19 +37,3 @@ def print_refused(rows: Sequence[Row]) -> None:
             continue
         what = f"{row['method']} at {row['budget']} was not run: {row['refused']}"
         console.print(what, style="yellow", highlight=False, markup=False)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, device and threads, for every JSON file."""
-    from tokenreduce import __version__
-
-    libraries = ("torch", "timm", "torchvision", "transformers")
-    versions: dict[str, Any] = {name: sys.modules[name].__version__ for name in libraries if name in sys.modules}
-    return {
-        "tokenreduce": __version__,
-        **versions,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-    }

@@ -12,8 +12,9 @@ from typing import Any
 
 import typer
 
-from tokenreduce.cli.output import console, environment
+from tokenreduce.cli.output import console
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.environment import environment
 from tokenreduce.lab.rows import Row
 
 
@@ -52,7 +53,7 @@ def try_opening(path: Path) -> str:
     try:
         path.open("ab").close()
         if new:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may look at the same time
     except OSError as error:
         return error.strerror or str(error)
     return ""

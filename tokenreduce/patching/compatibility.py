@@ -18,6 +18,17 @@ class Compatibility(list[str]):
         super().__init__(fitting)
         self.refused, self.language = refused, language or []
 
+    @property
+    def reasons(self) -> str:
+        """Why methods do not fit, each reason once with the methods that it is for; what is so for all stands alone."""
+        named: dict[str, list[str]] = {}
+        for name, why in self.refused.items():
+            named.setdefault(why, []).append(name)
+        shortest = min(named, key=len, default="")
+        if all(why.startswith(shortest) for why in named):
+            return shortest
+        return "; ".join(f"{', '.join(names)}: {why}" for why, names in named.items())
+
     def __repr__(self) -> str:
         lines = [f"fits: {', '.join(self) or 'nothing'}"] + [
             f"  not {name}: {why}" for name, why in self.refused.items()

@@ -119,7 +119,7 @@ def test_the_model_stays_as_it_is_and_a_repeated_search_gives_the_same() -> None
 
 
 def test_errors_equal_those_of_patching_by_hand() -> None:
-    from tokenreduce.lab.search.journal import Journal
+    from tokenreduce.lab.journal import Journal
 
     model, images = small_vit(), some_images(5)
     measured = Trials(model, Variant("tome"), images, [[3, 1], [0, 2, 4]], Journal())
@@ -207,8 +207,11 @@ def test_a_missing_optuna_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatc
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no budget": ({}, "exactly one of flops and error"),
-    "two budgets": ({"flops": 0.6, "error": 0.1}, "exactly one of flops and error"),
+    "no budget": ({}, "exactly one of flops, error and latency"),
+    "two budgets": ({"flops": 0.6, "error": 0.1}, "exactly one of flops, error and latency"),
+    "three budgets": ({"error": 0.1, "latency": 0.6}, "exactly one of flops, error and latency"),
+    "time": ({"latency": 1.5}, "lies between 0 and 1"),
+    "batch": ({"latency": 0.5, "batch_size": 0}, "number of images in a forward"),
     "share": ({"flops": 1.2}, "lies between 0 and 1"),
     "text": ({"error": "small"}, "must be a number"),
     "method": ({"flops": 0.6, "methods": ["tomme"]}, "did you mean 'tome'"),

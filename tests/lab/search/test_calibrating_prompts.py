@@ -14,7 +14,7 @@ from prompting import BY_NAME, IMAGE, TEXT, fresh, generate, new
 from torch import Tensor
 
 from tokenreduce import calibrate, load_patch, patch, report, unpatch
-from tokenreduce.lab.search.journal import Journal
+from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.search.least_counts import least_counts
 from tokenreduce.lab.search.prompt_trials import PromptTrials
 from tokenreduce.lab.search.trials import Variant
@@ -156,7 +156,7 @@ def test_methods_without_text_may_begin_before_the_model() -> None:
     ("more", "error", "sentence"),
     [
         ({"flops": 0.5}, TypeError, r"counted in tokens: give keep=0\.3 instead of flops"),
-        ({"keep": 0.5, "error": 0.1}, TypeError, "give exactly one of flops and error"),
+        ({"keep": 0.5, "error": 0.1}, TypeError, "give exactly one of flops, error"),
         ({"keep": 1.0}, ValueError, r"keep is 1\.0; it lies between 0 and 1"),
         (
             {"keep": 0.5, "methods": ["fastv", "evit"]},

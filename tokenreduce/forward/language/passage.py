@@ -48,8 +48,10 @@ class Passage:
         return take(x, self.index)
 
     def restore(self, x: Tensor) -> Tensor:
-        """A row for each place, `(B, n, C)` of `x (B, P, C)`."""
-        return take(x, self.back)
+        """A row for each place, `(B, n, C)` of `x (B, P, C)`. Of the last rows alone, as many places from the end."""
+        missing = self.index.shape[1] - x.shape[1]
+        back = self.back[:, -x.shape[1] :] - missing if missing else self.back
+        return take(x, back)
 
     def positions(self, positions: Tensor | None, renumber: bool, before: Kept | None) -> Tensor:
         """Those of the rows, of `positions (..., B or 1, n)` of the places; None: one after the other."""

@@ -30,11 +30,19 @@ class LanguageRun:
 
     Args:
         inside: the language model was called alone, and closes the run.
+        mask: what the model was given as one, of which it may make others for the language model.
     """
 
-    def __init__(self, reduction: LanguageReduction, units: Sequence[Unit], inside: bool = False) -> None:
-        self.reduction, self.units, self.inside = reduction, units, inside
+    def __init__(
+        self, reduction: LanguageReduction, units: Sequence[Unit], inside: bool = False, mask: Any = None
+    ) -> None:
+        self.reduction, self.units, self.inside, self.mask = reduction, units, inside, mask
         self.crossing: Crossing | None = None
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the language model gets masks of pairs."""
+        return self.reduction.adapter.masks_outside and not self.inside
 
 
 class _Thread(threading.local):
@@ -45,9 +53,11 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def open_run(reduction: LanguageReduction, units: Sequence[Unit], inside: bool = False) -> LanguageRun:
+def open_run(
+    reduction: LanguageReduction, units: Sequence[Unit], inside: bool = False, mask: Any = None
+) -> LanguageRun:
     """A new run on top of the stack."""
-    run = LanguageRun(reduction, units, inside)
+    run = LanguageRun(reduction, units, inside, mask)
     _thread.runs.append(run)
     return run
 

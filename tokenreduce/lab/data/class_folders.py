@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.data.decoding import decode, hidden, is_image
+from tokenreduce.lab.data.decoding import ENDINGS, decode, hidden, is_image
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,11 @@ def list_folder(root: Path) -> Listing:
             f"expected {root}/<class>/<image>, or leave the labels out with --head none"
         )
     images = tuple((path, number) for path, number in inside if is_image(path))
-    if not images:
-        raise InvalidValueError(f"{root} holds no images; expected {root}/<class>/<image>, or images alone")
     others = [path for path in entries if not path.is_dir()] + [path for path, _ in inside if not is_image(path)]
+    if not images:
+        raise InvalidValueError(
+            f"{root} holds no images; expected {root}/<class>/<image>, or images alone{instead(others)}"
+        )
     return Listing(tuple(names), images, tuple(others))
 
 
@@ -136,3 +138,8 @@ def natural(name: str) -> list[Any]:
 
 def more(paths: Sequence[Path]) -> str:
     return f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+
+
+def instead(others: Sequence[Path]) -> str:
+    """What lies where images should, and the names that images have."""
+    return f"; it holds {others[0]}{more(others)}, and images end in {', '.join(sorted(ENDINGS))}" if others else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +32,17 @@ def is_image(path: Path) -> bool:
     return not hidden(path) and path.suffix.lower() in ENDINGS
 
 
-def decode(path: Path, *, upright: bool) -> Image.Image:
+def decode(path: Path, *, upright: bool, content: bytes | None = None) -> Image.Image:
     """The picture in the file, decoded, grey values of 16 bits scaled to 8.
 
     Args:
         upright: turned as its EXIF orientation says; else as it is stored.
+        content: what the file holds, where it is no file of its own but lies in another; `path` then names it.
 
     Raises: ValueError that says why it cannot be read.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if content is None else io.BytesIO(content)) as picture:
             picture.load()
             turned = ImageOps.exif_transpose(picture) if upright else picture.copy()
         return eight_bits(turned, path)
@@ -51,7 +53,8 @@ def decode(path: Path, *, upright: bool) -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, InvalidValueError):
             raise
-        what = "does not exist" if not path.is_file() else f"is not an image that Pillow can read ({error})"
+        gone = content is None and not path.is_file()
+        what = "does not exist" if gone else f"is not an image that Pillow can read ({error})"
         raise NotAnImageError(f"{path} {what}; replace the file, or take its image out") from None
 
 

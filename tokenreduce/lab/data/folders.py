@@ -132,7 +132,7 @@ def check_labels(data: Data, model: Any) -> None:
         raise InvalidValueError(
             f"the head of this {name} has {model.num_classes} classes, {data.name} has "
             f"{len(data.class_names)}: the labels do not fit; use --head knn (--head zero-shot for CLIP-type models), "
-            "or a model trained on these classes (fashion_vit for fashion-mnist)"
+            "or a model trained on these classes (fashion_vit for fashion-mnist); --head none leaves the labels out"
         )
 
 
@@ -165,6 +165,8 @@ def summary(data: Data) -> str:
 
 def folder_of(root: Path, split: str) -> Path:
     """The subfolder of `root` that holds the split, or `root` itself if it has no splits."""
+    if root.is_file():
+        raise InvalidValueError(f"{root} is a file; give the folder that it lies in")
     if not root.is_dir():
         raise InvalidValueError(
             f"no data {str(root)!r}; valid: fashion-mnist, imagenet, {photographs.NAME}, or a folder of class folders "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.data.class_folders import Listing, visible
+from tokenreduce.lab.data.class_folders import Listing, instead, visible
 from tokenreduce.lab.data.decoding import is_image
 
 NO_LABEL = -1
@@ -25,9 +25,12 @@ def list_plain(root: Path) -> Listing:
     """
     files = list(files_below(root))
     images = tuple((path, 0) for path in files if is_image(path))
+    others = tuple(path for path in files if not is_image(path))
     if not images:
-        raise InvalidValueError(f"{root} holds no images; give a folder with .jpg or .png files, at any depth")
-    return Listing((), images, tuple(path for path in files if not is_image(path)))
+        raise InvalidValueError(
+            f"{root} holds no images; give a folder with .jpg or .png files, at any depth{instead(others)}"
+        )
+    return Listing((), images, others)
 
 
 def files_below(folder: Path) -> Iterator[Path]:

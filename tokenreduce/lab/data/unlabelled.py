@@ -61,6 +61,8 @@ def load_unlabelled(
 
 def load_files(root: Path, model: Any, limit: int, by_folder: bool, upright: bool) -> Unlabelled:
     """Images of a folder, spread evenly over its files in the order of their paths."""
+    if root.is_file():
+        raise InvalidValueError(f"{root} is a file; give the folder that it lies in")
     if not root.is_dir():
         raise InvalidValueError(f"no images {str(root)!r}; valid: {photographs.NAME}, fashion-mnist, or a folder")
     files = [path for path, _ in list_plain(root).images]

@@ -16,8 +16,9 @@ from tokenreduce.lab.quality.distance import distance
 from tokenreduce.lab.quality.engine import measure_lanes
 from tokenreduce.lab.quality.features import Batch, FeatureLane
 from tokenreduce.lab.quality.heads import Classify, MakeHead, trained
-from tokenreduce.lab.quality.metric import Metric
+from tokenreduce.lab.quality.metric import Metric, as_lists, as_tensors
 from tokenreduce.lab.rows import Row
+from tokenreduce.lab.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class ClassificationMetric(Metric):
     def compute(self) -> dict[str, float]:
         means = {name: float(values.mean()) for name, values in self.figures.items()}
         return means | {f"top{k}": round(means[f"top{k}"], 6) for k in self.top}
+
+    def give(self) -> Any:
+        given, self.parts = [as_lists(part) for part in self.parts], []
+        return given
+
+    def take_in(self, given: Any) -> None:
+        self.parts += map(as_tensors, given)
 
     def resampled(self, times: Tensor) -> Tensor:
         return times @ self.figures["top1"] / times.sum(1)
@@ -115,7 +123,9 @@ def classification_lanes(
 
 
 def measure_classification(
-    lanes: Sequence[ClassificationLane], batches: Iterable[Batch], tell: Callable[[int], object] = lambda done: None
+    lanes: Sequence[ClassificationLane],
+    batches: Iterable[Batch] | Shards,
+    tell: Callable[[int], object] = lambda done: None,
 ) -> list[Row]:
     """The rows of `lanes`, of which the first is unpatched; see `measure`."""
     rows = measure_lanes(lanes, batches, tell=tell)

@@ -17,7 +17,10 @@ from tokenreduce.lab.quality.dense_metrics import DenseMetric
 from tokenreduce.lab.quality.engine import Lane, measure_lanes, teller
 from tokenreduce.lab.quality.named import make_metric
 from tokenreduce.lab.quality.predictors import Predictor
+from tokenreduce.lab.quality.sharing import dense_shards
 from tokenreduce.lab.rows import Progress, Row
+from tokenreduce.lab.shards import Ledger
+from tokenreduce.lab.team import ALONE, Team
 from tokenreduce.patching.finding import find_backbone
 from tokenreduce.patching.verbs import report
 
@@ -53,6 +56,8 @@ def measure_dense(
     rounds: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
+    team: Team = ALONE,
+    ledger: Ledger | None = None,
 ) -> list[Row]:
     """Compare every arm with the unpatched `predictor` in one pass over `data`; the first row is the unpatched model.
 
@@ -70,6 +75,8 @@ def measure_dense(
         predictor: see `Predictor`; its `module` stays unpatched, arms run on copies that share its weights.
         align: what is done to depth predictions first, as in `DepthMetric`.
         rounds: draws of the bootstrap that makes the 95 % interval of the change; 0 makes none.
+        team: the processes that share the work; all of them get the rows.
+        ledger: where finished batches are kept.
 
     Raises: ValueError if there are no images, or the model fits neither the data nor any arm.
     """
@@ -83,9 +90,8 @@ def measure_dense(
     if hasattr(predictor, "fit"):
         predictor.fit(data)
     lanes, refused = dense_lanes(predictor, arms, data, align)
-    starts = range(0, len(data), batch_size)
-    batches = (data.read(range(start, min(start + batch_size, len(data)))) for start in starts)
-    rows = measure_lanes(lanes, filter(None, batches), rounds=rounds, seed=seed, tell=teller(progress, len(data)))
+    shards = dense_shards(data, batch_size, team, ledger)
+    rows = measure_lanes(lanes, shards, rounds=rounds, seed=seed, tell=teller(progress, len(data)))
     for lane, row in zip(lanes, rows, strict=True):
         row |= {"images": len(data) - len(data.left_out)}
         row |= {"options": lane.arm.options} if lane.arm is not None and lane.arm.options else {}

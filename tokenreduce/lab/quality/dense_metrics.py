@@ -56,6 +56,13 @@ class SegmentationMetric(DenseMetric):
         agree, truth, _ = total[0].sum(-1).tolist()
         return {"miou": float(mean_iou(total)), "pixel_accuracy": agree / truth}
 
+    def give(self) -> Any:
+        given, self.counts = [one.tolist() for one in self.counts], []
+        return given
+
+    def take_in(self, given: Any) -> None:
+        self.counts += [torch.tensor(one, dtype=torch.int64) for one in given]
+
     def resampled(self, times: Tensor) -> Tensor:
         counts = torch.stack(self.counts).double().flatten(1)
         return mean_iou((times @ counts).view(-1, 3, self.classes))
@@ -121,6 +128,13 @@ class DepthMetric(DenseMetric):
         if means.isnan().any():
             raise InvalidValueError("the images have no pixel of known depth to measure on; give more images")
         return dict(zip(("delta1", "abs_rel", "rmse"), means.tolist(), strict=True))
+
+    def give(self) -> Any:
+        given, self.figures = [one.tolist() for one in self.figures], []
+        return given
+
+    def take_in(self, given: Any) -> None:
+        self.figures += [torch.tensor(one, dtype=torch.float64) for one in given]
 
     def resampled(self, times: Tensor) -> Tensor:
         within = torch.stack(self.figures)[:, 0]

@@ -58,6 +58,18 @@ class DetectionMetric(DenseMetric):
         evaluated = self.evaluated()
         return {"ap": precision(evaluated, slice(None)), "ap50": precision(evaluated, slice(HALF, HALF + 1))}
 
+    def give(self) -> Any:
+        given = {"images": self.count, "truth": self.truth, "found": self.found}
+        self.truth, self.found, self.count = [], [], 0
+        self._evaluated = self._resampled = None
+        return given
+
+    def take_in(self, given: Any) -> None:
+        self._evaluated = self._resampled = None
+        self.truth += moved(given["truth"], self.count, len(self.truth))
+        self.found += moved(given["found"], self.count, len(self.found))
+        self.count += given["images"]
+
     def resampled(self, times: Tensor) -> Tensor:
         """NaN for a draw without objects."""
         if self._resampled is None or not torch.equal(self._resampled[0], times):
@@ -117,6 +129,11 @@ def as_entries(boxes: Boxes, image: int, before: int) -> list[dict[str, Any]]:
     }
     rows = zip(*columns.values(), strict=True)
     return [dict(zip(columns, row, strict=True)) | {"image_id": image} for row in rows]
+
+
+def moved(entries: Sequence[dict[str, Any]], images: int, before: int) -> list[dict[str, Any]]:
+    """Entries with numbers that follow those of `images` images and `before` entries."""
+    return [one | {"image_id": one["image_id"] + images, "id": one["id"] + before} for one in entries]
 
 
 def drawn_precision(results: list[dict[str, Any] | None], times: np.ndarray, recalls: np.ndarray) -> np.ndarray:

@@ -15,8 +15,9 @@ from tokenreduce.lab.lanes import patched_lane, restored_lane, try_arms
 from tokenreduce.lab.quality.distance import distance
 from tokenreduce.lab.quality.engine import Lane, measure_lanes
 from tokenreduce.lab.quality.heads import whole_forward
-from tokenreduce.lab.quality.metric import Metric
+from tokenreduce.lab.quality.metric import Metric, as_lists, as_tensors
 from tokenreduce.lab.rows import Row
+from tokenreduce.lab.shards import Shards
 from tokenreduce.patching.finding import find_backbone
 from tokenreduce.patching.verbs import report
 
@@ -111,6 +112,13 @@ class FeatureMetric(Metric):
             found[f"{name}_geometric"] = float(values.clamp_min(LEAST).log().mean().exp()) if values.any() else 0.0
         return found
 
+    def give(self) -> Any:
+        given, self.parts = [as_lists(part) for part in self.parts], []
+        return given
+
+    def take_in(self, given: Any) -> None:
+        self.parts += map(as_tensors, given)
+
     def resampled(self, times: Tensor) -> Tensor:
         return times @ self.figures[self.headline] / times.sum(1)
 
@@ -152,7 +160,9 @@ def unlabelled_lanes(
 
 
 def measure_features(
-    lanes: Sequence[UnlabelledLane], batches: Iterable[Batch], tell: Callable[[int], object] = lambda done: None
+    lanes: Sequence[UnlabelledLane],
+    batches: Iterable[Batch] | Shards,
+    tell: Callable[[int], object] = lambda done: None,
 ) -> list[Row]:
     """The rows of `lanes`, of which the first is unpatched; the unpatched model has no errors."""
     rows = measure_lanes(lanes, batches, tell=tell)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
@@ -29,8 +30,26 @@ class Metric(ABC):
         """
 
     @abstractmethod
+    def give(self) -> Any:
+        """What it was shown so far, as JSON, for `take_in` of another metric of this kind; it has seen nothing then."""
+
+    @abstractmethod
+    def take_in(self, given: Any) -> None:
+        """Add what another metric was shown, as if the images came next."""
+
+    @abstractmethod
     def resampled(self, times: Tensor) -> Tensor:
         """The headline figure `(rounds,)` where each image counts `times` `(rounds, images)` often."""
+
+
+def as_lists(figures: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Figures of images as JSON, which holds every float64 exactly."""
+    return {name: values.tolist() for name, values in figures.items()}
+
+
+def as_tensors(figures: dict[str, list[float]]) -> dict[str, Tensor]:
+    """The same back, float64."""
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in figures.items()}
 
 
 def change_interval(reference: Metric, metric: Metric, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.search.calibration import Calibration
-from tokenreduce.lab.search.journal import Journal
+from tokenreduce.lab.search.clocking import Clock
 from tokenreduce.lab.search.parting import collect, part
 from tokenreduce.lab.search.prompt_calibration import are_prompts, calibrate_prompts, choose_prompt_variants
 from tokenreduce.lab.search.proposing import need_optuna
@@ -30,12 +32,15 @@ def calibrate(
     flops: float | None = None,
     error: float | None = None,
     keep: float | None = None,
+    latency: float | None = None,
     methods: Sequence[Named] | None = None,
     sources: Sequence[Hashable] | None = None,
     trials: int = 0,
     greedy: bool = True,
     held_out: float = 0.5,
     seed: int = 0,
+    device: torch.device | str | None = None,
+    batch_size: int = 8,
     resume: str | Path | None = None,
     progress: Callable[[float, str], object] | None = None,
 ) -> Calibration:
@@ -55,6 +60,8 @@ def calibrate(
         error: instead of `flops`: the greatest mean error. The result is the least share whose error on images that
             chose nothing has its one-sided 95 % bound below it. Of prompts, counts are then found layer by layer.
         keep: of prompts, instead of `flops`: the share of the image tokens, mean over all layers, in (0, 1).
+        latency: instead of both: the greatest share of the unpatched model's time, measured here in rounds in which
+            the models take turns. The result is the one that loses least among those that are fast enough.
         methods: names, or pairs of a name and options; the first is the default that others must beat. Without it:
             `ward`, also without its early keys, `tome` and `dpc_knn`, as far as they fit the model; of prompts `fastv`.
         sources: where each image comes from, such as the file that it was cut out of: images of one source are never
@@ -63,19 +70,23 @@ def calibrate(
         greedy: whether a search for counts layer by layer is among the candidates.
         held_out: the share of the sources that checks the choice.
         seed: of the parting and of Optuna.
+        device: where to run; without it where the model is, which stays there.
+        batch_size: images in a forward that is timed for `latency`.
         resume: a file that finished measurements are kept in: a search that was stopped goes on where it was.
         progress: called with the fraction that is done and what is running.
 
     Raises:
         ValueError, TypeError: a value, method or model that does not fit, or an `error` that cannot be kept.
     """
-    check_numbers({"flops": flops, "error": error, "keep": keep}, trials, held_out)
+    check_numbers({"flops": flops, "error": error, "latency": latency, "keep": keep})
+    check_share("held_out", held_out)
+    check_counts(trials, batch_size)
     prompts = are_prompts(images)
-    if (flops if prompts else keep) is not None:
+    if prompts and (flops is not None or latency is not None):
+        raise InvalidTypeError("what enters a language model is counted in tokens: give keep=0.3 instead of flops")
+    if keep is not None and not prompts:
         raise InvalidTypeError(
-            "what enters a language model is counted in tokens: give keep=0.3 instead of flops"
-            if prompts
-            else "keep is for prompts with images, a list of what a processor makes of each; give flops=0.6 for images"
+            "keep is for prompts with images, a list of what a processor makes of each; give flops=0.6 for images"
         )
     variants = choose_prompt_variants(model, methods) if prompts else choose_variants(model, methods)
     if trials:
@@ -88,22 +99,34 @@ def calibrate(
     tensor = collect(images)
     like = next(model.parameters())
     parts = part(len(tensor), sources, held_out, seed)
-    tensor = tensor.to(like.device, like.dtype)
+    tensor = tensor.to(like.device if device is None else device, like.dtype)
     search = Search(variants, parts, trials, greedy, seed, tell)
     measured = Trials(model, variants[0], tensor, parts.batches, Journal(resume), search.tell)
+    if latency is not None:
+        batch = tensor[torch.arange(batch_size) % len(tensor)]  # few images are taken again
+        return search.within(measured, Clock(measured, batch), latency)
     return search.at(measured, flops) if flops is not None else search.below(measured, float(error or 0))
 
 
-def check_numbers(budgets: dict[str, float | None], trials: int, held_out: float) -> None:
-    if sum(value is not None for value in budgets.values()) != 1:
-        raise InvalidTypeError("give exactly one of flops and error, for example flops=0.6; of prompts keep or error")
-    for name, value in (*budgets.items(), ("held_out", held_out)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InvalidTypeError(f"{name} is {value!r}; it must be a number")
-        if not 0 < value < 1:
-            raise InvalidValueError(f"{name} is {value}; it lies between 0 and 1")
+def check_numbers(budgets: dict[str, float | None]) -> None:
+    """Raise unless exactly one budget is given and is a share."""
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        raise InvalidTypeError("give exactly one of flops, error and latency, for example flops=0.6")
+    for name, value in given.items():
+        check_share(name, value)
+
+
+def check_share(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidTypeError(f"{name} is {value!r}; it must be a number")
+    if not 0 < value < 1:
+        raise InvalidValueError(f"{name} is {value}; it lies between 0 and 1")
+
+
+def check_counts(trials: int, batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InvalidValueError(f"batch_size is {batch_size!r}; give the number of images in a forward that is timed")
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 0:
         raise InvalidValueError(f"trials is {trials!r}; give a number of candidates for Optuna to propose, or 0")
 
@@ -122,5 +145,6 @@ def choose_variants(model: nn.Module, methods: Sequence[Named] | None) -> list[V
         raise InvalidValueError(f"{refused[0]} cannot run on this model: {why}; methods that fit: {', '.join(fitting)}")
     found = [one for one in named if one not in refused]
     if not found:
-        raise InvalidValueError(f"none of the methods tried by default fits this model; give methods= of {fitting}")
+        others = f"; give methods= of {', '.join(fitting)}" if fitting else f": {fitting.reasons}"
+        raise InvalidValueError(f"none of the methods tried by default fits this model{others}")
     return found

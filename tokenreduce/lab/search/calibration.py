@@ -71,6 +71,8 @@ class Calibration:
 
     def __str__(self) -> str:
         lines = [f"{self.verdict}", f"{self.method} at {self.flops_share:.1%} of the multiply-adds"]
+        if "latency" in self.figures:
+            lines.append(told(self.figures["latency"]))
         if self.evidence is not None:
             lines += explain(self.evidence)
         return "\n".join(lines)
@@ -80,6 +82,15 @@ def versions() -> dict[str, str]:
     """Of this library and those that were loaded."""
     loaded = {name: str(sys.modules[name].__version__) for name in LIBRARIES if name in sys.modules}
     return {"tokenreduce": version("tokenreduce"), **loaded}
+
+
+def told(latency: dict[str, Any]) -> str:
+    """A measured time in words."""
+    low, high = latency["interval95"]
+    return (
+        f"{latency['share']:.1%} of the unpatched model's time (95 % interval {low:.1%} to {high:.1%}), "
+        f"{latency['device']}, {latency['threads']} CPU threads, batch {latency['batch_size']}"
+    )
 
 
 def explain(evidence: Evidence) -> list[str]:

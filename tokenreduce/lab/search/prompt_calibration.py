@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.search.calibration import Calibration, explain
-from tokenreduce.lab.search.journal import Journal
 from tokenreduce.lab.search.least_counts import LeastSearch
 from tokenreduce.lab.search.parting import part
 from tokenreduce.lab.search.prompt_trials import Prompt, PromptTrials

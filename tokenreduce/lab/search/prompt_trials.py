@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tokenreduce.budget.schedule import Schedule
 from tokenreduce.budget.spreading import Counts, bisect
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.journal import Journal, digest, digest_of_model
 from tokenreduce.lab.search.curves import Curve
-from tokenreduce.lab.search.journal import Journal, digest, digest_of_model
 from tokenreduce.lab.search.trials import Candidate, Trials, Variant
 from tokenreduce.patching.finding import find_language
 from tokenreduce.patching.language import depth_of
@@ -47,7 +47,7 @@ class PromptTrials(Trials):
         self.prompts = [[prompts[number] for number in batch] for batch in batches]
         self._batches = []
         self._images = [digest(*map(facts_of, batch)) for batch in self.prompts]
-        self._about = [digest_of_model(model), torch.__version__, version("tokenreduce"), "prompts"]
+        self.about = [digest_of_model(model), torch.__version__, version("tokenreduce"), "prompts"]
         self._codes, self._reductions, self._reference = {}, {}, {}
         _, part, adapter = find_language(model)
         self.depth, self.prefix = depth_of(part, adapter), 0

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.search.bars import At, descend, lowest
+from tokenreduce.lab.search.bars import LEVELS, At, descend, lowest
 from tokenreduce.lab.search.calibration import Calibration
+from tokenreduce.lab.search.clocking import QUICK, SURE, Clock, TimeShare
 from tokenreduce.lab.search.curves import Curve, grid
 from tokenreduce.lab.search.gate import LEAST, Evidence, compare
 from tokenreduce.lab.search.greedy import KEEPS, greedy
-from tokenreduce.lab.search.halving import Ranked, halve, rank, rounds, survivors
+from tokenreduce.lab.search.halving import FINAL, Ranked, halve, rank, rounds, survivors
+from tokenreduce.lab.search.hurrying import NEIGHBOURS, level_of, lowest_reachable, most_compute, settle
 from tokenreduce.lab.search.parting import Parts
 from tokenreduce.lab.search.proposing import propose
 from tokenreduce.lab.search.trials import Candidate, Trials, Variant
+
+ShareOf = Callable[[Variant], float]  # the share of the multiply-adds at which a method is tried
 
 
 @dataclass
@@ -47,7 +51,31 @@ class Search:
     def at(self, trials: Trials, flops: float) -> Calibration:
         """The choice at a share of the multiply-adds."""
         default = trials.own(self.variants[0], flops)
-        best = self.best(trials, default, flops)
+        return self.checked(trials, default, self.best(trials, default, lambda variant: flops))
+
+    def within(self, trials: Trials, clock: Clock, latency: float) -> Calibration:
+        """The choice whose measured time is at most a share of the unpatched model's.
+
+        Raises: ValueError if no method is that fast.
+        """
+        found = {str(one): most_compute(clock, latency, partial(trials.own, one)) for one in self.variants}
+        met = {name: pair for name, pair in found.items() if pair is not None}
+        if not met:
+            raise InvalidValueError(too_slow(trials, clock, self.variants, latency))
+        self.variants = [one for one in self.variants if str(one) in met]
+        times = {id(candidate): time for candidate, time in met.values()}
+        default = met[str(self.variants[0])][0]
+        ranked = self.ranked(trials, default, lambda variant: met[str(variant)][0].share)
+        fast = [pair for one in ranked[:FINAL] if (pair := hurry(trials, clock, latency, one.candidate)) is not None]
+        times |= {id(candidate): time for candidate, time in fast}
+        again_ranked = rank(trials, default, [candidate for candidate, _ in fast], self.parts.choose)
+        result = self.checked(trials, default, better(again_ranked))
+        tried = (default, *(one for one, _ in fast))
+        chosen = next(one for one in tried if (one.variant.method, one.schedule) == (result.method, result.schedule))
+        return replace(result, figures=result.figures | {"latency": clock.about(latency, times[id(chosen)])})
+
+    def checked(self, trials: Trials, default: Candidate, best: Candidate | None) -> Calibration:
+        """The best candidate, if images that chose nothing show it to be better, and else the default."""
         evidence = None if best is None else self.check(trials, best, default)
         improved = evidence is not None and evidence.better
         chosen = best if best is not None and improved else default
@@ -60,32 +88,35 @@ class Search:
             return trials.own(self.variants[0], level)
 
         level = lowest(trials, self.parts, error, own)
-        best = self.best(trials, own(level), level)
+        best = self.best(trials, own(level), lambda variant: level)
         at: At = own if best is None else lambda share: again(trials, best, share)
         chosen = descend(trials, self.parts, error, at)
         bounds = f"mean errors stay below {error} with 95 % confidence on images that chose nothing"
         evidence = None if best is None else self.check(trials, chosen, own(chosen.share))
         return self.result(trials, chosen, evidence is not None and evidence.better, bounds, evidence, best)
 
-    def best(self, trials: Trials, default: Candidate, flops: float) -> Candidate | None:
+    def best(self, trials: Trials, default: Candidate, share: ShareOf) -> Candidate | None:
         """The best candidate on the images that choose; None if the default is as good there."""
-        self.done, self.expected = 0, self.work(trials)
-        candidates = self.candidates(trials, default, flops)
-        self.tried = len(candidates)
-        ranked = halve(trials, default, candidates, self.parts.choose) if candidates else []
-        return ranked[0].candidate if ranked and ranked[0].score < 0 else None
+        return better(self.ranked(trials, default, share))
 
-    def candidates(self, trials: Trials, default: Candidate, flops: float) -> list[Candidate]:
+    def ranked(self, trials: Trials, default: Candidate, share: ShareOf) -> list[Ranked]:
+        """The candidates that came to the last round, the best first."""
+        self.done, self.expected = 0, self.work(trials)
+        candidates = self.candidates(trials, default, share)
+        self.tried = len(candidates)
+        return halve(trials, default, candidates, self.parts.choose) if candidates else []
+
+    def candidates(self, trials: Trials, default: Candidate, share: ShareOf) -> list[Candidate]:
         """All that meet the budget; what a method or a shape cannot do is left out."""
         few = rounds(self.parts.choose)[0]
 
         def shaped(variant: Variant, curve: Curve) -> Candidate:
-            return trials.shaped(variant, curve, flops)
+            return trials.shaped(variant, curve, share(variant))
 
         def judge(candidate: Candidate) -> float:
             return rank(trials, default, [candidate], few)[0].score
 
-        found = [made for variant in self.variants for made in self.of_variant(trials, variant, flops)]
+        found = [made for variant in self.variants for made in self.of_variant(trials, variant, share(variant))]
         if self.layerwise:
             ranked: list[Ranked] = rank(trials, default, found, few)
             variant = ranked[0].candidate.variant if ranked else self.variants[0]
@@ -155,6 +186,31 @@ class Search:
         return Calibration(
             variant.method, variant.options, chosen.schedule, improved, verdict, chosen.share, evidence, figures
         )
+
+
+def better(ranked: Sequence[Ranked]) -> Candidate | None:
+    """The first, if it is better than the default."""
+    return ranked[0].candidate if ranked and ranked[0].score < 0 else None
+
+
+def hurry(trials: Trials, clock: Clock, latency: float, candidate: Candidate) -> tuple[Candidate, TimeShare] | None:
+    """The candidate if it is fast enough, or else its shape at the first of the next levels that is."""
+    found = clock.time(candidate, SURE)
+    if found.share <= latency:
+        return candidate, found
+    first = level_of(candidate.share)
+    return settle(clock, latency, partial(again, trials, candidate), first, first + NEIGHBOURS)
+
+
+def too_slow(trials: Trials, clock: Clock, variants: Sequence[Variant], latency: float) -> str:
+    """That no method is fast enough, and how fast they are at the least compute."""
+    least = [(one, lowest_reachable(partial(trials.own, one))) for one in variants]
+    timed = [f"{one} {clock.time(trials.own(one, LEVELS[last]), QUICK)}" for one, last in least if last is not None]
+    return (
+        f"latency={latency} is not met on {clock.place} with {len(clock.batch)} images in a batch: even at the least "
+        f"compute the shares of the unpatched time are {', '.join(timed) or 'unknown'}; allow more, or give larger "
+        "batches or images"
+    )
 
 
 def again(trials: Trials, candidate: Candidate, flops: float) -> Candidate:

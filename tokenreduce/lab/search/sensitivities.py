@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.rows import Progress, Row
-from tokenreduce.lab.search.journal import Journal
 from tokenreduce.lab.search.parting import collect, split
 from tokenreduce.lab.search.trials import Trials, Variant
 

@@ -14,11 +14,11 @@ from tokenreduce.budget.schedule import Schedule
 from tokenreduce.budget.spreading import Counts
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.journal import Journal, digest, digest_of_method, digest_of_model
 from tokenreduce.lab.lanes import patched_lane, restored_lane, unpatched_lane
 from tokenreduce.lab.quality.distance import distance
 from tokenreduce.lab.search.curves import Curve, resolve
 from tokenreduce.lab.search.features import KINDS, features
-from tokenreduce.lab.search.journal import Journal, digest, digest_of_method, digest_of_model
 from tokenreduce.patching.finding import find_backbone, reduction_of
 from tokenreduce.patching.verbs import report
 from tokenreduce.reducers.registry import create
@@ -82,7 +82,7 @@ class Trials:
         self.base = unpatched_lane(model, images)
         self._batches = [images[list(batch)] for batch in batches]
         self._images = [digest(batch) for batch in self._batches]
-        self._about = [digest_of_model(self.base), torch.__version__, version("tokenreduce"), str(images.device)]
+        self.about = [digest_of_model(self.base), torch.__version__, version("tokenreduce"), str(images.device)]
         self._codes: dict[str, str] = {}
         self._reductions: dict[str, Reduction] = {}
         self._reference: dict[int, list[Tensor]] = {}
@@ -149,7 +149,7 @@ class Trials:
         lane, found = None, []
         for batch in batches:
             facts = {**candidate.to_json(), "schedule": candidate.schedule.to_json()}
-            key = digest(*self._about, self._code(candidate.variant.method), self._images[batch], facts)
+            key = digest(*self.about, self.code(candidate.variant.method), self._images[batch], facts)
             value = self.journal.get(key)
             if value is None:
                 lane = lane or self._lane(candidate)
@@ -159,7 +159,8 @@ class Trials:
             self.tell(str(candidate.variant), len(value))
         return torch.cat(found)
 
-    def _code(self, method: str) -> str:
+    def code(self, method: str) -> str:
+        """A digest of the code of a method."""
         if method not in self._codes:
             self._codes[method] = digest_of_method(method)
         return self._codes[method]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,7 +33,8 @@ class FoPru(Reducer):
     class token gives. Departure: counts are exact, so that of the last row that `row` keeps only the best tokens stay.
 
     Args:
-        strategy: "rank" keeps single tokens, "row" whole rows by the sum of their scores, which suits text in images.
+        strategy: "rank" keeps single tokens, "row" whole rows by the sum of their scores, which suits text in images;
+            where tokens have left before, single ones.
     """
 
     strategy: str = RANK
@@ -56,7 +58,7 @@ class FoPru(Reducer):
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         score = tokens.received_attention.mean(1)
-        if self.strategy == ROW and tokens.grid is not None:
+        if self.strategy == ROW and tokens.grid is not None and math.prod(tokens.grid) == tokens.count:
             score = of_rows(score, tokens.grid[-1])
         return keep_highest(score, keep)
 

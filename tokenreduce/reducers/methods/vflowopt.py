@@ -28,7 +28,8 @@ class VFlowOpt(Reducer):
     Yang et al., "VFlowOpt: A Token Pruning Framework for LMMs with Visual Information Flow-Guided Optimization",
     ICCV 2025, arXiv 2508.05211; of it the recycling. In order of their importance, `mean_{h,i} A[h, i, j]`, tokens are
     kept; those that are not become one in each cell of `cell` x `cell` places that holds any: their mean, weighted by
-    importance, at the place of the most important one. As many are kept as make the count exact.
+    importance, at the place of the most important one. As many are kept as make the count exact. Where tokens have left
+    before, places are not known, and all that leave become one.
 
     Not here: the search for layers, shares and cells by Bayesian optimisation (`calibrate` has one for shares), the
     calibration of importance by the tokens that receive most, the entropy of patches, whose weight is 0 in all settings
@@ -54,14 +55,17 @@ class VFlowOpt(Reducer):
         check_count("cell", self.cell)
 
     def least_of(self, n: int, grid: tuple[int, ...] | None) -> int:
-        if grid is None or math.prod(grid) != n:  # cells are not known where tokens have left already
-            return n
+        if grid is None or math.prod(grid) != n:
+            return 1
         return math.prod(-(-side // self.cell) for side in grid[-2:]) * math.prod(grid[:-2])
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         assert tokens.grid is not None  # it is needed
         weight = tokens.received_attention.mean(1)
-        cells = cells_of(tokens.grid, self.cell, weight.device).expand_as(weight)
+        if math.prod(tokens.grid) == tokens.count:
+            cells = cells_of(tokens.grid, self.cell, weight.device).expand_as(weight)
+        else:
+            cells = torch.zeros_like(weight, dtype=torch.long)
         place = stable_order(stable_order(weight, 1, descending=True), 1)  # of each token in the order of importance
         # A cell has an output of its own until the token of it that comes last is kept too.
         last = torch.zeros_like(place).scatter_reduce(1, cells, place, "amax").gather(1, cells)

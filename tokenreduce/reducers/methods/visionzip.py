@@ -85,7 +85,9 @@ class VisionZip(Reducer):
 
     def work(self, step: Step) -> int:
         few = min(step.keep - 1, int(step.keep * self.contextual))
-        return step.attention + step.n * few * step.width + (step.dense_map if few else 0)
+        by_class = self.score == CLASS or (self.score == AUTO and step.class_tokens > 0)
+        compared = step.n * few * step.head_dim + (step.dense_map if few else 0)
+        return (step.class_attention if by_class else step.attention) + compared
 
 
 def joined(unit: Tensor, rest: Tensor, targets: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.search.journal import Journal, digest, digest_of_method, digest_of_model
+from tokenreduce.lab.journal import Journal, digest, digest_of_method, digest_of_model
 
 
 def test_values_come_back(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Images a second of `eval` by torchrun and of `embed` by Ray, with one and with two processes, one thread each.
+
+    python benchmarks/scaling.py --out benchmarks/results/scaling.json
+
+One and two take turns. What starting costs is left out: of `eval` by the difference of a long and a short run, of
+`embed` by the times at which files appear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from embed_memory import write_images
+
+from tokenreduce.lab.environment import environment
+
+SHORT, LONG = 100, 1000  # images
+METHOD = ["--model", "fashion_vit", "--method", "ward", "--flops", "0.6"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--images", type=int, default=2000, help="of embed")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scaling.json"))
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder, "images"), args.images)
+        for number in range(args.rounds):
+            for processes in (1, 2):
+                rate, work = rate_of_eval(processes)
+                found = [{"command": "eval", "images_per_second": rate, "cpu_ms_per_image": work}]
+                rate = rate_of_embed(Path(folder), processes, number)
+                found += [{"command": "embed", "images_per_second": rate}]
+                for row in found:
+                    rows.append(row | {"processes": processes, "load": os.getloadavg()[0]})
+                    print(rows[-1], flush=True)
+                    args.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    for command in ("eval", "embed"):
+        one, two = (best(rows, command, processes) for processes in (1, 2))
+        print(f"{command}: {one:.0f} -> {two:.0f} images/s, {two / one:.2f} x")
+
+
+def best(rows: list[dict[str, Any]], command: str, processes: int) -> float:
+    """The best round: others have slowed the rest down."""
+    own = [row for row in rows if row["command"] == command and row["processes"] == processes]
+    return max(row["images_per_second"] for row in own)
+
+
+def rate_of_eval(processes: int) -> tuple[float, float]:
+    """Images a second, and the milliseconds that the cores worked for an image: what others do counts less there."""
+    (long, worked), (short, before) = (seconds_of_eval(processes, images) for images in (LONG, SHORT))
+    return round((LONG - SHORT) / (long - short), 1), round(1000 * (worked - before) / (LONG - SHORT), 2)
+
+
+def seconds_of_eval(processes: int, images: int) -> tuple[float, float]:
+    """Of the clock, and of all processes' work."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *start, "-m", "tokenreduce", "eval", *METHOD, "--batch-size", "50", "--limit"]
+    began, before = time.monotonic(), worked()
+    variables = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(images)], check=True, capture_output=True, env=variables)
+    return time.monotonic() - began, worked() - before
+
+
+def worked() -> float:
+    """Seconds of work of the processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def rate_of_embed(folder: Path, workers: int, number: int) -> float:
+    out = folder / f"features-{workers}-{number}"
+    command = [sys.executable, "-m", "tokenreduce", "embed", "--data", str(folder / "images"), *METHOD]
+    command += ["--out", str(out), "--workers", str(workers), "--part-size", "100"]
+    subprocess.run(command, check=True, capture_output=True)
+    times = sorted(path.stat().st_mtime for path in out.glob("part-*.parquet"))
+    # Every worker has begun once each has written a part.
+    return round(100 * (len(times) - 1 - 2 * workers) / (times[-1] - times[2 * workers]), 1)
+
+
+if __name__ == "__main__":
+    main()

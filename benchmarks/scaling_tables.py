@@ -1,0 +1,55 @@
+"""Tables of docs/scaling.md: memory while images go by, and images a second of one and of two processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Data = dict[str, Any]
+KINDS = {
+    "driver": "process that leads",
+    "model": "workers with a model",
+    "reader": "readers and Ray's own",
+    "store": "store",
+}
+SHARES = (0.2, 0.4, 0.6, 0.8, 0.95)
+
+
+def memory(data: Data) -> str:
+    """Images that are done by rows, kinds of processes by columns: MiB."""
+    lines = [f"| images done | {' | '.join(KINDS.values())} | all |", "|---:|" + "---:|" * (len(KINDS) + 1)]
+    parts = max(one["parts"] for one in data["samples"])
+    for share in SHARES:
+        found = next(one for one in data["samples"] if one["parts"] >= share * parts)
+        cells = [f"{round(data['images'] * found['parts'] / parts, -2):,.0f}"]
+        cells += [f"{found[kind]:,.0f}" for kind in KINDS] + [f"{sum(found[kind] for kind in KINDS):,.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def scaling(data: Data) -> str:
+    """Commands by rows: images a second with one and two processes, all rounds, the gain of the best ones, and the work
+    for an image where it is known."""
+    lines = [
+        "| command | one, images/s | two, images/s | gain | one, work for an image | two, work for an image |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for command in dict.fromkeys(row["command"] for row in data["rows"]):
+        one, two = (
+            [row for row in data["rows"] if (row["command"], row["processes"]) == (command, count)] for count in (1, 2)
+        )
+        cells = [", ".join(f"{row['images_per_second']:.0f}" for row in rows) for rows in (one, two)]
+        best = [max(row["images_per_second"] for row in rows) for rows in (one, two)]
+        cells.append(f"{best[1] / best[0]:.2f} x")
+        for rows in (one, two):
+            known = [row["cpu_ms_per_image"] for row in rows if "cpu_ms_per_image" in row]
+            cells.append(f"{min(known):.1f} ms" if known else "")
+        lines.append(f"| `{command}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables(read: dict[str, Data]) -> dict[tuple[str, str], str]:
+    """(file, marker) -> table, as in `make_table.tables`."""
+    return {
+        ("docs/scaling.md", "memory"): memory(read["embed_memory"]),
+        ("docs/scaling.md", "scaling"): scaling(read["scaling"]),
+    }
