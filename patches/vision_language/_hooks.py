@@ -158,19 +158,40 @@ def come_back(
     if cache is not None:
         held = None if stream is None else stream.held
         reduce_cache(cache, passage.then(before, held, run.reduction.asks, run.reduction.manner))
-    keep_record(run.reduction, record_of(run, passage, stream, cache, language.config.num_hidden_layers))
+    rows = rows_of_layers(passage, before, stream, language.config.num_hidden_layers)
+    keep_record(run.reduction, record_of(run, passage, stream, cache, rows))
     return output
 
 
-def record_of(run: LanguageRun, passage: Passage, stream: Stream | None, cache: Any, layers: int) -> LanguageRecord:
+def rows_of_layers(passage: Passage, before: Kept, stream: Stream | None, layers: int) -> list[tuple[int, int]]:
+    """The rows in each layer, and the entries that they attend to."""
+    rows, past, found = passage.index.shape[1], before.columns.shape[1], []
+    for layer in range(layers):
+        if stream is not None and layer in stream.held:
+            past = stream.before[layer].within.shape[1]
+            rows = stream.held[layer].within.shape[1] - past
+        found.append((rows, past + rows))
+    return found
+
+
+def record_of(
+    run: LanguageRun, passage: Passage, stream: Stream | None, cache: Any, layers: list[tuple[int, int]]
+) -> LanguageRecord:
     """What `report` shows."""
     entered = [len(unit.places) for unit in run.units]
     counts = {0: [count_left(n, run.reduction.first) for n in entered]} | ({} if stream is None else stream.counts)
     left, tokens = entered, []
-    for layer in range(layers):
+    for layer in range(len(layers)):
         left = counts.get(layer, left)
         tokens.append(sum(left))
-    rows = passage.index.shape[1] if stream is None else stream.within.shape[1]
     prompts, places = passage.back.shape
-    units = tuple(zip(entered, left, strict=True))
-    return LanguageRecord(units, (places, rows), bytes_of(cache, passage.past + places), prompts, tuple(tokens))
+    return LanguageRecord(
+        tuple(zip(entered, left, strict=True)),
+        (places, layers[-1][0]),
+        bytes_of(cache, passage.past + places),
+        prompts,
+        tuple(tokens),
+        tuple(layers),
+        (places, passage.past + places),
+        tuple(unit.facts.grid for unit in run.units),
+    )

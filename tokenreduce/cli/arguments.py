@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +27,10 @@ MODEL_HELP = (
 Methods = Annotated[str, typer.Option(help="methods, separated by commas")]
 Flops = Annotated[str | None, typer.Option(help="fractions of the multiply-adds left, such as 0.8,0.6")]
 Ratio = Annotated[str | None, typer.Option(help="fractions of the image tokens removed, such as 0.5")]
+Keep = Annotated[
+    str | None,
+    typer.Option(help="vision-language models: shares (0.1) or numbers (64) of each image's tokens that are kept"),
+]
 PerBlock = Annotated[str | None, typer.Option("--r", help="image tokens removed in every block, such as 8,13")]
 Options = Annotated[
     list[str] | None, typer.Option(help="key=value for a single method, method.key=value among several; repeatable")
@@ -47,6 +51,26 @@ Resume = Annotated[
     ),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file", callback=check_file)]
+
+
+def keep_arms(methods: str, keep: str | None, options: Sequence[str]) -> list[Arm]:
+    """Every method at every value of `--keep`, for vision-language models."""
+    names = [name.strip() for name in methods.split(",")]
+    chosen = parse_options(options, names)
+    for name in names:
+        create(name, chosen[name])
+    if keep is None:
+        raise InvalidTypeError("the budget is missing; give --keep 0.1 (a share of each image) or --keep 64 (tokens)")
+    kept = numbers("--keep", keep, float)
+    values = [int(value) if "." not in text else value for text, value in zip(keep.split(","), kept, strict=True)]
+    return [Arm(name, keep=value, **chosen[name]) for name, value in itertools.product(names, values)]
+
+
+def refuse_options(task: str, given: Mapping[str, object]) -> None:
+    """Raise if an option was given that the task does not use."""
+    named = [name for name, value in given.items() if value]
+    if named:
+        raise InvalidTypeError(f"--task {task} does not use {' and '.join(named)}; leave that out")
 
 
 def make_arms(methods: str, budgets: dict[str, str | None], options: Sequence[str]) -> list[Arm]:

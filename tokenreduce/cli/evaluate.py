@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,29 +14,41 @@ from tokenreduce.cli.arguments import (
     Exif,
     Flops,
     JsonFile,
+    Keep,
     Methods,
     Options,
     PerBlock,
     Ratio,
     Resume,
+    keep_arms,
     make_arms,
     progress_bar,
+    refuse_options,
     usable_device,
 )
 from tokenreduce.cli.output import console, print_refused, print_table
 from tokenreduce.cli.writing import write_json
-from tokenreduce.errors import InvalidTypeError, unknown
+from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.lab.data.asked import load_asked
+from tokenreduce.lab.data.photographs import NAME as PHOTOGRAPHS
 from tokenreduce.lab.data.samples import TASKS
 from tokenreduce.lab.environment import place_name
 from tokenreduce.lab.quality.dense_metrics import ALIGNMENTS
 from tokenreduce.lab.quality.evaluation import classification, dense
 from tokenreduce.lab.quality.loading import Head, Setup
 from tokenreduce.lab.quality.sharing import Sharing
+from tokenreduce.lab.quality.vision_language import EXACT, MEANING, measure_answers
+from tokenreduce.lab.rows import Row
+from tokenreduce.lab.shipped.vision_language import SCENES, load_prompted
 from tokenreduce.lab.team import join_team
+
+WORDS = 20  # of an answer about a photograph
+SAID = "method budget kl kl_interval top1_agreement top1_agreement_interval kv_share"
+RIGHT = "method budget exact exact_interval change change_interval"
 
 
 def evaluate(
-    task: Annotated[str, typer.Option(help=f"classification, {', '.join(TASKS)}")] = "classification",
+    task: Annotated[str, typer.Option(help=f"classification, {', '.join(TASKS)}, vlm")] = "classification",
     model: Annotated[
         str | None, typer.Option(help=f"{MODEL_HELP}; default: the shipped model of the task, if there is one")
     ] = None,
@@ -45,7 +57,8 @@ def evaluate(
         typer.Option(
             help="classification: fashion-mnist (default), photographs (default of dinov2_small), imagenet, or a "
             "folder of class folders or of images; segmentation: scenes (default), ade20k, cityscapes; "
-            "detection: scenes (default), coco; depth: nyuv2"
+            "detection: scenes (default), coco; depth: nyuv2; vlm: photographs (default), scenes (of scene_vlm), a "
+            "folder of images, or a .jsonl file with image, question and, where known, answers"
         ),
     ] = None,
     data_dir: Annotated[
@@ -56,6 +69,7 @@ def evaluate(
     flops: Flops = None,
     ratio: Ratio = None,
     r: PerBlock = None,
+    keep: Keep = None,
     option: Options = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="default: 100 in classification, 8 in other tasks")
@@ -91,6 +105,12 @@ def evaluate(
     rounds: Annotated[
         int, typer.Option(min=0, help="dense tasks: bootstrap rounds for 95 % intervals of the change; 0: none")
     ] = 0,
+    words: Annotated[
+        int | None, typer.Option(min=1, help="vlm: words of an answer at most; default: 20, of scene_vlm 3")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help='vlm: asked of images that bring none; default: "Describe this image."')
+    ] = None,
     exif: Exif = True,
     reduced_labels: Annotated[
         bool, typer.Option("--reduced-labels", help="ade20k: files hold 0 to 149 and 255 instead of 0 to 150")
@@ -99,17 +119,29 @@ def evaluate(
     json_file: JsonFile = None,
 ) -> None:
     """Measure patched models on images. Classification: how far features are from those of the unpatched model and,
-    where images have labels, accuracy. Segmentation, detection and depth: the usual figures of each task. Started by
-    torchrun, several processes share the images."""
-    if task not in ("classification", *TASKS):
-        raise unknown("task", task, ("classification", *TASKS))
+    where images have labels, accuracy. Segmentation, detection and depth: the usual figures of each task. vlm: how far
+    answers of vision-language models are from those of the unpatched model and, where they are known, how many are
+    right. Started by torchrun, several processes share the images (but with vlm)."""
+    if task not in ("classification", *TASKS, "vlm"):
+        raise unknown("task", task, ("classification", *TASKS, "vlm"))
+    if task == "vlm":
+        foreign: dict[str, object] = {"--flops": flops, "--ratio": ratio, "--r": r, "--data-dir": data_dir}
+        foreign |= {"--all-images": all_images, "--gallery": gallery, "--text-model": text_model}
+        foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head, f"--rounds {rounds}": rounds}
+        foreign |= {"--resume": resume}
+        refuse_options(task, foreign | {f"--align {align}": align != "none", "--reduced-labels": reduced_labels})
+        place = usable_device(device)
+        setup = Setup(model, data, None, limit, batch_size, pretrained, place, exif)
+        evaluate_vlm(setup, method, keep, option or [], words, question, json_file)
+        return
+    refuse_options(task, {"--keep": keep, "--words": words, "--question": question})
     arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
     with join_team() as team:
         place = team.place(usable_device(device))
         sharing = Sharing(team, resume)
         setup = Setup(model, data, data_dir, limit, batch_size, pretrained, place, exif, reduced_labels, sharing)
         if task == "classification":
-            foreign: dict[str, object] = {f"--align {align}": align != "none", f"--rounds {rounds}": rounds}
+            foreign = {f"--align {align}": align != "none", f"--rounds {rounds}": rounds}
             refuse_options(task, foreign | {"--reduced-labels": reduced_labels})
             chosen = Head(head, gallery, gallery_size, text_embeddings_file, text_model)
             ready = classification(arms, setup, chosen, all_images=all_images, workers=workers)
@@ -136,8 +168,39 @@ def evaluate(
         write_json(json_file, "eval", rows, **ready.settings, device=place_name(place))
 
 
-def refuse_options(task: str, given: Mapping[str, object]) -> None:
-    """Raise if an option was given that the task does not use."""
-    named = [name for name, value in given.items() if value]
-    if named:
-        raise InvalidTypeError(f"--task {task} does not use {' and '.join(named)}; leave that out")
+def evaluate_vlm(
+    setup: Setup,
+    method: str,
+    keep: str | None,
+    option: Sequence[str],
+    words: int | None,
+    question: str | None,
+    json_file: Path | None,
+) -> None:
+    """Measure what vision-language models lose."""
+    arms = keep_arms(method, keep, option)
+    model = setup.model or SCENES
+    data = setup.data or ("scenes" if model == SCENES else PHOTOGRAPHS)
+    if model == SCENES and data != "scenes":
+        raise InvalidValueError(f"{SCENES} answers questions about scenes alone; leave out --data {data}")
+    asked = load_asked(data, setup.limit, question, setup.upright)
+    prompted = load_prompted(model, setup.pretrained)
+    prompted.model.to(setup.device)
+    batch_size, words = setup.batch_size or 8, words or (3 if model == SCENES else WORDS)
+    with progress_bar() as progress:
+        rows = measure_answers(prompted, arms, asked, batch_size=batch_size, words=words, progress=progress)
+    measured = [row for row in rows if "refused" not in row]
+    print_table(part(measured, SAID), f"{model}, {len(asked.text)} prompts of {asked.name}")
+    if asked.answers is not None:
+        print_table(part(measured, RIGHT), "right answers")
+    console.print(MEANING if asked.answers is None else f"{EXACT}; {MEANING}", highlight=False)
+    print_refused(rows)
+    if json_file is not None:
+        settings: dict[str, Any] = {"task": "vlm", "model": model, "pretrained": setup.pretrained, "data": asked.name}
+        settings |= {"prompts": len(asked.text), "batch_size": batch_size, "words": words, "question": question}
+        write_json(json_file, "eval", rows, **settings, upright=setup.upright, device=place_name(setup.device))
+
+
+def part(rows: Sequence[Row], keys: str) -> list[Row]:
+    """The rows with these keys: all do not fit one terminal line."""
+    return [{key: row[key] for key in keys.split()} for row in rows]

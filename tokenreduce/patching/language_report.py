@@ -7,19 +7,26 @@ from typing import Any
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.language.record import LanguageRecord
 from tokenreduce.forward.language.reduction import LanguageReduction
+from tokenreduce.patching.language_costs import LanguageCosts
 from tokenreduce.patching.reporting import Report
 
 MIB = 2**20
 
 
 class LanguageReport:
-    """Images, rows and bytes of the cache, of the last prompts from which tokens left.
+    """Images, rows, multiply-adds and bytes of the cache, of the last prompts from which tokens left.
 
     `encoder` is the report of the vision tower's own patch, or None. `str()` is for people, `to_json()` for machines.
     """
 
-    def __init__(self, reduction: LanguageReduction, record: LanguageRecord | None, encoder: Report | None) -> None:
-        self._reduction, self._record, self.encoder = reduction, record, encoder
+    def __init__(
+        self,
+        reduction: LanguageReduction,
+        record: LanguageRecord | None,
+        costs: LanguageCosts,
+        encoder: Report | None,
+    ) -> None:
+        self._reduction, self._record, self._costs, self.encoder = reduction, record, costs, encoder
         self.method, self.options = reduction.reducer.name, reduction.reducer.options()
         self.keep, self.positions = reduction.keep, reduction.positions
 
@@ -42,6 +49,40 @@ class LanguageReport:
     def rows(self) -> tuple[int, int]:
         """Places of the longest prompt, and the rows of it that entered the language model."""
         return self._last().rows
+
+    @property
+    def layer_rows(self) -> tuple[int, ...]:
+        """Rows of the longest prompt in each layer of the language model."""
+        return tuple(rows for rows, _ in self._last().layers)
+
+    @property
+    def grids(self) -> tuple[tuple[int, ...] | None, ...]:
+        """The grid `(H, W)` or `(T, H, W)` of each image and video before tokens left, where it is known."""
+        return self._last().grids
+
+    @property
+    def prefill_macs(self) -> tuple[int, int] | None:
+        """Multiply-adds of the language model, counted as `count_flops` does, and what they would be if nothing had
+        left; None where `uncounted` names something.
+
+        Without tables of positions and the head. What the method itself costs is in `count_flops(model, inputs)`.
+        """
+        last = self._last()
+        if self.uncounted:
+            return None
+        whole = [last.places] * len(last.layers)
+        return self._costs.macs(last.prompts, last.layers), self._costs.macs(last.prompts, whole)
+
+    @property
+    def prefill_share(self) -> float | None:
+        """The first of `prefill_macs` as a share of the second."""
+        macs = self.prefill_macs
+        return None if macs is None else macs[0] / macs[1]
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """Parts of the language model whose work does not follow from its rows: experts, linear attention."""
+        return self._costs.unknown
 
     @property
     def kv_bytes(self) -> int:
@@ -67,6 +108,9 @@ class LanguageReport:
             "kv_bytes": self.kv_bytes,
             "kv_bytes_unpatched": self.kv_bytes_unpatched,
             "tokens": list(self._record.tokens),
+            "layer_rows": list(self.layer_rows),
+            "prefill_share": self.prefill_share,
+            "uncounted": list(self.uncounted),
         }
 
     def __str__(self) -> str:
@@ -82,6 +126,11 @@ class LanguageReport:
             f"tokens, {self.visual_left} {where} ({share:.1%})",
             f"rows of the longest of {self._record.prompts} prompts: {places} -> {rows}",
         ]
+        if len(set(self.layer_rows)) > 1:
+            lines.append(f"rows in each layer: {' '.join(map(str, self.layer_rows))}")
+        prefill = self.prefill_share
+        counted = f"unknown: {self.uncounted[0]}" if prefill is None else f"{prefill:.1%} of the unpatched ones"
+        lines.append(f"multiply-adds of the language model's prefill: {counted}")
         if self.kv_bytes:
             lines.append(f"keys and values: {self.kv_bytes_unpatched / MIB:.3g} -> {self.kv_bytes / MIB:.3g} MiB")
         return "\n".join(lines if self.encoder is None else [*lines, "vision tower:", str(self.encoder)])

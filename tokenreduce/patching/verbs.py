@@ -25,6 +25,7 @@ from tokenreduce.patching.finding import (
     can_keep,
     candidates,
     find_backbone,
+    find_language,
     is_patched,
     language_reduction_of,
     need_module,
@@ -32,6 +33,7 @@ from tokenreduce.patching.finding import (
 )
 from tokenreduce.patching.fitting import auxiliary_heads, check_layers, check_scan, misfit, reads_heads
 from tokenreduce.patching.language import prepare_language
+from tokenreduce.patching.language_costs import language_costs
 from tokenreduce.patching.language_report import LanguageReport
 from tokenreduce.patching.outputs import check_restore, decide_restoring, warn_of_language
 from tokenreduce.patching.recorded import read_patch
@@ -201,8 +203,8 @@ def reduced(model: Model, method: str | None = None, **arguments: Any) -> Iterat
 def report(model: nn.Module) -> Any:
     """What the patch does: tokens left in each layer, and the maps and sizes of the last forward.
 
-    Returns a `Report` or, of what enters a language model, a `LanguageReport`: images, rows and bytes of the cache of
-    the last prompts.
+    Returns a `Report` or, of what enters a language model, a `LanguageReport`: images, rows, multiply-adds and bytes
+    of the cache of the last prompts.
 
     Raises: ValueError if the model is not patched.
     """
@@ -212,7 +214,9 @@ def report(model: nn.Module) -> Any:
         tower = Report(reduction, last_record(reduction))
     if language is None:
         return tower
-    return LanguageReport(language, last_record(language), tower if is_patched(model) else None)
+    _, part, adapter = find_language(model)
+    costs = language_costs(part.get_submodule(adapter.language))
+    return LanguageReport(language, last_record(language), costs, tower if is_patched(model) else None)
 
 
 def check_mode(name: str, value: object) -> None:

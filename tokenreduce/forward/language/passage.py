@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenreduce.forward.language.held import Held
 from tokenreduce.forward.language.kept import Kept
+from tokenreduce.ops.rows import take
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +45,13 @@ class Passage:
 
     def rows(self, x: Tensor) -> Tensor:
         """The rows that enter, `(B, P, C)` of `x (B, n, C)`."""
-        return x.gather(1, self.index[..., None].expand(-1, -1, x.shape[-1]))
+        return take(x, self.index)
 
     def restore(self, x: Tensor) -> Tensor:
         """A row for each place, `(B, n, C)` of `x (B, P, C)`. Of the last rows alone, as many places from the end."""
         missing = self.index.shape[1] - x.shape[1]
         back = self.back[:, -x.shape[1] :] - missing if missing else self.back
-        return x.gather(1, back[..., None].expand(-1, -1, x.shape[-1]))
+        return take(x, back)
 
     def positions(self, positions: Tensor | None, renumber: bool, before: Kept | None) -> Tensor:
         """Those of the rows, of `positions (..., B or 1, n)` of the places; None: one after the other."""

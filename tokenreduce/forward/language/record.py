@@ -15,6 +15,10 @@ class LanguageRecord:
         kv_bytes: bytes of the prompts in the cache, and what they would be if nothing had left; 0 without a cache.
         prompts: how many there were.
         tokens: tokens of images and videos in each layer.
+        layers: rows of the longest prompt in each layer, and the entries that they attend to: those of the cache before
+            them too.
+        places: the same, of every layer, if nothing had ever left.
+        grids: of each image and video, where it is known.
     """
 
     units: tuple[tuple[int, int], ...]
@@ -22,3 +26,6 @@ class LanguageRecord:
     kv_bytes: tuple[int, int]
     prompts: int
     tokens: tuple[int, ...]
+    layers: tuple[tuple[int, int], ...]
+    places: tuple[int, int]
+    grids: tuple[tuple[int, ...] | None, ...]

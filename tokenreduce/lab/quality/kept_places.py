@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenreduce.lab.cells import as_pixels, enlarge, outline
 
-SCALE = 6  # screen pixels of one pixel of a small image
+LEAST_SIDE = 480  # screen pixels; smaller images are enlarged
 FADED = 0.2  # what is left of the pixels of a token that has left
 COLUMNS = 6
 
@@ -34,8 +34,8 @@ def kept_tokens(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 def draw_kept(
     image: Tensor, kept: Mapping[str, Tensor], grid: tuple[int, int], path: str | Path, title: str = ""
 ) -> None:
-    """Write a picture of one image `(1 or 3, H, W)` and, under each name, the image with the tokens that have left
-    faded to white.
+    """Write a picture of one image `(1 or 3, H, W)` and, under each name, the image with the tokens that are left
+    outlined, and the others faded to white.
 
     Args:
         kept: heading -> numbers of the tokens that are left.
@@ -44,16 +44,18 @@ def draw_kept(
     from matplotlib.figure import Figure
 
     shown = {"input": None, **kept}
-    rows = -(-len(shown) // COLUMNS)
-    figure = Figure(figsize=(1.6 * COLUMNS, 1.8 * rows + 0.4), layout="constrained")
-    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
+    columns, side = (COLUMNS, 1.6) if len(shown) > COLUMNS else (len(shown), 3.2)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(side * columns, (side + 0.2) * rows + 0.4), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     cells = np.arange(grid[0] * grid[1]).reshape(grid)
     for axis, (heading, numbers) in zip(axes, shown.items(), strict=False):
         pixels = as_pixels(image).copy()
         if numbers is not None:
             gone = enlarge((~np.isin(cells, numbers.numpy())).astype(np.int64), pixels.shape[:2]) > 0
             pixels[gone] = 1 - FADED + FADED * pixels[gone]
-            pixels = outline(pixels, cells, SCALE)
+            ends = np.where(np.isin(cells, numbers.numpy()), cells, -1)  # no lines between those that have left
+            pixels = outline(pixels, ends, max(1, LEAST_SIDE // image.shape[-1]))
         axis.imshow(pixels, interpolation="antialiased")
         axis.set_title(heading, fontsize=8)
     for axis in axes:
