@@ -76,7 +76,12 @@ class VisionLanguageDemo(Demo):
 
     def _answer(self, model: Any) -> Answered:
         images, text = self.scenes.images[self.of_scene], [question.text for question in self.questions]
-        return answer(model, self.processor, images, text, BATCH, max_new_tokens=WORDS)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # for products so small more threads only wait for each other
+        try:
+            return answer(model, self.processor, images, text, BATCH, max_new_tokens=WORDS)
+        finally:
+            torch.set_num_threads(threads)
 
     def _rows(self, arms: Sequence[Arm], answers: Sequence[Sequence[Answered]]) -> list[Row]:
         right = [[question.answer] for question in self.questions]
