@@ -76,6 +76,13 @@ def video(patched: pytest.MonkeyPatch) -> Given:
     return {}
 
 
+LMMS_EVAL = """
+import sys, tokenreduce, transformers
+model = transformers.LlavaForConditionalGeneration.from_pretrained("any")
+assert tokenreduce.report(model).method == "divprune" and sys.argv[1:] == ["--tasks", "pope"]
+"""
+
+
 def vlm(patched: pytest.MonkeyPatch) -> Given:
     """A small LLaVA, and a processor that has read one prompt."""
     row = next(row for row in prompting.load_rows() if row.name == "llava")
@@ -84,6 +91,11 @@ def vlm(patched: pytest.MonkeyPatch) -> Given:
     reader = functools.partial(lambda given, **said: given, row.inputs([(2, "a", 3)]))
     reader.batch_decode = lambda answers: answers.tolist()  # type: ignore[attr-defined]
     patched.setattr(transformers.AutoProcessor, "from_pretrained", classmethod(lambda cls, name: reader))
+    # The script that patches what lmms-eval loads: a stand-in loads a model and looks whether it is.
+    patched.setattr(transformers.LlavaForConditionalGeneration, "from_pretrained", made)
+    patched.setattr(sys, "argv", ["patched.py", "LlavaForConditionalGeneration", "divprune", "0.1", "--tasks", "pope"])
+    patched.syspath_prepend(Path.cwd())
+    Path("lmms_eval.py").write_text(LMMS_EVAL)
     return {}
 
 

@@ -196,7 +196,7 @@ def test_loops_decide_as_the_kernels_do() -> None:
 def test_a_method_of_your_own_exports_or_does_not_claim_to() -> None:
     page = (Path(__file__).parents[2] / "docs/methods.md").read_text()
     example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "@tokenreduce" in block)
-    module, known = ModuleType("readme_example"), {*tokenreduce.methods("encoder")}
+    module, known, every = ModuleType("readme_example"), {*tokenreduce.methods("encoder")}, {*tokenreduce.methods()}
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
         exec(example.split("\n\nmodel = ")[0], vars(module))
@@ -208,5 +208,5 @@ def test_a_method_of_your_own_exports_or_does_not_claim_to() -> None:
             assert said == "unknown"
     finally:
         del sys.modules[module.__name__]
-        for name in {*registry._registry} - known:
+        for name in {*tokenreduce.methods()} - every:
             registry._registry.pop(name)
