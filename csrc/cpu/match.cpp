@@ -184,7 +184,7 @@ Maps ward_match(
         Clusters clusters(n, width);
         if (mass) std::copy_n(mass + image * n, n, clusters.sizes.begin());
         const Rows<T> rows{data + image * features.stride(0), 1, 0, features.stride(1), channels};
-        sketch_rows(rows, n, sign, width, clusters.points.data());
+        sketch_rows(rows, n, sign, width, width, clusters.points.data());
         for (int64_t keep : counts) clusters.merge(clusters.compare(first), keep, first);
         const NewMap map = map_of(maps, image);
         std::copy(clusters.dest.begin(), clusters.dest.end(), map.dest);

@@ -25,14 +25,14 @@ inline void sketch(const float* row, int64_t channels, const float* signs, int64
   }
 }
 
-// Sketched directions of `n` rows, `(n, width)`.
+// Sketched directions of `n` rows, `(n, width)`, each `stride` after the one before it.
 template <typename T>
-void sketch_rows(const Rows<T>& rows, int64_t n, const float* signs, int64_t width, float* to) {
+void sketch_rows(const Rows<T>& rows, int64_t n, const float* signs, int64_t width, int64_t stride, float* to) {
   torch::stable::parallel_for(0, n, grain(4 * rows.width), [&](int64_t begin, int64_t end) {
     std::vector<float> row(rows.width);
     for (int64_t token = begin; token < end; ++token) {
       rows.read(token, row.data());
-      sketch(row.data(), rows.width, signs, width, to + token * width);
+      sketch(row.data(), rows.width, signs, width, to + token * stride);
     }
   });
 }

@@ -38,6 +38,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "bipartite_match": (HEADS.half(), 5, 1),
     "ward_match": (X, SIZES, None, 8, [7, 5], 0),
     "ward_cluster": (HEADS, SIZES, None, 4, False, 5),
+    "ward_in_place": (X, torch.randn(2, 9, 2), SIZES, None, 8, 0.2, 5),
     "merge_apply": (LONGER.bfloat16(), DEST, REP, SOURCES, SIZES, 1, 2),
     "bipartite_merge": (LONGER, torch.randn(2, 2, 12, 4), None, 6, 0, 1, 2),
     "size_bias": (SIZES, 1, 2),

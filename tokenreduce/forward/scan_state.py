@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.maps.grid_walks import GridWalks, left_of_grid
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, Walk, walks
-from tokenreduce.ops.constants import counting
+from tokenreduce.ops.constants import counting, watched
+from tokenreduce.ops.modes import capturing
 from tokenreduce.ops.order import stable_order
 
 
@@ -61,7 +63,10 @@ class ScanState:
         if self.origin is None and not self.middle:
             return None
         if self._walks is None:
-            self._walks = self._walk(batch, device, taps, sizes)
+            if self.origin is None and sizes is None and device.type == "cpu" and not watched() and not capturing():
+                self._walks = walks_of_all(self.rules, self.entered, self.prefix, self.middle, batch, taps)
+            else:
+                self._walks = self._walk(batch, device, taps, sizes)
         return self._walks
 
     def grid_walks(self, whole: GridWalks, sizes: Tensor | None) -> GridWalks:
@@ -123,6 +128,13 @@ class ScanState:
             for step, already, sign in zip((steps[0], steps[-1]), before, (1, -1), strict=True)
         )
         self.frozen = ahead, back
+
+
+@lru_cache(maxsize=8)
+def walks_of_all(rules: ScanRules, entered: int, prefix: int, middle: bool, batch: int, taps: int) -> tuple[Walk, Walk]:
+    """The walks before anything is removed, on the CPU, where they are the same in each forward."""
+    with torch.inference_mode(False):  # else they could not take part in training later
+        return ScanState(rules, entered, prefix, middle)._walk(batch, torch.device("cpu"), taps, None)
 
 
 def missing_before(rank: Tensor, stays: Tensor, step: Tensor, already: Tensor, sign: int) -> Tensor:

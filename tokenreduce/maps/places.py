@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.maps.token_map import TokenMap
-from tokenreduce.ops.constants import counting
+from tokenreduce.ops.constants import counting, watched
+from tokenreduce.ops.modes import capturing
 
 
 class Places:
@@ -48,6 +51,19 @@ class Places:
 
 
 def grid_positions(grid: tuple[int, ...], device: torch.device) -> Tensor:
-    """Row and column of every cell in raster order, `(H W, 2)`."""
+    """Row and column of every cell in raster order, `(H W, 2)`; do not write to it, it may be shared."""
+    if device.type == "cpu" and not watched() and not capturing():
+        return _kept_positions(grid)
+    return _positions(grid, device)
+
+
+def _positions(grid: tuple[int, ...], device: torch.device) -> Tensor:
     sides = [counting(side, device).float() for side in grid]
     return torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).flatten(0, -2)
+
+
+# A tensor made in inference mode could not take part in training later.
+@lru_cache(maxsize=64)
+def _kept_positions(grid: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode(False):
+        return _positions(grid, torch.device("cpu"))

@@ -30,6 +30,7 @@ KERNELS = {
     "pitome_energy": "the energy of pitome, without the matrix of all cosines",
     "ward_match": "the rounds of ward in one call",
     "ward_cluster": "agglomerative clustering by Ward's criterion, without the matrix of all costs (ward)",
+    "ward_in_place": "the same of directions and places, where models scan their tokens, in their order (ward)",
     "merge_apply": "merged features and sizes in one pass",
     "bipartite_merge": "bipartite_match and merge_apply in one call (tome)",
     "size_bias": "what sizes add to attention, protected tokens included",
@@ -43,7 +44,8 @@ KERNELS = {
     "causal_conv_backward": "its gradients",
 }
 # What each kind of kernel has.
-TRITON = frozenset(KERNELS) - {"attention_statistics", "pitome_energy", "causal_conv", "causal_conv_backward"}
+NOT_TRITON = {"attention_statistics", "pitome_energy", "ward_in_place", "causal_conv", "causal_conv_backward"}
+TRITON = frozenset(KERNELS) - NOT_TRITON
 COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"}
 CHOICES = {
     "auto": "compiled for the CPU and Triton on a GPU, where they can run",

@@ -45,6 +45,18 @@ def ward_cluster(
     return pairs(metric, metric.shape[-2], keep)
 
 
+def ward_in_place(
+    features: Tensor,
+    positions: Tensor,
+    sizes: Tensor | None,
+    signs: Tensor | None,
+    width: int,
+    nearness: float,
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return pairs(features, features.shape[1], keep)
+
+
 def merge_apply(
     x: Tensor, dest: Tensor, rep: Tensor, sources: Tensor, sizes: Tensor | None, prefix: int, suffix: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,6 +108,7 @@ FAKES = (
     bipartite_match,
     ward_match,
     ward_cluster,
+    ward_in_place,
     merge_apply,
     bipartite_merge,
     size_bias,

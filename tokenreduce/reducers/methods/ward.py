@@ -92,20 +92,24 @@ class Ward(Reducer):
         if compiled is None:
             points = self.sketch(normalised(x.float())) if directions else tokens.mean_keys
             return map_of_clusters(agglomerate(costs(points, tokens.sizes), keep, "ward", tokens.sizes), keep)
-        channels = x.shape[-1]
-        width = self.sketch_width(channels) if directions else channels
-        signed = None if width == channels else constant(signs(channels), x.device)
+        width, signed = self.sketching(x) if directions else (x.shape[-1], None)
         dest, rep, sources = compiled(x, tokens.sizes, signed, width, directions, keep)
         return TokenMap(keep, dest=dest, rep=rep, sources=sources)
 
     def plan_in_place(self, tokens: Tokens, keep: int) -> TokenMap:
         """Clusters of directions and places, each at the place of the member nearest to its middle."""
-        points = self.sketch(normalised(tokens.features.float()))
+        x, sizes = tokens.features, tokens.sizes
         if not tokens.has("positions"):
-            return clustered(points, tokens.sizes, keep)
+            return clustered(self.sketch(normalised(x.float())), sizes, keep)
         places = tokens.positions
+        compiled = choose("ward_in_place", x)
+        if compiled is not None:
+            width, signed = self.sketching(x)
+            dest, rep, sources = compiled(x, places, sizes, signed, width, self.nearness, keep)
+            return TokenMap(keep, dest=dest, rep=rep, sources=sources, ascending=True)
+        points = self.sketch(normalised(x.float()))
         near = points if not self.nearness else torch.cat([points, places * self.nearness], -1)
-        return with_central(clustered(near, tokens.sizes, keep), places, tokens.sizes)
+        return with_central(clustered(near, sizes, keep), places, sizes)
 
     def plan_in_rounds(self, tokens: Tokens, keep: int, rounds: int) -> TokenMap:
         x, sizes, first = tokens.features, tokens.sizes, tokens.prefix % 2
@@ -115,9 +119,7 @@ class Ward(Reducer):
             points = self.sketch(normalised(x.float()))
             merged = bipartition.merge_in_rounds if suits(points, tokens.count) else merge_in_rounds
             return merged(points, sizes, counts, first)
-        channels = x.shape[-1]
-        width = self.sketch_width(channels)
-        signed = None if width == channels else constant(signs(channels), x.device)
+        width, signed = self.sketching(x)
         dest, rep, sources = compiled(x, sizes, signed, width, counts, first)
         return TokenMap(keep, dest=dest, rep=rep, sources=sources)
 
@@ -137,6 +139,12 @@ class Ward(Reducer):
     def sketch_width(self, channels: int) -> int:
         """Channels of the sketch of so many."""
         return sketch_width(channels) if self.width is None else min(self.width, channels)
+
+    def sketching(self, x: Tensor) -> tuple[int, Tensor | None]:
+        """Channels of the sketch of `x (B, N, C)`, and the signs `(C,)` that make it; None: it is `x`."""
+        channels = x.shape[-1]
+        width = self.sketch_width(channels)
+        return width, None if width == channels else constant(signs(channels), x.device)
 
     def sketch(self, x: Tensor) -> Tensor:
         """`(B, N, width)` of `x (B, N, C)`: sums of C / width channels, each with its sign."""
