@@ -24,7 +24,7 @@ def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.
     if name in SHIPPED:
         return load_shipped(name, image_size, pretrained)
     if name == dinov2_small.NAME:
-        size = image_size or 224
+        size = image_size or dinov2_small.SIDE
         return dinov2_small.dinov2_small(pretrained, size), (3, size, size)
     if name.startswith(PREFIX):
         found = load_pretrained(name.removeprefix(PREFIX), pretrained, image_size)
