@@ -132,8 +132,10 @@ def cannot_load(name: str, error: Exception) -> InvalidValueError:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text that is not blank, or its kind where it has no text."""
-    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+    """The first line of an error's text that is not blank, with the next where that ends in a colon; the error's kind
+    where it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 1 + lines[0].endswith(":")])
 
 
 def _untrained(kind: Any, config: Any) -> nn.Module:

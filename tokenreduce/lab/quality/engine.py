@@ -99,9 +99,9 @@ def measure_lanes(
 
     Rows have the keys method, budget, options (arguments besides the budget), macs, uncounted, tokens_left,
     flops_share, the figures of the metric and `change`, that of the metric's headline; with rounds also
-    `change_interval`, its 95 % interval by `rounds` draws of a paired bootstrap. `tell` is called before each batch with
-    the number of images that are done. All processes that share `batches` get the rows, and the metrics of the one that
-    leads hold all images.
+    `change_interval`, its 95 % interval by `rounds` draws of a paired bootstrap. `tell` is called before each batch
+    with the number of images that are done. All processes that share `batches` get the rows, and the metrics of the one
+    that leads hold all images.
 
     Raises: ValueError if there are no batches.
     """
