@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tokenreduce.errors import InvalidValueError
 
 PREFIX = "hf:"
+LONGEST = 300  # characters of another library's error
 FAILURES = (OSError, ValueError, RuntimeError, ImportError, AttributeError, KeyError, TypeError)  # of models by name
 
 
@@ -132,10 +134,10 @@ def cannot_load(name: str, error: Exception) -> InvalidValueError:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text that is not blank, with the next where that ends in a colon; the error's kind
-    where it has no text."""
+    """The first line of an error's text that is not blank, with the next where that ends in a colon, cut where it is
+    long: some list all that they know. The error's kind where it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 1 + lines[0].endswith(":")])
+    return shorten(" ".join(lines[: 1 + lines[0].endswith(":")]), LONGEST, placeholder=" ...")
 
 
 def _untrained(kind: Any, config: Any) -> nn.Module:
