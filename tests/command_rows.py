@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-ROW = {"method", "budget", "macs", "uncounted", "flops_share", "tokens_left", "top1", "top5", "top1_change"}
+ROW = {"method", "budget", "options", "macs", "uncounted", "flops_share", "tokens_left", "top1", "top5", "top1_change"}
 ROW |= {"class_error", "token_error"}
 
 

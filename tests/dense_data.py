@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokenreduce.lab.data.samples import DenseData
 
-HEAD = {"method", "budget", "images", "tokens_left", "macs", "uncounted", "flops_share", "change"}
+HEAD = {"method", "budget", "options", "images", "tokens_left", "macs", "uncounted", "flops_share", "change"}
 
 
 def pictures(count: int) -> list[Tensor]:

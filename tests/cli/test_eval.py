@@ -9,7 +9,7 @@ import pytest
 from command_rows import ROW, read
 from PIL import Image
 
-from tokenreduce.errors import InvalidValueError
+from tokenreduce.errors import InvalidTypeError, InvalidValueError
 
 
 def test_eval(run: Callable[..., str], tmp_path: Path) -> None:
@@ -30,8 +30,9 @@ def test_eval(run: Callable[..., str], tmp_path: Path) -> None:
 def test_eval_passes_options_on(run: Callable[..., str], tmp_path: Path) -> None:
     run("eval", "--method", "random", "--option", "seed=3", "--r", 9, "--limit", 4, "--json", tmp_path / "a.json")
     run("eval", "--method", "random", "--r", 9, "--limit", 4, "--json", tmp_path / "b.json")
-    errors = [read(tmp_path / name)[0][1]["token_error"] for name in ("a.json", "b.json")]
-    assert errors[0] != errors[1]
+    seeded, plain = (read(tmp_path / name)[0][1] for name in ("a.json", "b.json"))
+    assert seeded["token_error"] != plain["token_error"]
+    assert seeded["options"] == {"seed": 3} and plain["options"] == {}
 
 
 def test_eval_of_a_folder_with_neighbours(run: Callable[..., str], tmp_path: Path) -> None:
@@ -63,3 +64,25 @@ def test_eval_of_a_folder_with_neighbours(run: Callable[..., str], tmp_path: Pat
 def test_eval_refuses_with_a_sentence(run: Callable[..., str], arguments: list[str], sentence: str) -> None:
     with pytest.raises(InvalidValueError, match=sentence):
         run("eval", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--gallery", "x"], "--head trained does not use --gallery; leave that out"),
+        (["--gallery-size", "9"], "--head trained does not use --gallery-size"),
+        (["--head", "none", "--text-model", "a:b"], "--head none does not use --text-model"),
+        (["--text-embeddings", "x"], "--head trained does not use --text-embeddings"),
+        (["--head", "zero-shot", "--text-embeddings", "x", "--text-model", "a:b"], "does not use --text-model"),
+    ],
+)
+def test_what_a_head_does_not_use(run: Callable[..., str], arguments: list[str], sentence: str) -> None:
+    with pytest.raises(InvalidTypeError, match=sentence):
+        run("eval", "--r", "4", *arguments)
+
+
+@pytest.mark.parametrize("option", [["--all-images"], ["--data-dir", "."]])
+def test_what_a_folder_does_not_use(run: Callable[..., str], tmp_path: Path, option: list[str]) -> None:
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    with pytest.raises(InvalidTypeError, match=f"{tmp_path} does not use {option[0]}; leave that out"):
+        run("eval", "--r", "4", "--data", tmp_path, *option)

@@ -95,7 +95,7 @@ def test_lines_with_answers(run: Callable[..., str], tmp_path: Path, saved: Path
         inputs = prompted.processor(images=[Image.open(folder / name)], text=["what is this"])
         ids = prompted.model.generate(**inputs, do_sample=False, max_new_tokens=2)
         said = prompted.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])[0]
-        lines.append({"image": name, "question": "what is this", "answers": [f"The {said}", "else"]})
+        lines.append({"image": name, "question": "what is this", "answers": [f"{said.upper()}.", "else"]})
     (folder / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
     file = tmp_path / "rows.json"
     asked = ("--model", f"hf:{saved}", "--data", folder / "asked.jsonl", "--words", 2, "--json", file)

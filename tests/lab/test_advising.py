@@ -21,6 +21,10 @@ import tokenreduce
 from tokenreduce import InvalidTypeError, InvalidValueError, advise
 from tokenreduce.cli.app import app
 from tokenreduce.forward.stack import _thread
+from tokenreduce.lab.shipped.dinov2_small import dinov2_small
+from tokenreduce.lab.shipped.fashion_vim import fashion_vim
+from tokenreduce.lab.shipped.fashion_vit import fashion_vit
+from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.lab.speed import advising, break_even
 from tokenreduce.lab.speed.advising import FLOPS, METHODS
 from tokenreduce.lab.speed.break_even import Curve, nearest_curve, shipped_curves
@@ -238,6 +242,22 @@ def test_commands_are_those_of_models_that_can_be_built_by_name() -> None:
     assert "compare(model" in bench_command(hugging, torch.zeros(1, 3, 224, 224), "tome", 0.6)
     hugging.config._name_or_path = hugging.name_or_path = "some/vit"
     assert "--model hf:some/vit " in bench_command(hugging, torch.zeros(1, 3, 224, 224), "tome", 0.6)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "side"),
+    [
+        ("dinov2_small", dinov2_small(pretrained=False), None),
+        ("dinov2_small", dinov2_small(pretrained=False, image_size=518), 518),
+        ("fashion_vit", fashion_vit(pretrained=False), None),
+        ("fashion_vim", fashion_vim(pretrained=False), None),
+    ],
+)
+def test_commands_build_the_models_that_ship(name: str, model: nn.Module, side: int | None) -> None:
+    shape = load_model(name, side, False)[1]
+    size = "" if side is None else f" --image-size {side}"
+    command = f"tokenreduce bench --model {name} --method tome --flops 0.6 --batch-size 1{size}"
+    assert bench_command(model, torch.zeros(1, *shape), "tome", 0.6) == command
 
 
 @pytest.mark.parametrize("model", [vit(4, 192), timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2)])

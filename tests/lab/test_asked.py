@@ -37,6 +37,9 @@ def written(folder: Path, *items: Any) -> str:
         ("(left-hand) side", "left hand side"),
         ("another", "another"),
         ("Ten", "10"),
+        ("None", "0"),
+        ("A", "a"),
+        ("the a.", "the a"),
         ("", ""),
     ],
 )

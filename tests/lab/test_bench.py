@@ -58,6 +58,20 @@ def test_command_prints_tables_and_writes_json(tmp_path: Path) -> None:
     assert words.count("is slower than the unpatched model") == len(slower)
 
 
+def test_an_arm_that_cannot_run_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    choice = ("--model", "fashion_vit", "--method", "random,pool", "--ratio", "0.995", "--batch-size", "1")
+    result = run(*choice, "--json", str(file))
+    assert result.exit_code == 0, result.output
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["method"], "refused" in row) for row in rows] == [
+        ("unpatched", False),
+        ("random", False),
+        ("pool", True),
+    ]
+    assert "pool at ratio=0.995 was not run: " in " ".join(result.output.split())
+
+
 def test_command_takes_a_timm_model_of_another_size_and_dtype(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     result = run(

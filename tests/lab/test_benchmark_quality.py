@@ -16,7 +16,7 @@ from scripts import script
 from tokenreduce.lab.data import fashion_mnist
 from tokenreduce.lab.quality.classification import ClassificationLane
 
-KEYS = {"method", "budget", "macs", "uncounted", "tokens_left", "flops_share", "top1"}
+KEYS = {"method", "budget", "options", "macs", "uncounted", "tokens_left", "flops_share", "top1"}
 KEYS |= {"top1_change", "top1_change_interval"}
 OF_TOME = [f"_of_tome{end}" for end in ("", "_interval", "_geometric", "_geometric_interval")]
 KEYS |= {f"{name}_error{end}" for name in ("class", "token") for end in ("", "_interval", *OF_TOME)}
@@ -29,7 +29,7 @@ def quality() -> Any:
 
 def arm(method: str, budget: str, macs: int, seed: int, count: int = 40) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
-    row = {"method": method, "budget": budget, "macs": macs, "tokens_left": 9, "uncounted": {}}
+    row = {"method": method, "budget": budget, "options": {}, "macs": macs, "tokens_left": 9, "uncounted": {}}
     errors = {name: torch.rand(count, generator=generator).double() + 0.1 for name in ("class_error", "token_error")}
     return {"row": row, "top1": (torch.rand(count, generator=generator) < 0.6).double(), **errors}
 

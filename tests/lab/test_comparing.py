@@ -212,6 +212,15 @@ def test_sentences_for_slower_rows_only() -> None:
     ]
 
 
+def test_arms_out_of_reach_are_rows() -> None:
+    rows = quick(tiny_vit(), [Arm("pool", ratio=0.999), Arm("tome", r=3)], inputs=[images(1), images(2)])
+    assert [row["method"] for row in rows] == ["unpatched", "tome"] * 2 + ["pool"]
+    assert "asks for" in rows[-1]["refused"] and all("speedup" in row for row in rows[:-1])
+    assert len(slower_sentences([rows[-1]])) == 0
+    with pytest.raises(InvalidValueError, match="asks for"):
+        quick(tiny_vit(), [Arm("pool", ratio=0.999)])
+
+
 # lanes
 
 

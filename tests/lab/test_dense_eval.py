@@ -93,6 +93,7 @@ def test_what_an_arm_cannot_reach_is_a_row(tmp_path: Path) -> None:
         ("random", False),
         ("pool", True),
     ]
+    assert [row["options"] for row in rows] == [{}] * 3
     with pytest.raises(InvalidValueError, match="asks for"):
         measure_dense(model, [Arm("pool", ratio=0.999)], shown)
     assert len(measure_dense(model, [], shown)) == 1

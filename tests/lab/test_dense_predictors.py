@@ -10,6 +10,7 @@ from typing import Any
 import dense_models
 import pytest
 import torch
+from transformers import YolosForObjectDetection
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data.samples import DenseData
@@ -74,6 +75,13 @@ def test_grey_images_become_colour_images(tmp_path: Path) -> None:
 
 def data(classes: dict[int, str], task: str = "detection") -> DenseData:
     return DenseData("some data", task, [], classes)
+
+
+def test_weights_in_half_precision_are_measured_in_float32(tmp_path: Path) -> None:
+    folder = dense_models.detector(tmp_path)
+    YolosForObjectDetection.from_pretrained(folder).half().save_pretrained(folder)
+    model = load_predictor(f"hf:{folder}", "detection")
+    assert model.module.dtype == torch.float32 and len(model(images((32, 32)))[0]["scores"]) >= 5
 
 
 def test_labels_by_name() -> None:

@@ -82,6 +82,7 @@ def test_every_lane_sees_every_batch_with_the_reference(model: nn.Module) -> Non
     assert full == {
         "method": "unpatched",
         "budget": None,
+        "options": {},
         "macs": 1000,
         "uncounted": {},
         "mean": 3.0,
@@ -120,7 +121,7 @@ def test_arms_out_of_reach_are_rows(model: nn.Module) -> None:
     [(arm, lane)], refused = try_arms(arms, lambda arm: patched_lane(model, arm))
     assert arm is arms[1] and lane is not model
     assert [(row["method"], row["budget"]) for row in refused] == [("pool", "ratio=0.999"), ("pool", "ratio=0.99")]
-    assert all("asks for" in row["refused"] for row in refused)
+    assert all("asks for" in row["refused"] and row["options"] == {} for row in refused)
     with pytest.raises(InvalidValueError, match=r"ratio=0\.999 asks for .*; ratio=0\.99 asks for"):
         try_arms([arms[0], arms[2]], lambda arm: patched_lane(model, arm))
     assert try_arms([], lambda arm: patched_lane(model, arm)) == ([], [])

@@ -15,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from timm.models.vision_transformer import VisionTransformer
 
 import tokenreduce
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.lanes import patched_lane, restored_lane
 from tokenreduce.lab.quality import heads
@@ -202,6 +203,24 @@ def test_zero_shot_says_what_is_missing(tmp_path: Path) -> None:
         heads.text_embeddings(tmp_path / "texts.safetensors", None, ["a", "b"])
     with pytest.raises(ValueError, match="have 8 channels, but the model's head gives 7 and its features have 32"):
         heads.ZeroShot(torch.ones(3, 8))(tiny_vit())
+
+
+def test_text_embeddings_that_cannot_be_read(tmp_path: Path) -> None:
+    foreign = tmp_path / "notes.txt"
+    foreign.write_text("no tensors")
+    for file in (foreign, tmp_path / "missing.safetensors", tmp_path):
+        with pytest.raises(InvalidValueError, match=f"--text-embeddings {file} cannot be read .*; give a safetensors"):
+            heads.text_embeddings(file, None, ["a", "b"])
+
+
+def test_a_text_model_that_open_clip_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, pretrained: str) -> None:
+        raise RuntimeError(f"Model config for '{name}' not found.")
+
+    monkeypatch.setitem(sys.modules, "open_clip", SimpleNamespace(create_model=fail))
+    monkeypatch.setattr(heads, "find_spec", lambda name: object())
+    with pytest.raises(InvalidValueError, match=r"cannot load --text-model A:b \(Model config for 'A' not found"):
+        heads.text_embeddings(None, "A:b", ["a", "b"])
 
 
 def test_open_clip_is_asked_for_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import dense_models
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.lanes import patched_lane, restored_lane
+from tokenreduce.lab.pretrained import load_pretrained
 from tokenreduce.lab.quality.classification import measure
 from tokenreduce.lab.quality.features import FeatureMetric, Features, measure_features, unlabelled_lanes
 
@@ -60,6 +63,16 @@ def test_errors_agree_with_one_image_at_a_time(arguments: dict[str, Any]) -> Non
         assert row[f"{name}_geometric"] == pytest.approx(math.prod(values) ** (1 / 5), rel=1e-3), name
         assert full[name] == full[f"{name}_geometric"] == 0
     assert row["flops_share"] < 1 and not {"top1", "change"} & row.keys()
+
+
+def test_only_image_tokens_are_compared(tmp_path: Path) -> None:
+    """YOLOS has a class token before its 64 image tokens, and 12 detection tokens behind them."""
+    model = load_pretrained(str(dense_models.detector(tmp_path)), True)
+    images = torch.randn(2, 3, 32, 32)
+    lanes, _ = unlabelled_lanes(model, [Arm("tome", r=3)])
+    with torch.no_grad():
+        assert torch.equal(lanes[0].look(images)[2], model.whole(images)[2][:, 1:65])
+        assert lanes[1].look(images)[2].shape == (2, 64, 32)
 
 
 def test_labels_change_no_error() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -121,6 +121,27 @@ def test_right_answers_are_counted(scenes_asked: Any) -> None:
     right = asked._replace(answers=[[f"The {text}!"] for text in texts])
     rows = measure_answers(prompted, [Arm("random", keep=1.0)], right, words=2)
     assert rows[0]["exact"] == rows[1]["exact"] == 1 and rows[0]["exact_interval"] == (1, 1)
+
+
+class Named:
+    """A processor whose questions are names of prompts."""
+
+    prompts: ClassVar[dict[str, Any]] = {"a picture": (2, "a", 3), "no picture": (6,)}
+
+    def __call__(self, images: Any, text: list[str]) -> dict[str, Tensor]:
+        return LLAVA.inputs([self.prompts[name] for name in text])
+
+    def batch_decode(self, ids: Tensor) -> list[str]:
+        return [str(row) for row in ids.tolist()]
+
+
+def test_a_batch_that_loses_nothing_counts_its_own_bytes() -> None:
+    """Of 16 tokens of the picture 4 are left; the words around it, and those of the other prompt, stay."""
+    asked = load_asked("scenes", limit=1)
+    asked = asked._replace(images=[None] * 2, text=[*Named.prompts], answers=None, of_image=torch.tensor([0, 1]))
+    prompted, arms = Prompted(fresh(LLAVA), Named()), [Arm("divprune", keep=0.25), Arm("divprune", keep=1.0)]
+    rows = measure_answers(prompted, arms, asked, batch_size=1, words=2)
+    assert [row["kv_share"] for row in rows] == pytest.approx([1, (5 + 4 + 6) / (5 + 16 + 6), 1])
 
 
 def test_a_model_without_words_is_refused() -> None:

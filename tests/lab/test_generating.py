@@ -103,6 +103,33 @@ def test_words_are_taken_out_of_the_cache_again() -> None:
     assert called["inputs_embeds"].shape[1] == 9 and "past_key_values" not in called
 
 
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_5"])
+def test_every_layer_of_attention_holds_again_what_it_held(name: str) -> None:
+    """Also where a window is full, and beside layers of linear attention, whose states go on."""
+    row = BY_NAME[name]
+    given = row.inputs([PROMPTS[0]])
+    for model in (fresh(row), patch(fresh(row), "divprune", keep=0.5)):
+        with torch.inference_mode():
+            one = Answering(model, given, 3)
+            layers = [layer for layer in one.cache.layers if getattr(layer, "keys", None) is not None]
+            before = [(layer.keys.clone(), layer.values.clone(), layer.get_seq_length()) for layer in layers]
+            length = one.cache.get_seq_length()
+            one.steps()
+            one.steps()
+        assert layers and one.cache.get_seq_length() == length and bytes_in(one.cache) == one.kv_bytes
+        for layer, (keys, values, seen) in zip(layers, before, strict=True):
+            assert torch.equal(layer.keys, keys) and torch.equal(layer.values, values)
+            assert layer.get_seq_length() == seen
+
+
+def test_windows_that_are_full_are_timed() -> None:
+    row = BY_NAME["gemma3"]
+    given = row.inputs([PROMPTS[0]])
+    assert given["input_ids"].shape[1] > fresh(row).config.text_config.sliding_window
+    rows = compare_answering(fresh(row), [given], [Arm("divprune", keep=0.5)], words=2, rounds=1)
+    assert [row["tokens_left"] for row in rows] == [16, 8]
+
+
 def test_random_llava_is_the_same_each_time_and_leaves_the_generator() -> None:
     state = torch.random.get_rng_state()
     one, other = small_llava(), small_llava()

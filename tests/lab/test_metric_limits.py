@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pycocotools.cocoeval import COCOeval
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.quality import detection
@@ -25,6 +26,15 @@ def test_the_hundred_surest_detections_count(place: int, precision: float) -> No
     target = {"boxes": torch.tensor([[0.0, 0.0, 10.0, 10.0]]), "labels": torch.tensor([1])}
     metric.update([many(place, 101)], [target])
     assert metric.compute()["ap50"] == pytest.approx(precision, abs=1e-9)
+
+
+def test_figures_of_detection_are_accumulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+    accumulate = COCOeval.accumulate
+    monkeypatch.setattr(COCOeval, "accumulate", lambda self: done.append(1) or accumulate(self))
+    metric = DetectionMetric([1])
+    metric.update([many(0, 3)], [many(0, 1)])
+    assert metric.compute() == metric.compute() and metric.compute()["ap50"] == pytest.approx(1) and len(done) == 1
 
 
 def test_an_interval_is_of_a_thousand_draws_of_one_seed() -> None:

@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 import tokenreduce
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.pretrained import load_pretrained
+from tokenreduce.lab.pretrained import first_line, load_pretrained
 from tokenreduce.lab.quality.classification import distance
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 32, "patch_size": 4}
@@ -78,6 +86,31 @@ def test_one_forward_gives_logits_features_and_tokens(classifier: Path) -> None:
 def test_untrained_weights_and_other_sizes(classifier: Path) -> None:
     model = load_pretrained(str(classifier), False, image_size=48)
     assert model(torch.randn(1, *model.input_shape)).shape == (1, 10) and model.input_shape == (3, 48, 48)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_weights_in_half_precision_are_float32(tmp_path: Path, pretrained: bool) -> None:
+    """Library and tables are about float32, and some families fail in half precision."""
+    model = BeitForImageClassification(BeitConfig(**SIZES, intermediate_size=64, num_labels=10)).half()
+    model.save_pretrained(tmp_path)
+    found = load_pretrained(str(tmp_path), pretrained)
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    assert found(torch.randn(1, 3, 32, 32)).dtype == torch.float32
+    same = torch.equal(found.model.classifier.weight, model.classifier.weight.float())
+    assert same == pretrained
+
+
+def test_a_class_that_this_version_does_not_have(classifier: Path, tmp_path: Path) -> None:
+    config = json.loads((classifier / "config.json").read_text()) | {"architectures": ["ViTForDreams"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidValueError, match=r"transformers cannot load .*ViTForDreams.*install another version"):
+        load_pretrained(str(tmp_path), False)
+
+
+def test_errors_without_words_have_a_kind() -> None:
+    assert first_line(OSError()) == "OSError" and first_line(ValueError("\n \n two\nthree")) == "two"
+    assert len(first_line(ValueError("one of many, " * 99))) <= 300
+    assert first_line(RuntimeError("Errors:\n\tsize mismatch\n\tmore")) == "Errors: size mismatch"
 
 
 def test_what_does_not_exist_is_said_in_a_sentence(tmp_path: Path) -> None:

@@ -123,13 +123,15 @@ def bench(
         noise = [torch.randn(size, *shape, generator=generator).to(place, DTYPES[dtype]) for size in sizes]
         with progress_bar() as progress:
             rows = compare(network, noise, arms, rounds=rounds, min_time=min_time, modes=modes, progress=progress)
+        measured = [row for row in rows if "refused" not in row]
         side = "x".join(map(str, shape))
-        print_table(select(rows, SPEED), f"{model}, input {side}: speed in {rounds} rounds")
-        print_table(select(rows, COST), "cost of one image in MACs, of the batch in memory and in the reducer's time")
+        print_table(select(measured, SPEED), f"{model}, input {side}: speed in {rounds} rounds")
+        print_table(select(measured, COST), "cost of one image in MACs, of the batch in memory, of the reducer in time")
         console.print(
-            f"{place_name(place)}, {dtype}, {versions()}; attention: {attention_summary(rows)}", highlight=False
+            f"{place_name(place)}, {dtype}, {versions()}; attention: {attention_summary(measured)}", highlight=False
         )
-        for sentence in slower_sentences(rows) + gaps(rows):
+        print_refused(rows)
+        for sentence in slower_sentences(measured) + gaps(measured):
             console.print(sentence, style="yellow", highlight=False)
         if json_file is not None:
             settings: dict[str, Any] = {

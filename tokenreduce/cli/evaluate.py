@@ -198,6 +198,7 @@ def evaluate_vlm(
     if json_file is not None:
         settings: dict[str, Any] = {"task": "vlm", "model": model, "pretrained": setup.pretrained, "data": asked.name}
         settings |= {"prompts": len(asked.text), "batch_size": batch_size, "words": words, "question": question}
+        settings |= {"dtype": str(prompted.model.dtype).removeprefix("torch.")}
         write_json(json_file, "eval", rows, **settings, upright=setup.upright, device=place_name(setup.device))
 
 

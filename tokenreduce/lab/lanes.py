@@ -32,7 +32,8 @@ def try_arms(arms: Sequence[Arm], make: Callable[[Arm], Made]) -> tuple[list[tup
         try:
             made.append((arm, make(arm)))
         except InvalidValueError as error:
-            refused.append({"method": arm.method, "budget": arm.budget, "refused": str(error)})
+            named = {"method": arm.method, "budget": arm.budget, "options": arm.options}
+            refused.append(named | {"refused": str(error)})
     if refused and not made:
         raise InvalidValueError("; ".join(row["refused"] for row in refused))
     return made, refused

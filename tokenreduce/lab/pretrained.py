@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from tokenreduce.errors import InvalidValueError
 
 PREFIX = "hf:"
+LONGEST = 300  # characters of another library's error
+FAILURES = (OSError, ValueError, RuntimeError, ImportError, AttributeError, KeyError, TypeError)  # of models by name
 
 
 class Pretrained(nn.Module):
@@ -97,7 +100,8 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 def load_pretrained(name: str, pretrained: bool, image_size: int | None = None) -> Pretrained:
     """The model that `name` stands for on the hub or in a folder, of the class that its configuration names.
 
-    `image_size` changes the configuration, so that weights for another size may not fit.
+    Weights are float32, whatever their file holds: the library's figures are, and some families fail in half precision
+    on a CPU. `image_size` changes the configuration, so that weights for another size may not fit.
 
     Raises: ValueError if transformers is missing, or finds no such model.
     """
@@ -112,10 +116,28 @@ def load_pretrained(name: str, pretrained: bool, image_size: int | None = None) 
     try:
         config = transformers.AutoConfig.from_pretrained(name, **sized)
         kind = getattr(transformers, next(iter(config.architectures or ()), "AutoModel"))
-        model = kind.from_pretrained(name, config=config) if pretrained else _untrained(kind, config)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InvalidValueError(f"transformers cannot load {name!r}: {str(error).splitlines()[0]}") from None
+        single: dict[str, Any] = {"config": config, "dtype": torch.float32}
+        model = kind.from_pretrained(name, **single) if pretrained else _untrained(kind, config).float()
+    except FAILURES as error:
+        raise cannot_load(name, error) from None
     return Pretrained(model.eval(), _processor(name))
+
+
+def cannot_load(name: str, error: Exception) -> InvalidValueError:
+    """The error for a model of transformers that cannot be loaded, and what to do."""
+    advice = "check the name or the folder"
+    if isinstance(error, AttributeError):
+        advice = "its configuration asks for what this version of transformers does not have: install another version"
+    elif isinstance(error, ImportError):
+        advice = "install what is missing"
+    return InvalidValueError(f"transformers cannot load {name!r}: {first_line(error)}; {advice}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text that is not blank, with the next where that ends in a colon, cut where it is
+    long: some list all that they know. The error's kind where it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return shorten(" ".join(lines[: 1 + lines[0].endswith(":")]), LONGEST, placeholder=" ...")
 
 
 def _untrained(kind: Any, config: Any) -> nn.Module:

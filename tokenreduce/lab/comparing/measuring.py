@@ -101,7 +101,7 @@ def measure_row(bench: Bench, arm: Arm) -> tuple[Row, Row]:
     try:
         judge = bench.loaded.judge([arm])
     except InvalidValueError as error:
-        return {}, {"method": arm.method, "budget": arm.budget, "refused": str(error)}
+        return {}, {"method": arm.method, "budget": arm.budget, "options": arm.options, "refused": str(error)}
     lanes = list(judge.lanes)
     if bench.kept is not None:
         lanes[0], lanes[1].unpatched = bench.kept, bench.kept.lane
@@ -110,4 +110,4 @@ def measure_row(bench: Bench, arm: Arm) -> tuple[Row, Row]:
         timed = compare(bench.loaded.network, bench.timed, [arm], rounds=speed.rounds, min_time=speed.min_time)
         for row, times in zip(rows, timed, strict=True):
             row |= {key: times[key] for key in TIMED}
-    return rows[0], rows[1] | {"options": arm.options}
+    return rows[0], rows[1]

@@ -10,24 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.lab.quality.bootstrap import draw, interval
-from tokenreduce.patching.finding import language_reduction_of
-from tokenreduce.patching.verbs import report
+from tokenreduce.lab.quality.first_cache import first_cache
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What a model said to each prompt, and the bytes of keys and values that the prompts left in its cache; without a
-    patch these are not known.
+    """What a model said to each prompt, and the bytes of keys and values that the prompts left in its cache.
 
     Args:
         texts: one a prompt.
         kv_bytes: of all prompts together, fillers of batches included.
-        kv_bytes_unpatched: what they would be if nothing had left.
     """
 
     texts: list[str]
-    kv_bytes: int = 0
-    kv_bytes_unpatched: int = 0
+    kv_bytes: int
 
 
 @torch.inference_mode()
@@ -49,27 +45,26 @@ def answer(
         generating: arguments of `generate`, such as max_new_tokens.
     """
     texts: list[str] = []
-    held, whole = 0, 0
+    kv_bytes = 0
     run: Any = model
     for start in range(0, len(text), batch_size):
         some = slice(start, start + batch_size)
         inputs = processor(images=images[some], text=text[some])
-        ids = run.generate(**inputs, do_sample=False, **generating)
+        with first_cache(model) as held:
+            ids = run.generate(**inputs, do_sample=False, **generating)
         texts += processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
-        if language_reduction_of(model) is not None:
-            done = report(model)
-            held, whole = held + done.kv_bytes, whole + done.kv_bytes_unpatched
+        kv_bytes += sum(held)
         tell(len(texts))
-    return Answered(texts, held, whole)
+    return Answered(texts, kv_bytes)
 
 
 def hits(texts: Sequence[str], right: Sequence[Collection[str]]) -> Tensor:
     """`(prompts,)`, 1 where a text is one of the right answers, else 0; case and spaces around words do not count."""
     pairs = zip(texts, right, strict=True)
-    return torch.tensor([plain(text) in map(plain, some) for text, some in pairs], dtype=torch.float64)
+    return torch.tensor([spaced(text) in map(spaced, some) for text, some in pairs], dtype=torch.float64)
 
 
-def plain(text: str) -> str:
+def spaced(text: str) -> str:
     """The words in lower case, with one space between them."""
     return " ".join(text.lower().split())
 

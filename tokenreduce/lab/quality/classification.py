@@ -143,10 +143,11 @@ def measure(
 ) -> list[Row]:
     """Compare every arm with the unpatched `model` in one pass over `batches`; the first row is the unpatched model.
 
-    Rows have the keys method, budget, macs, flops_share, tokens_left, top1, top5 (from five classes on), top1_change,
-    class_error, token_error and uncounted (operators whose MACs are unknown). MACs are those of one image
-    (the mean over images where a method without a budget decides); shares, accuracies and their changes are
-    fractions of 1. Last come rows with the reason (`refused`) for each arm that the model cannot reach.
+    Rows have the keys method, budget, options (arguments besides the budget), macs, flops_share, tokens_left, top1,
+    top5 (from five classes on), top1_change, class_error, token_error and uncounted (operators whose MACs are unknown).
+    MACs are those of one image (the mean over images where a method without a budget decides); shares, accuracies and
+    their changes are fractions of 1. Last come rows with the reason (`refused`) for each arm that the model cannot
+    reach.
 
     Args:
         batches: images `(B, C, H, W)` and labels `(B,)`, moved to the model's device here.

@@ -88,7 +88,7 @@ class VisionLanguageDemo(Demo):
         exact = [torch.stack([hits(one.texts, right) for one in some]).mean(0) for some in answers]
         alike = [torch.stack([same(one.texts, answers[0][0].texts) for one in some]).mean(0) for some in answers]
         chance = {arm.budget: hit for arm, hit in zip(arms, exact[1:], strict=True) if arm.method == "random"}
-        whole = answers[1][0].kv_bytes_unpatched
+        whole = answers[0][0].kv_bytes
         rows: list[Row] = [{"method": "unpatched", "budget": None, **self._figures(exact[0], alike[0], whole, whole)}]
         for arm, hit, agrees, some in zip(arms, exact[1:], alike[1:], answers[1:], strict=True):
             row = {"method": arm.method, "budget": arm.budget}

@@ -88,7 +88,7 @@ class DetectionMetric(DenseMetric):
         return torch.from_numpy(np.concatenate(parts, 1)).nanmean(0)
 
     def evaluated(self) -> Any:
-        """pycocotools' evaluation of every image; made once."""
+        """pycocotools' evaluation of every image, accumulated; made once."""
         if self._evaluated is None:
             from pycocotools.cocoeval import COCOeval
 
@@ -98,6 +98,7 @@ class DetectionMetric(DenseMetric):
                 evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
                 evaluation.params.maxDets = [DETECTIONS]
                 evaluation.evaluate()
+                evaluation.accumulate()
             self._evaluated = evaluation
         return self._evaluated
 
@@ -164,8 +165,6 @@ def drawn_precision(results: list[dict[str, Any] | None], times: np.ndarray, rec
 
 def precision(evaluated: Any, thresholds: slice) -> float:
     """Mean over thresholds, recalls and the categories that have objects; NaN where none has."""
-    with silence():
-        evaluated.accumulate()
     values = evaluated.eval["precision"][thresholds]
     values = values[values > -1]
     return float(np.mean(values)) if values.size else float("nan")

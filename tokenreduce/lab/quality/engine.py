@@ -78,7 +78,8 @@ class Lane(ABC):
     def row(self) -> Row:
         """What the model is and costs: the first image, or the mean over images where an adaptive method decides."""
         names = (None, None) if self.arm is None else (self.arm.method, self.arm.budget)
-        row = {"method": names[0] or "unpatched", "budget": names[1], **self.cost}
+        options = {} if self.arm is None else self.arm.options
+        row = {"method": names[0] or "unpatched", "budget": names[1], "options": options, **self.cost}
         if self.amounts:
             images, macs, left = torch.tensor(self.amounts, dtype=torch.float64).unbind(1)
             total = images.sum()
@@ -96,10 +97,11 @@ def measure_lanes(
 ) -> list[Row]:
     """Show all batches to all lanes, the unpatched one first; a row for each.
 
-    Rows have the keys method, budget, macs, uncounted, tokens_left, flops_share, the figures of the metric and
-    `change`, that of the metric's headline; with rounds also `change_interval`, its 95 % interval by `rounds` draws of
-    a paired bootstrap. `tell` is called before each batch with the number of images that are done. All processes that
-    share `batches` get the rows, and the metrics of the one that leads hold all images.
+    Rows have the keys method, budget, options (arguments besides the budget), macs, uncounted, tokens_left,
+    flops_share, the figures of the metric and `change`, that of the metric's headline; with rounds also
+    `change_interval`, its 95 % interval by `rounds` draws of a paired bootstrap. `tell` is called before each batch
+    with the number of images that are done. All processes that share `batches` get the rows, and the metrics of the one
+    that leads hold all images.
 
     Raises: ValueError if there are no batches.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from tokenreduce.errors import InvalidValueError, unknown
@@ -77,7 +78,8 @@ def classification(
 
     def measure(progress: Progress) -> list[Row]:
         sharing = setup.sharing
-        ledger = sharing.ledger(loaded.network, arms, settings | {"data_dir": setup.data_dir})
+        hidden = unsaid(setup, getattr(loaded.network, "processor", None), images.class_names, head.gallery)
+        ledger = sharing.ledger(loaded.network, arms, settings | hidden)
         shards = image_shards(images, settings["batch_size"], workers, sharing.team, ledger)
         rows = judge.measure(judge.lanes, shards, teller(progress, len(images)))
         settings.update(images=len(images) - len(images.left_out), left_out=[*images.left_out], remarks=remarks)
@@ -87,6 +89,14 @@ def classification(
         return rows + judge.refused
 
     return Evaluation(judge.meaning, settings, measure, remarks)
+
+
+def unsaid(setup: Setup, processor: Any, classes: Any, gallery: Path | None = None) -> dict[str, Any]:
+    """What figures depend on and `settings` do not say: where the data lie, their classes, and how a processor of
+    transformers makes inputs of them."""
+    given = [Path(one) for one in (setup.data, setup.data_dir, gallery) if one is not None]
+    folders = [str(one.resolve()) for one in given if one.is_dir()]
+    return {"folders": folders, "classes": classes, "processor": repr(processor)}
 
 
 def unread(data: Data | DenseData) -> list[str]:
@@ -125,10 +135,12 @@ def dense(
     settings: dict[str, Any] = {"task": task, "model": model, "pretrained": setup.pretrained, "data": images.name}
     settings |= {"images": len(images), "batch_size": batch_size, "rounds": rounds}
     settings |= {"align": align} if task == "depth" else {}
+    settings |= {"reduced_labels": setup.reduced_labels} if images.name == "ade20k" else {}
     remarks: list[str] = []
 
     def measure(progress: Progress) -> list[Row]:
-        ledger = setup.sharing.ledger(predictor.module, arms, settings | {"data_dir": setup.data_dir})
+        hidden = unsaid(setup, getattr(predictor, "processor", None), dict(images.classes))
+        ledger = setup.sharing.ledger(predictor.module, arms, settings | hidden)
         shared: dict[str, Any] = {"team": setup.sharing.team, "ledger": ledger, "progress": progress}
         rows = measure_dense(predictor, arms, images, batch_size, align=align, rounds=rounds, **shared)
         settings.update(images=len(images) - len(images.left_out), left_out=[*images.left_out])

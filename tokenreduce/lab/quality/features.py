@@ -49,7 +49,8 @@ class FeatureLane(Lane):
         super().__init__(arm, model, metric)
         self.restored, self.unpatched = restored, unpatched or self
         _, backbone, adapter = find_backbone(restored)
-        self.prefix = adapter.geometry(backbone).prefix
+        geometry = adapter.geometry(backbone)
+        self.prefix, self.suffix = geometry.prefix, geometry.suffix
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the head reads, the features `(B, C)` before it and the image tokens `(B, N, C)`."""
@@ -57,7 +58,7 @@ class FeatureLane(Lane):
         if self.adaptive:  # all images of a batch keep as many tokens
             done = report(self.restored)
             self.note(len(images), done.flops_share * self.unpatched.cost["macs"], done.tokens_left)
-        return out, features, tokens[:, self.prefix :]
+        return out, features, tokens[:, self.prefix : tokens.shape[1] - self.suffix]
 
     def count(self, batch: Batch) -> Row:
         count = count_flops(self.model, self.placed(batch)[0][:1])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.pretrained import Pretrained
+from tokenreduce.lab.pretrained import FAILURES, Pretrained, first_line
 
 # From what the head reads (the output of timm's `forward_features`) and the features (B, C) before the head to logits.
 Classify = Callable[[Tensor, Tensor], Tensor]
@@ -116,9 +116,7 @@ def text_embeddings(file: Path | None, text_model: str | None, class_names: Sequ
     Raises: ValueError if neither is possible, or the file does not hold one embedding for each class.
     """
     if file is not None:
-        from safetensors.torch import load_file
-
-        tensors = load_file(str(file))
+        tensors = read_tensors(file)
         text = tensors.get("embeddings")
         if text is None or text.ndim != 2 or len(text) != len(class_names):
             found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()) or "nothing"
@@ -136,6 +134,20 @@ def text_embeddings(file: Path | None, text_model: str | None, class_names: Sequ
     )
 
 
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(file))
+    except (OSError, SafetensorError) as error:
+        raise InvalidValueError(
+            f"--text-embeddings {file} cannot be read ({first_line(error)}); give a safetensors file with a tensor "
+            "'embeddings', one row a class"
+        ) from None
+
+
 def open_clip_embeddings(text_model: str, class_names: Sequence[str]) -> Tensor:
     """Embeddings of the classes' names in OpenAI's 80 sentences; ImageNet folders are named after their photographs."""
     import open_clip
@@ -145,8 +157,15 @@ def open_clip_embeddings(text_model: str, class_names: Sequence[str]) -> Tensor:
         raise InvalidValueError(f"--text-model is {text_model!r}; give NAME:PRETRAINED, such as ViT-B-16:openai")
     hub = name in ("hf-hub", "local-dir")
     name, weights = (text_model, None) if hub else (name, pretrained)
-    model = open_clip.create_model(name, pretrained=weights).eval()
+    try:
+        model = open_clip.create_model(name, pretrained=weights).eval()
+        tokenizer = open_clip.get_tokenizer(name)
+    except (*FAILURES, AssertionError) as error:
+        raise InvalidValueError(
+            f"open_clip cannot load --text-model {text_model} ({first_line(error)}); open_clip.list_pretrained() lists "
+            "what NAME:PRETRAINED may be"
+        ) from None
     is_imagenet = len(class_names) == 1000 and all(n[:1] == "n" and n[1:].isdigit() for n in class_names)
     words = open_clip.IMAGENET_CLASSNAMES if is_imagenet else class_names
     templates = open_clip.OPENAI_IMAGENET_TEMPLATES
-    return open_clip.build_zero_shot_classifier(model, open_clip.get_tokenizer(name), words, templates).T
+    return open_clip.build_zero_shot_classifier(model, tokenizer, words, templates).T

@@ -24,12 +24,12 @@ def match_labels(labels: Mapping[int, str], data: DenseData) -> Tensor:
     Raises: ValueError if none of this fits, or a class map would get labels that are no class.
     """
     table = torch.full((max(labels, default=-1) + 1,), NONE)
-    names = {plain(name): label for label, name in labels.items()}
-    missing = [name for name in data.classes.values() if plain(name) not in names]
+    names = {letters_of(name): label for label, name in labels.items()}
+    missing = [name for name in data.classes.values() if letters_of(name) not in names]
     placeholders = all(name.upper().startswith("LABEL_") for name in labels.values())
     if not missing:
         for number, name in data.classes.items():
-            table[names[plain(name)]] = number
+            table[names[letters_of(name)]] = number
     elif len(labels) == len(data.classes) and (placeholders or not any(data.classes.values())):
         table[sorted(labels)] = torch.tensor(sorted(data.classes))
     elif placeholders and set(data.classes) <= set(labels):
@@ -52,7 +52,7 @@ def misfit(labels: Mapping[int, str], data: DenseData, missing: list[str]) -> In
     )
 
 
-def plain(name: str) -> str:
+def letters_of(name: str) -> str:
     """A name in lower case, without spaces and signs, and as COCO writes it."""
     letters = "".join(letter for letter in name.lower() if letter.isalnum())
     return ALIASES.get(letters, letters)

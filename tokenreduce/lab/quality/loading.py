@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.data.folders import Data, check_labels, load_data, load_gallery
 from tokenreduce.lab.data.photographs import NAME as PHOTOGRAPHS
+from tokenreduce.lab.journal import digest
 from tokenreduce.lab.quality.classification import classification_lanes, measure_classification
 from tokenreduce.lab.quality.features import DEFINITIONS, GEOMETRIC, SALIENCY, measure_features, unlabelled_lanes
 from tokenreduce.lab.quality.heads import MakeHead, NearestNeighbours, ZeroShot, text_embeddings, trained
@@ -25,6 +26,8 @@ from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.patching.finding import find_backbone
 
 HEADS = ("trained", "knn", "zero-shot", "none")
+FASHION = "fashion-mnist"
+GALLERY_SIZE = 10_000
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Head:
 
     kind: str | None = None
     gallery: Path | None = None
-    gallery_size: int = 10_000
+    gallery_size: int = GALLERY_SIZE
     text_embeddings: Path | None = None
     text_model: str | None = None
 
@@ -122,23 +125,32 @@ class Loaded:
         """
         if self.head.kind == "none":
             return judge_features(self.network, arms, self.salient)
-        return judge_answers(self.network, arms, self.images, self.head, self.encode, self.place)
+        make_head, told, gallery = self.chosen
+        lanes, refused = classification_lanes(self.network, arms, len(self.images.class_names), make_head)
+        return Judge(DEFINITIONS, lanes, refused, measure_classification, told, gallery)
+
+    @cached_property
+    def chosen(self) -> tuple[MakeHead, dict[str, Any], Data | None]:
+        """As `choose_head`; made once, however often `judge` is called: texts are encoded and folders listed in it."""
+        return choose_head(self.head, self.images, self.network, self.encode, self.place)
 
 
 def load(setup: Setup = DEFAULT, head: Head = FITTING, *, all_images: bool = False, workers: int = 0) -> Loaded:
     """Model, images and head of a classification; arguments and errors as in `classification`."""
     model, batch_size = setup.model or "fashion_vit", setup.batch_size or 100
-    data = setup.data or (PHOTOGRAPHS if model == dinov2_small.NAME else "fashion-mnist")
+    data = setup.data or (PHOTOGRAPHS if model == dinov2_small.NAME else FASHION)
     network = load_model(model, None, setup.pretrained)[0].eval().to(setup.device)
     find_backbone(network)  # the reason comes before those about data that do not fit such a model
     place: dict[str, Any] = {"data_dir": setup.data_dir, "upright": setup.upright}
     read: dict[str, Any] = {"by_name": head.kind in (None, "trained"), "labels": head.kind != "none"}
     images = load_data(data, network, all_images=all_images, limit=setup.limit, **read, **place)
     kind = head.kind or ("trained" if images.class_names else "none")
+    refuse_unused(head, kind, data, all_images, setup.data_dir)
     encode = partial(batches_of, batch_size=batch_size, workers=workers)
     settings = {"model": model, "pretrained": setup.pretrained, "data": data}
     settings |= {"images": len(images), "head": kind, "batch_size": batch_size}
     settings |= {"upright": setup.upright} if not images.in_memory else {}
+    settings |= {"all_images": all_images or setup.data_dir is not None} if data == FASHION else {}
     salient = model == dinov2_small.NAME and setup.pretrained
     return Loaded(network, images, replace(head, kind=kind), settings, encode, place, salient)
 
@@ -151,18 +163,19 @@ def judge_features(network: nn.Module, arms: Sequence[Arm], salient: bool) -> Ju
     return Judge(meaning, lanes, refused, measure_features, {})
 
 
-def judge_answers(
-    network: nn.Module,
-    arms: Sequence[Arm],
-    images: Data,
-    head: Head,
-    encode: Callable[[Data], Any],
-    place: dict[str, Any],
-) -> Judge:
-    """Accuracy by a head, and errors of features."""
-    make_head, told, gallery = choose_head(head, images, network, encode, place)
-    lanes, refused = classification_lanes(network, arms, len(images.class_names), make_head)
-    return Judge(DEFINITIONS, lanes, refused, measure_classification, told, gallery)
+def refuse_unused(head: Head, kind: str, data: str, all_images: bool, data_dir: Path | None) -> None:
+    """Raise for what was given and would not be used."""
+    foreign = {"--gallery": head.gallery is not None, "--gallery-size": head.gallery_size != GALLERY_SIZE}
+    unused = [(name, f"--head {kind}") for name, given in foreign.items() if given and kind != "knn"]
+    foreign = {"--text-embeddings": head.text_embeddings is not None, "--text-model": head.text_model is not None}
+    unused += [(name, f"--head {kind}") for name, given in foreign.items() if given and kind != "zero-shot"]
+    unused += [("--all-images", data)] if all_images and data != FASHION else []
+    unused += [("--data-dir", data)] if data_dir is not None and data not in (FASHION, "imagenet") else []
+    if all(foreign.values()):
+        unused.append(("--text-model", "--text-embeddings, which has the texts encoded,"))
+    if unused:
+        name, by = unused[0]
+        raise InvalidTypeError(f"{by} does not use {name}; leave that out")
 
 
 def batches_of(data: Data, batch_size: int, workers: int) -> Any:
@@ -188,7 +201,9 @@ def choose_head(
         check_labels(images, network)
         return trained, {}, None
     if head.kind == "zero-shot":
-        return ZeroShot(text_embeddings(head.text_embeddings, head.text_model, images.class_names)), {}, None
+        text = text_embeddings(head.text_embeddings, head.text_model, images.class_names)
+        given = str(head.text_embeddings or head.text_model)
+        return ZeroShot(text), {"text": given, "text_digest": digest(text)}, None
     limit = head.gallery_size or None
     found = load_gallery(images, network, gallery=head.gallery, limit=limit, **place)
     make_head = NearestNeighbours(encode(found), len(images.class_names))

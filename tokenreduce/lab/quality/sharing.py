@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -18,6 +20,9 @@ from tokenreduce.lab.journal import digest, digest_of_method, digest_of_model
 from tokenreduce.lab.shards import Ledger, Shards
 from tokenreduce.lab.team import ALONE, Team
 
+# Figures may depend on these: they decode and resize images, and compute.
+LIBRARIES = ("tokenreduce", "torch", "torchvision", "timm", "transformers", "open_clip_torch", "pillow", "pycocotools")
+
 
 @dataclass(frozen=True)
 class Sharing:
@@ -27,15 +32,42 @@ class Sharing:
     resume: Path | None = None
 
     def ledger(self, model: nn.Module, arms: Sequence[Arm], settings: dict[str, Any]) -> Ledger | None:
-        """The file, for an evaluation with these settings. Data count as the same where their names and numbers are."""
+        """The file, for an evaluation with these settings. Images count as the same where the name and the number of
+        the data are."""
         if self.resume is None:
             return None
-        told = [[arm.method, repr(sorted(arm.arguments.items())), digest_of_method(arm.method)] for arm in arms]
-        key = digest(digest_of_model(model), told, {name: str(value) for name, value in settings.items()})
+        told = {name: str(value) for name, value in settings.items()}
+        key = digest(digest_of_model(model), list(map(facts_of, arms)), told, versions(), place_of(model))
         return Ledger(self.resume, self.team, key)
 
 
 UNSHARED = Sharing()
+
+
+def facts_of(arm: Arm) -> list[str]:
+    """What an arm is: also the text of a file that holds its schedule, and the code of its method."""
+    file = arm.arguments.get("schedule")
+    text = Path(file).read_text() if isinstance(file, (str, Path)) and Path(file).is_file() else ""
+    return [arm.method, repr(sorted(arm.arguments.items())), text, digest_of_method(arm.method)]
+
+
+def versions() -> dict[str, str | None]:
+    """Of all libraries that figures may depend on, whether they are imported or not."""
+    return {name: version_of(name) for name in LIBRARIES}
+
+
+def version_of(name: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def place_of(model: nn.Module) -> str:
+    """The kind of device that a model is on: cards of one kind give the same figures."""
+    device = next(model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def numbers(batch: int, batch_size: int, count: int) -> range:

@@ -13,34 +13,35 @@ from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.data.asked import Asked
 from tokenreduce.lab.lanes import patched_lane, try_arms, twin
 from tokenreduce.lab.quality.answers import hits, mean_interval
+from tokenreduce.lab.quality.first_cache import first_cache
 from tokenreduce.lab.quality.forced import Said, compare_words, forced, greedy
 from tokenreduce.lab.quality.vqa_words import normalised
 from tokenreduce.lab.rows import Progress, Row
 from tokenreduce.lab.shipped.vision_language import Prompted
 from tokenreduce.patching.finding import find_language
-from tokenreduce.patching.verbs import report, unpatch
+from tokenreduce.patching.verbs import unpatch
 
 MEANING = (
     "KL and top-1 agreement: of the next word, along the unpatched model's own greedy answer, which all models are "
     "made to say; means over its words, then over prompts"
 )
 EXACT = (
-    "exact: answers that equal a right one, in lower case, without articles and punctuation, numbers to ten as digits; "
-    "change: against the unpatched model"
+    "exact: answers that equal a right one, in lower case, without articles and punctuation, none and numbers to ten "
+    "as digits; change: against the unpatched model"
 )
 
 
 class Judged:
-    """What is known of each prompt for one model: `kl`, `alike` and, where answers are known, `exact`, `(prompts,)`
-    each; `held` and `whole` are bytes of keys and values, left and without a patch."""
+    """What is known of one model so far: `words` of each batch as `compare_words` gives them, `texts` of its own
+    answers, and the bytes of keys and values that all prompts left."""
 
     def __init__(self) -> None:
         self.words: list[tuple[Tensor, Tensor]] = []
         self.texts: list[str] = []
-        self.held, self.whole = 0, 0
+        self.kv_bytes = 0
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """`kl` and `alike`."""
+        """Divergence and agreement of each prompt, `(prompts,)` each."""
         kl, alike = zip(*self.words, strict=True)
         return torch.cat(kl).cpu(), torch.cat(alike).cpu()
 
@@ -71,7 +72,9 @@ def measure_answers(
     for done, start in enumerate(starts):
         some = slice(start, start + batch_size)
         inputs = prompted.processor(images=asked.images[some], text=asked.text[some])
-        own = greedy(base, inputs, words)
+        with first_cache(base) as held:
+            own = greedy(base, inputs, words)
+        judged[0].kv_bytes += sum(held)
         judged[0].texts += prompted.processor.batch_decode(own.ids)
         judged[0].words.append(compare_words(own, own.logits))
         for (arm, model), one in zip(lanes, judged[1:], strict=True):
@@ -84,16 +87,15 @@ def measure_answers(
 
 
 def _judge(model: Any, inputs: dict[str, Tensor], own: Said, judged: Judged) -> None:
-    judged.words.append(compare_words(own, forced(model, inputs, own)))
-    done = report(model).to_json()
-    judged.held += done.get("kv_bytes", 0)
-    judged.whole += done.get("kv_bytes_unpatched", 0)
+    with first_cache(model) as held:
+        judged.words.append(compare_words(own, forced(model, inputs, own)))
+    judged.kv_bytes += sum(held)
 
 
 def _rows(arms: Sequence[Arm], judged: Sequence[Judged], asked: Asked) -> list[Row]:
     rows: list[Row] = []
     right = None if asked.answers is None else [[normalised(text) for text in some] for some in asked.answers]
-    plain = None if right is None else hits([normalised(text) for text in judged[0].texts], right)
+    base = None if right is None else hits([normalised(text) for text in judged[0].texts], right)
     for arm, one in zip((None, *arms), judged, strict=True):
         kl, alike = one.means()
         row: Row = {
@@ -105,12 +107,12 @@ def _rows(arms: Sequence[Arm], judged: Sequence[Judged], asked: Asked) -> list[R
             "kl_interval": mean_interval(kl, asked.of_image),
             "top1_agreement": alike.mean().item(),
             "top1_agreement_interval": mean_interval(alike, asked.of_image),
-            "kv_share": 1.0 if arm is None or not one.whole else one.held / one.whole,
+            "kv_share": one.kv_bytes / judged[0].kv_bytes if judged[0].kv_bytes else 1.0,
         }
-        if right is not None and plain is not None:
+        if right is not None and base is not None:
             exact = hits([normalised(text) for text in one.texts], right)
             row |= {"exact": exact.mean().item(), "exact_interval": mean_interval(exact, asked.of_image)}
-            change = exact - plain
+            change = exact - base
             row |= {"change": change.mean().item(), "change_interval": mean_interval(change, asked.of_image)}
         rows.append(row)
     return rows

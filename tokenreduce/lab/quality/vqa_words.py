@@ -7,16 +7,17 @@ import string
 
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)}
+DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)} | {"none": "0"}
 MARKS = re.escape(string.punctuation.replace("'", ""))
 
 
 def normalised(text: str) -> str:
-    """The answer in lower case without articles and punctuation, numbers to ten as digits, single spaces.
+    """The answer in lower case without articles and punctuation, none and numbers to ten as digits, single spaces.
 
-    Close to the rules of the VQA challenge (2015): its list of contractions is left out, and so an apostrophe is kept.
-    Commas and points between digits stay: 1,000 and 0.5 are numbers.
+    Close to the rules of the VQA challenge (2015), with three differences. Its list of contractions is left out, and so
+    an apostrophe is kept. Commas between digits stay (there 1,000 is 1000), and every other mark becomes a space. An
+    answer of nothing but articles is kept (there "A" is empty, and equals an answer without words).
     """
     text = re.sub(rf"(?<!\d)[{MARKS}]|[{MARKS}](?!\d)", " ", text.lower())
-    words = (DIGITS.get(word, word) for word in text.split())
-    return " ".join(word for word in words if word not in ARTICLES)
+    words = [DIGITS.get(word, word) for word in text.split()]
+    return " ".join([word for word in words if word not in ARTICLES] or words)

@@ -19,6 +19,7 @@ from tokenreduce.errors import InvalidValueError
 NAME = "dinov2_small"
 ARCHITECTURE = "vit_small_patch14_dinov2"
 PATCH, DEPTH, TRAINED_GRID = 14, 12, 37
+SIDE = 224  # of images, where none is named
 LINES = {
     "norm1": "norm1",
     "norm2": "norm2",
@@ -32,7 +33,7 @@ CLASS_POSITION = "onnx::Concat_1957"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def dinov2_small(pretrained: bool = True, image_size: int = 224) -> nn.Module:
+def dinov2_small(pretrained: bool = True, image_size: int = SIDE) -> nn.Module:
     """DINOv2 ViT-S/14 in eval mode as timm's `VisionTransformer`: input `(B, 3, S, S)` normalised as for ImageNet,
     output the class token's features `(B, 384)`.
 
@@ -47,6 +48,7 @@ def dinov2_small(pretrained: bool = True, image_size: int = 224) -> nn.Module:
         raise InvalidValueError(f"the image size is {image_size}; {NAME} takes multiples of {PATCH}, such as {near}")
     timm = needed("timm")
     model = timm.create_model(ARCHITECTURE, pretrained=False, img_size=image_size, num_classes=0)
+    model.command_line = NAME, (3, SIDE, SIDE)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, image_size, image_size), "crop_pct": 1.0}
     if pretrained:
         model.load_state_dict(backbone_weights(read_weights(weights_file()), image_size // PATCH))

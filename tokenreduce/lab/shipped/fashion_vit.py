@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 
-WEIGHTS = Path(__file__).parent / "assets" / "fashion_vit.safetensors"
+from tokenreduce.lab.shipped.weights import ASSETS, with_weights
+
+WEIGHTS = ASSETS / "fashion_vit.safetensors"
 WIDTH, HEADS, DEPTH, PATCH = 64, 2, 12, 2
 
 
@@ -23,10 +24,6 @@ def build(patch_size: int = PATCH, width: int = WIDTH, heads: int = HEADS, depth
 def fashion_vit(pretrained: bool = True) -> nn.Module:
     """The shipped model in eval mode, input `(B, 1, 28, 28)`, output `(B, 10)`; its model card lies beside the
     weights."""
-    model = build()
-    if pretrained:
-        from safetensors.torch import load_file
-
-        weights = load_file(str(WEIGHTS))
-        model.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})
-    return model.eval()
+    model: Any = build()
+    model.command_line = "fashion_vit", (1, 28, 28)
+    return with_weights(model, WEIGHTS) if pretrained else model.eval()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.pretrained import PREFIX, load_pretrained
+from tokenreduce.lab.pretrained import PREFIX, first_line, load_pretrained
 from tokenreduce.lab.shipped import dinov2_small
 from tokenreduce.lab.shipped.fashion_vim import fashion_vim
 from tokenreduce.lab.shipped.fashion_vit import fashion_vit
@@ -24,7 +24,7 @@ def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.
     if name in SHIPPED:
         return load_shipped(name, image_size, pretrained)
     if name == dinov2_small.NAME:
-        size = image_size or 224
+        size = image_size or dinov2_small.SIDE
         return dinov2_small.dinov2_small(pretrained, size), (3, size, size)
     if name.startswith(PREFIX):
         found = load_pretrained(name.removeprefix(PREFIX), pretrained, image_size)
@@ -54,7 +54,7 @@ def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.
                 model(torch.zeros(1, *shape))  # some sizes fail only here
     except (TypeError, RuntimeError, OSError, AssertionError) as error:
         given = f" with --image-size {image_size}" if image_size else ""
-        raise InvalidValueError(f"timm cannot run {name}{given}: {error}") from None
+        raise InvalidValueError(f"timm cannot run {name}{given}: {first_line(error)}") from None
     return model, shape
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from tokenreduce.lab.data import scenes
 from tokenreduce.lab.shipped.scene_words import BOS, EOS, IMAGE, PAD, SIDE, WORDS
+from tokenreduce.lab.shipped.weights import ASSETS, with_weights
 
-FILE = Path(__file__).parent / "assets" / "scene_vlm.safetensors"
+FILE = ASSETS / "scene_vlm.safetensors"
 WIDTH, HEADS = 96, 3
 TOWER_DEPTH, DECODER_DEPTH = 8, 6
 
@@ -57,9 +55,4 @@ def build_scene_vlm() -> Any:
 def scene_vlm(pretrained: bool = True) -> Any:
     """The shipped model in eval mode; `SceneProcessor` makes its inputs."""
     model = build_scene_vlm()
-    if pretrained:
-        from safetensors.torch import load_file
-
-        weights = load_file(str(FILE))
-        model.load_state_dict({name: value.to(torch.float32) for name, value in weights.items()})
-    return model
+    return with_weights(model, FILE) if pretrained else model

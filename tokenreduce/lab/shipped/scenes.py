@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from tokenreduce.lab.data import fashion_mnist, scenes
+from tokenreduce.lab.shipped.weights import ASSETS, with_weights
 from tokenreduce.models.pyramid import SimpleFeaturePyramid, fcos
 from tokenreduce.models.segmenter import LinearSegmenter
 
-ASSETS = Path(__file__).parent / "assets"
 WIDTH, HEADS, DEPTH, PATCH = 96, 3, 12, 5
 AUXILIARY = (5, 7)
 
@@ -48,17 +46,11 @@ def build_detector() -> Any:
 
 def scene_segmenter(pretrained: bool = True) -> LinearSegmenter:
     """The shipped segmenter in eval mode, input `(B, 1, 80, 80)`, output logits `(B, 11, 80, 80)`."""
-    return _load(build_segmenter(), "scene_segmenter.safetensors") if pretrained else build_segmenter().eval()
+    model = build_segmenter()
+    return with_weights(model, ASSETS / "scene_segmenter.safetensors") if pretrained else model.eval()
 
 
 def scene_detector(pretrained: bool = True) -> Any:
     """The shipped detector in eval mode, input a list of `(1, 80, 80)` in 0 to 1, output torchvision's dicts."""
-    return _load(build_detector(), "scene_detector.safetensors") if pretrained else build_detector().eval()
-
-
-def _load(model: Any, name: str) -> Any:
-    from safetensors.torch import load_file
-
-    weights = load_file(str(ASSETS / name))
-    model.load_state_dict({key: value.to(torch.float32) for key, value in weights.items()})
-    return model.eval()
+    model = build_detector()
+    return with_weights(model, ASSETS / "scene_detector.safetensors") if pretrained else model.eval()

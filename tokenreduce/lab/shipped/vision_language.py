@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError, unknown
-from tokenreduce.lab.pretrained import PREFIX
+from tokenreduce.lab.pretrained import FAILURES, PREFIX, cannot_load
 from tokenreduce.lab.shipped.random_llava import NAME as RANDOM
 from tokenreduce.lab.shipped.random_llava import random_llava
 from tokenreduce.lab.shipped.scene_vlm import scene_vlm
@@ -57,9 +57,17 @@ class ChatProcessor:
     """Makes a model's inputs with its own processor and chat template, and words of its ids.
 
     Prompts of a batch are padded on the left, as `generate` needs it.
+
+    Raises: ValueError for a processor that makes no prompts.
     """
 
     def __init__(self, processor: Any) -> None:
+        if not hasattr(processor, "tokenizer") or not getattr(processor, "chat_template", None):
+            what = "chat template" if hasattr(processor, "tokenizer") else "tokenizer"
+            raise InvalidValueError(
+                f"this model's {type(processor).__name__} has no {what}, by which questions become prompts; give a "
+                "model that was trained for chats (names often say chat, instruct or it)"
+            )
         self.processor = processor
         self.processor.tokenizer.padding_side = "left"
 
@@ -71,7 +79,10 @@ class ChatProcessor:
             for some, question in zip(several, text, strict=True)
         ]
         prompts = [self.processor.apply_chat_template(turn, add_generation_prompt=True) for turn in said]
-        return dict(self.processor(images=several, text=prompts, padding=True, return_tensors="pt"))
+        first = self.processor.tokenizer.bos_token
+        written = first is not None and all(prompt.startswith(first) for prompt in prompts)
+        more = {"add_special_tokens": False} if written else {}  # the tokenizer would write it again
+        return dict(self.processor(images=several, text=prompts, padding=True, return_tensors="pt", **more))
 
     def batch_decode(self, sequences: Tensor) -> list[str]:
         """The words of generated ids `(n, m)`."""
@@ -82,7 +93,7 @@ class ChatProcessor:
 def load_prompted(name: str, pretrained: bool = True) -> Prompted:
     """The model called `name`: `scene_vlm`, `random-llava`, or hf:NAME with its processor.
 
-    Raises: ValueError if there is none, or transformers cannot load it.
+    Raises: ValueError if there is none, transformers cannot load it, or its processor makes no prompts.
     """
     if name == SCENES:
         shipped = scene_vlm(pretrained)
@@ -102,8 +113,8 @@ def load_prompted(name: str, pretrained: bool = True) -> Prompted:
     try:
         model: Any = made_of(transformers.AutoModelForImageTextToText, path, pretrained)
         processor = transformers.AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise InvalidValueError(f"transformers cannot load {path!r}: {str(error).splitlines()[0]}") from None
+    except FAILURES as error:
+        raise cannot_load(path, error) from None
     return Prompted(model.eval(), Placed(ChatProcessor(processor), model))
 
 

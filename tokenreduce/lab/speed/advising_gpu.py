@@ -49,5 +49,6 @@ def described(row: GpuRow, tokens: int, batch_size: int) -> str:
         figures += f" and {row.eager_speedup:.2f} x without"
     sentence = f"it has {tokens} image tokens at batch {batch_size}, and on {row.gpu} the nearest case ({case}) had "
     if not row.pays:
-        return f"{sentence}{figures}: so little work waits for launches, which fewer tokens do not shorten"
+        why = "the model is so small that launching kernels takes most of the time, which fewer tokens do not shorten"
+        return f"{sentence}{figures}: {why}"
     return f"{sentence}{figures}; run it as a graph, tokenreduce.graph(model, input)"

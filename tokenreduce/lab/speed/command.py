@@ -26,7 +26,10 @@ def bench_command(model: nn.Module, input: Tensor, method: str, flops: float) ->
 
 def _name_and_shape(model: Any) -> tuple[str, tuple[int, ...]]:
     """The model's name on the command line, and the image shape of the model that this name builds; empty if it has no
-    name there."""
+    name there. What ships says it itself (`command_line`)."""
+    shipped: tuple[str, tuple[int, ...]] | None = getattr(model, "command_line", None)
+    if shipped is not None:
+        return shipped
     made_by_timm = getattr(model, "pretrained_cfg", None) or {}
     if made_by_timm.get("architecture"):
         return made_by_timm["architecture"], tuple(made_by_timm["input_size"])

@@ -16,7 +16,7 @@ from tokenreduce.budget.counting import count_flops
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.forward.records import last_record
 from tokenreduce.lab.arms import Arm
-from tokenreduce.lab.lanes import limit_lane, patched_lane, twin, unpatched_lane
+from tokenreduce.lab.lanes import limit_lane, patched_lane, try_arms, twin, unpatched_lane
 from tokenreduce.lab.rows import Progress, Row
 from tokenreduce.lab.speed.modes import check_modes, ready
 from tokenreduce.lab.speed.profiling import attention_backend, peak_memory
@@ -69,17 +69,18 @@ def compare(
     `limit_share` is the median of patched time / time of the unpatched model after slicing its tokens to the same
     counts, which costs nothing (None where the family cannot slice); `plan_us` and `apply_us` are the microseconds that
     the reducer takes in one eager forward, summed over the layers, and a kernel that plans and applies in one call is
-    plan's alone; `uncounted` names operators whose MACs are unknown.
+    plan's alone; `uncounted` names operators whose MACs are unknown. Last come rows with the reason (`refused`) for
+    each arm that the model cannot reach.
 
-    Raises: ValueError, TypeError for arguments that do not fit, and as `tokenreduce.patch`.
+    Raises: ValueError, TypeError for arguments that do not fit, and as `tokenreduce.patch` where no arm can be reached.
     """
     batches = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     _check(batches, arms, rounds, min_time)
     check_modes(modes, batches[0].device)
     base = unpatched_lane(model, batches[0])
-    patched = [patched_lane(base, arm) for arm in arms]
+    patched, refused = try_arms(arms, lambda arm: patched_lane(base, arm))
     # The longest part, and all of the same length: warm-up and turns of every lane.
-    total, done = len(batches) * len(modes) * (rounds + 1) * (1 + 2 * len(arms)), 0
+    total, done = len(batches) * len(modes) * (rounds + 1) * (1 + 2 * len(patched)), 0
 
     def tick(what: str) -> None:
         nonlocal done
@@ -88,9 +89,9 @@ def compare(
 
     rows: list[Row] = []
     for batch in batches:
-        rows += _measure(base, list(zip(arms, patched, strict=True)), batch, modes, rounds, min_time, tick)
+        rows += _measure(base, patched, batch, modes, rounds, min_time, tick)
     progress(1.0, "done")
-    return rows
+    return rows + refused
 
 
 def slower_sentences(rows: Iterable[Row]) -> list[str]:
@@ -100,7 +101,7 @@ def slower_sentences(rows: Iterable[Row]) -> list[str]:
         f"{'' if row.get('mode', 'eager') == 'eager' else ', mode ' + row['mode']} "
         f"({row['speedup']:.2f} x): reduction does not pay here."
         for row in rows
-        if row["method"] != "unpatched" and round(row["speedup"], 2) < 1
+        if row["method"] != "unpatched" and "refused" not in row and round(row["speedup"], 2) < 1
     ]
 
 
