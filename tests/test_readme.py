@@ -43,7 +43,7 @@ def test_commands_exist() -> None:
     from tokenreduce.cli.app import app
 
     commands = {command.name for command in app.registered_commands}
-    assert set(re.findall(r"^tokenreduce (\w+)", README, re.MULTILINE)) == commands
+    assert set(re.findall(r"^\| `tokenreduce (\w+)", README, re.MULTILINE)) == commands
     targets = set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
     assert (
         targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) and "demo" in targets

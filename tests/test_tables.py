@@ -8,6 +8,7 @@ import pytest
 from scripts import script
 
 make_table, sentences, speed = script("make_table"), script("sentences"), script("speed")
+kernel_tables = script("kernel_tables")
 
 
 def lines(table: str) -> str:
@@ -209,7 +210,7 @@ def test_compatibility_and_refusals() -> None:
 
 def test_size_errors() -> None:
     rows = [{"dtype": "float16", "head_width": 64, "channels": 5.194e-5, "mask": 2.1e-4}]
-    assert make_table.size_errors({"rows": rows}) == lines("""
+    assert kernel_tables.size_errors({"rows": rows}) == lines("""
         | type | channels of a head | error, sizes in channels | error, mask |
         |---|---:|---:|---:|
         | float16 | 64 | 5.2e-05 | 2.1e-04 |
