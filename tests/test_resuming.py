@@ -1,4 +1,4 @@
-"""Benchmarks that go on where they stopped: what other code has measured is done again, or says at which commit it was."""
+"""Benchmarks that go on where they stopped: what other code has measured is done again, or says at which commit."""
 
 from __future__ import annotations
 
@@ -97,9 +97,7 @@ def test_rows_of_speed_that_stay_say_when_they_were_measured(monkeypatch: pytest
     assert new["speedup"] == 2 and arm_files.same_code(new["measured"], arm_files.stamp({"threads": 2}))
 
 
-def test_rows_of_an_earlier_gpu_run_say_when_they_were_measured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_rows_of_an_earlier_gpu_run_keep_their_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     collect = script("gpu_collect")
     (tmp_path / "old.json").write_text('{"gpu": "A", "rows": [{"stage": "env"}, {"stage": "host", "measured": "a"}]}')
     (tmp_path / "run").mkdir()

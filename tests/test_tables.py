@@ -62,6 +62,20 @@ def test_speed() -> None:
     """)  # noqa: E501
 
 
+def test_what_is_slower_on_a_gpu_in_eager_mode() -> None:
+    rows = [
+        {"stage": "models", "choice": "auto", "model": model, "batch": batch, "method": method, "eager_speedup": gain}
+        for model, batch, method, gain in (
+            ("deit", 1, "tome", 0.5), ("deit", 1, "evit", 0.9), ("deit", 256, "tome", 1.2), ("deit", 256, "topk", 0.94),
+            ("dino", 32, "tome", 1.5),
+        )
+    ]  # fmt: skip
+    others: list[dict[str, Any]] = [{"stage": "env"}, rows[0] | {"choice": "reference", "model": "vit"}]
+    assert sentences.eager({"rows": rows + others}) == (
+        "In eager mode slower than unpatched, whatever the method: deit at batch 1; and deit at batch 256 with `topk`."
+    )
+
+
 def test_speed_in_words() -> None:
     assert sentences.limits(SPEED) == (
         "By the median run 1 of the 2 rows with a target meet it, and these do not: `mctf` on deit (1.1203, not 1.12). "
