@@ -5,7 +5,8 @@
 
 The second form writes benchmarks/origins.json. A test fails where a results file was replaced without it, or where a
 page does not say that code has changed since. Rows that a resumed run kept say in `measured` at which commit they were
-measured (`arm_files.stamp`), and the note below a table names all commits.
+measured (`arm_files.stamp`), and the note below a table names all commits. A record may have a `note` of its own, typed
+into benchmarks/origins.json, for what a reader must know of old figures; it goes when they are measured again.
 """
 
 from __future__ import annotations
@@ -224,7 +225,8 @@ def note(name: str) -> str:
     """What stands below a table."""
     found = known()[name]
     since = "; the code that it measures has changed since" if outdated(name) else ""
-    return f"\n\n*`{ORIGINS[name][0]}`, {found['date']}, at {commits(name)}{since}.*\n"
+    said = f" {found['note']}" if "note" in found else ""
+    return f"\n\n*`{ORIGINS[name][0]}`, {found['date']}, at {commits(name)}{since}.{said}*\n"
 
 
 def notes(place: tuple[str, str]) -> str:

@@ -50,6 +50,8 @@ def test_a_note_names_all_commits(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "at commits a and b.*" in origins.note("speed") and "at commits c, d and e.*" in origins.note("demo")
     (tmp_path / "demo.json").write_text('{"rows": [{"method": "tome"}]}')
     assert "at commit fffffff.*" in origins.note("demo")
+    known["demo"]["note"] = "`ward` was another one."
+    assert origins.note("demo").endswith("at commit fffffff. `ward` was another one.*\n")
     monkeypatch.setattr(origins, "TABLES", {("a.md", "a"): ("speed", "demo", "absent"), ("b.md", "b"): "demo"})
     made = origins.notes(("a.md", "a"))
     assert "make speed" in made and "make demo" in made and made.count("*`") == 2
