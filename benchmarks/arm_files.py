@@ -60,8 +60,3 @@ def here() -> str:
 def same_code(one: str, other: str) -> bool:
     """Whether two stamps are of the same code and settings: then what was measured counts as done."""
     return one.partition("/")[2] == other.partition("/")[2]
-
-
-def earlier(name: str) -> str:
-    """The stamp of what is in a results file without one: of the commit that was noted for the file."""
-    return f"{origins.known()[name]['commit']}/"

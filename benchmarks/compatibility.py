@@ -19,7 +19,8 @@ from typing import Any
 
 import timm  # noqa: F401  adapters load only when their library is there
 import torch
-from arm_files import earlier, fingerprint, here
+from arm_files import fingerprint, here
+from origins import earlier
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arm_files import earlier, here
+from arm_files import here
+from origins import earlier
 
 from tokenreduce.lab.speed.gpu_rows import SHIPPED
 

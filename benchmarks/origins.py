@@ -214,6 +214,11 @@ def leaves(value: Any) -> set[str]:
     return {value} if isinstance(value, str) else set().union(*map(leaves, value.values()))
 
 
+def earlier(name: str) -> str:
+    """The stamp of what is in a results file without one: of the commit that was noted for the file."""
+    return f"{known()[name]['commit']}/"
+
+
 def commits(name: str) -> str:
     """The commits at which rows of a results file were measured, in words."""
     found = {stamp.partition("/")[0] for stamp in stamps(json.loads((RESULTS / f"{name}.json").read_text()))}

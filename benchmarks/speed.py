@@ -23,7 +23,8 @@ from typing import Any
 
 import timm
 import torch
-from arm_files import earlier, stamp
+from arm_files import stamp
+from origins import earlier
 
 import tokenreduce
 from tokenreduce.lab.environment import environment

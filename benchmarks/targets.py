@@ -30,7 +30,8 @@ from typing import Any
 
 import timm  # noqa: F401  adapters load only when their library is there
 import torch
-from arm_files import earlier, same_code, stamp
+from arm_files import same_code, stamp
+from origins import earlier
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
@@ -222,14 +223,17 @@ def main() -> None:
     torch.set_num_threads(1)
     data: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"versions": {}, "rows": {}}
     data["environment"] = environment()
-    stamped, before = stamp({}), earlier("targets")
+    stamped, before = stamp({}), data.get("measured", {})
+    data["measured"] = {
+        name: dict.fromkeys(cells, earlier("targets")) | before.get(name, {}) for name, cells in data["rows"].items()
+    }
     there = {one for one in PACKAGES if importlib.util.find_spec(one)}
     data["versions"] |= {one: importlib.metadata.version(one) for one in PACKAGES if one in there}
     for one in there:  # once, not in every process
         importlib.import_module(IMPORTS.get(one, one))
     for name in args.methods.split(";"):
         cells = data["rows"].setdefault(name, {})
-        commits = dict.fromkeys(cells, before) | data.setdefault("measured", {}).get(name, {})
+        commits = data["measured"].setdefault(name, {})
         asked = args.targets.split(";")
         wanted = [one for one in asked if args.again or one not in cells or not same_code(commits[one], stamped)]
         found = {target: f"not run: {TARGETS[target][0]} is not installed" for target in wanted}
@@ -237,7 +241,7 @@ def main() -> None:
             found[target] = said
             print(name, "|", target, "|", said, flush=True)
         data["rows"][name] = {target: (cells | found)[target] for target in TARGETS if target in cells | found}
-        data["measured"][name] = commits | dict.fromkeys(found, stamped)
+        commits.update(dict.fromkeys(found, stamped))
         data["rows"] = {name: data["rows"][name] for name in ROWS if name in data["rows"]}
         RESULTS.write_text(json.dumps(data, indent=1) + "\n")
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from origins import earlier
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "versions.json"
 PINNED = ("torch", "torchvision", "timm", "transformers")
@@ -137,7 +139,8 @@ def read() -> list[dict[str, Any]]:
 
 def write(new: dict[str, Any]) -> None:
     """Put a row in the place of that of the same tests; the file is read again, as other runs may have written."""
-    rows = [row for row in read() if (row["environment"], row["tests"]) != (new["environment"], new["tests"])] + [new]
+    rows = [row for row in read() if (row["environment"], row["tests"]) != (new["environment"], new["tests"])]
+    rows = [{**row, "measured": row.get("measured", earlier("versions"))} for row in rows] + [new]
     order = list(ENVIRONMENTS)
     rows.sort(key=lambda row: (order.index(row["environment"]), row["tests"]))
     RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")

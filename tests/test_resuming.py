@@ -95,7 +95,7 @@ def test_rows_of_speed_that_stay_say_when_they_were_measured(monkeypatch: pytest
     monkeypatch.setattr(sys, "argv", ["speed.py", "--only", "evit"])
     speed.main()
     kept, new = json.loads(speed.RESULTS.read_text())["rows"]
-    assert kept["speedup"] == 1 and kept["measured"] == arm_files.earlier("speed")
+    assert kept["speedup"] == 1 and kept["measured"] == origins.earlier("speed")
     assert new["speedup"] == 2 and arm_files.same_code(new["measured"], arm_files.stamp({"threads": 2}))
 
 
@@ -106,7 +106,7 @@ def test_rows_of_an_earlier_gpu_run_keep_their_commit(monkeypatch: pytest.Monkey
     (tmp_path / "run/rows.json").write_text('{"gpu": "A", "rows": [{"stage": "trace"}]}')
     monkeypatch.setattr(collect, "here", lambda: "now")
     old, new = (collect.read(tmp_path / name)["rows"] for name in ("old.json", "run"))
-    assert [row["measured"] for row in old] == [arm_files.earlier("gpu"), "a"] and new[0]["measured"] == "now"
+    assert [row["measured"] for row in old] == [origins.earlier("gpu"), "a"] and new[0]["measured"] == "now"
 
 
 def test_cells_of_transforms_are_replaced_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_cells_of_transforms_are_replaced_one_by_one(monkeypatch: pytest.MonkeyP
     transforms.collect()
     found = json.loads(transforms.RESULTS.read_text())
     assert found["columns"]["timm"]["vmap"] == {"tome": "right", "ward": "right"}
-    assert found["measured"]["timm"]["vmap"] == {"tome": arm_files.earlier("transforms"), "ward": arm_files.here()}
+    assert found["measured"]["timm"]["vmap"] == {"tome": origins.earlier("transforms"), "ward": arm_files.here()}
