@@ -123,3 +123,26 @@ def test_cells_of_transforms_are_replaced_one_by_one(monkeypatch: pytest.MonkeyP
     found = json.loads(transforms.RESULTS.read_text())
     assert found["columns"]["timm"]["vmap"] == {"tome": "right", "ward": "right"}
     assert found["measured"]["timm"]["vmap"] == {"tome": origins.earlier("transforms"), "ward": arm_files.here()}
+
+
+def test_cells_of_targets_are_run_again_where_code_is_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    targets = script("targets")
+    monkeypatch.setattr(targets, "RESULTS", tmp_path / "targets.json")
+    monkeypatch.setattr(targets, "PACKAGES", ())  # none is there, so that a cell that is run says so
+    rows = {name: {"ONNX Runtime": "right: 0e+00", "Core ML": "converts"} for name in ("unpatched", "tome")}
+    targets.RESULTS.write_text(json.dumps({"versions": {}, "rows": rows}))
+    command = ["targets.py", "--methods", "tome", "--targets", "ONNX Runtime"]
+    monkeypatch.setattr(sys, "argv", command)
+    targets.main()
+    found, before = json.loads(targets.RESULTS.read_text()), origins.earlier("targets")
+    assert found["rows"]["tome"] == {"ONNX Runtime": "not run: onnxruntime is not installed", "Core ML": "converts"}
+    assert found["rows"]["unpatched"] == rows["unpatched"]
+    assert found["measured"]["unpatched"] == dict.fromkeys(rows["tome"], before)
+    assert found["measured"]["tome"] == {"ONNX Runtime": arm_files.stamp({}), "Core ML": before}
+    found["rows"]["tome"]["ONNX Runtime"] = "right"
+    targets.RESULTS.write_text(json.dumps(found))
+    targets.main()
+    assert json.loads(targets.RESULTS.read_text())["rows"]["tome"]["ONNX Runtime"] == "right", "this code has run it"
+    monkeypatch.setattr(sys, "argv", [*command, "--again"])
+    targets.main()
+    assert json.loads(targets.RESULTS.read_text())["rows"]["tome"]["ONNX Runtime"].startswith("not run")
