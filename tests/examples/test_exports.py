@@ -65,7 +65,7 @@ def test_gains_are_of_rounds_in_which_all_have_turns(monkeypatch: pytest.MonkeyP
 
     def model(name: str) -> Any:
         def call(images: Any) -> Any:
-            slow = 1 + (len(order) - 3 * len(speed)) // len(speed)  # each round is slower than the one before
+            slow = max(1, len(order) // len(speed) - 2)  # each round is slower than the one before
             order.append(name)
             now[0] += speed[name] * slow
             return images
