@@ -1,14 +1,17 @@
-"""Figures of single images on disk, one file an arm, so that a benchmark goes on where it stopped."""
+"""What lets a benchmark go on where it stopped: figures of single images on disk, one file an arm, and stamps that say
+with which code a row was measured."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import origins
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -38,3 +41,22 @@ def fingerprint(settings: dict[str, Any]) -> str:
         for file in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def stamp(settings: dict[str, Any]) -> str:
+    """What a row says in `measured`: the commit, with a plus where files differ from it, and the fingerprint."""
+    return f"{here()}/{fingerprint(settings)}"
+
+
+def here() -> str:
+    """The commit, with a plus where files of the library differ from it."""
+    try:
+        changed = origins.git("status", "--porcelain", "--", "tokenreduce", "patches", "csrc").strip()
+        return origins.git("rev-parse", "--short=7", "HEAD").strip() + "+" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # a copy without its history
+
+
+def same_code(one: str, other: str) -> bool:
+    """Whether two stamps are of the same code and settings: then what was measured counts as done."""
+    return one.partition("/")[2] == other.partition("/")[2]

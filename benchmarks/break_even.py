@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from itertools import product
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-import tokenreduce
+from tokenreduce.lab.environment import environment
 from tokenreduce.lab.speed import Arm, compare
 from tokenreduce.lab.speed.advising import FLOPS, METHODS
 from tokenreduce.lab.speed.break_even import SHIPPED, curves_of
@@ -72,8 +71,7 @@ def main() -> None:
 
 def write(rows: list[dict[str, Any]], summary: list[dict[str, Any]], threads: int, rounds: int) -> None:
     content: dict[str, Any] = {"device": "cpu", "dtype": "float32", "batch_size": 1, "flops": FLOPS}
-    content |= {"threads": threads, "rounds": rounds, "torch": torch.__version__}
-    content |= {"tokenreduce": tokenreduce.__version__, "processor": platform.processor() or platform.machine()}
+    content |= {"threads": threads, "rounds": rounds, "environment": environment()}
     content |= {"compiled_kernels": not dispatch.load(), "break_even": summary, "rows": rows}
     text = json.dumps(content, indent=1) + "\n"
     for path in (Path(__file__).parent / "results/break_even.json", SHIPPED):

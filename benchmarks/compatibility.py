@@ -3,8 +3,9 @@
     python benchmarks/compatibility.py                              # resumes where it stopped; an hour on two cores
     python benchmarks/compatibility.py --checks exact,oracle,restore --part 0/2
 
-The checks are those of the test suite (tests/backbone_checks.py). Results go to runs/compatibility/ and, of all that is
-there, to benchmarks/results/compatibility.json, from which `make_table.py --write` makes docs/backbones.md.
+The checks are those of the test suite (tests/backbone_checks.py). Cells go to runs/compatibility/ and to
+benchmarks/results/compatibility.json, from which `make_table.py --write` makes docs/backbones.md. What the code of now
+has measured is done; cells of earlier code stay until they are asked for, and say at which commit they were measured.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 import timm  # noqa: F401  adapters load only when their library is there
 import torch
+from arm_files import fingerprint, here
+from origins import earlier
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -27,6 +30,7 @@ from backbones import BACKBONES, Backbone, shared_model  # noqa: E402
 from choosing import exportable  # noqa: E402
 
 import tokenreduce  # noqa: E402
+from tokenreduce.lab.environment import environment  # noqa: E402
 from tokenreduce.patching.finding import find_backbone  # noqa: E402
 
 CHECKS = {
@@ -36,7 +40,8 @@ CHECKS = {
     "export": backbone_checks.check_export,
     "restore": backbone_checks.check_restore,
 }
-FOLDER = ROOT / "runs" / "compatibility"
+FOLDER = ROOT / "runs" / "compatibility" / fingerprint({})
+RESULTS = ROOT / "benchmarks" / "results" / "compatibility.json"
 
 
 def parse() -> argparse.Namespace:
@@ -82,15 +87,16 @@ def main() -> None:
     torch.set_num_threads(1)
     FOLDER.mkdir(parents=True, exist_ok=True)
     index, parts = map(int, args.part.split("/"))
-    every = families()
+    every, commit = families(), here()
     for name, backbone in list(every.items())[index::parts]:
         file = FOLDER / f"{name}.json"
         known: dict[str, dict[str, str]] = json.loads(file.read_text()) if file.exists() else {}
         refused = tokenreduce.compatible(shared_model(backbone.name)).refused
         for method in args.method.split(","):
             cell = known.setdefault(method, {})
+            cell.setdefault("measured", commit)
             if method in refused:
-                known[method] = {"refused": refused[method]}
+                known[method] = cell | {"refused": refused[method]}
             for check in args.checks.split(",") if method not in refused else ():
                 if check not in cell:
                     cell[check] = outcome(check, backbone, method)
@@ -101,16 +107,17 @@ def main() -> None:
 
 
 def collect(every: dict[str, Backbone]) -> None:
+    before = {row["adapter"]: row["methods"] for row in json.loads(RESULTS.read_text())["rows"]}
     rows: list[dict[str, Any]] = []
     for name, backbone in every.items():
         file = FOLDER / f"{name}.json"
-        if file.exists():
+        old = {method: {"measured": earlier("compatibility")} | cell for method, cell in before.get(name, {}).items()}
+        methods = old | (json.loads(file.read_text()) if file.exists() else {})
+        if methods:
             adapter = find_backbone(shared_model(backbone.name))[2]
-            rows.append({"adapter": name, "family": adapter.family, "methods": json.loads(file.read_text())})
-    versions = {library: sys.modules[library].__version__ for library in ("torch", "timm", "transformers")}
-    out = ROOT / "benchmarks" / "results" / "compatibility.json"
-    out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
-    print(f"wrote {out}")
+            rows.append({"adapter": name, "family": adapter.family, "methods": methods})
+    RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    print(f"wrote {RESULTS}")
 
 
 if __name__ == "__main__":

@@ -14,18 +14,17 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.data import fashion_mnist, scenes
 from tokenreduce.lab.data.samples import DenseData
+from tokenreduce.lab.environment import environment
 from tokenreduce.lab.quality.dense import measure_dense
 from tokenreduce.lab.quality.embedded import SceneSamples, load_scenes
 from tokenreduce.lab.quality.predictors import load_predictor
 from tokenreduce.reducers.registry import lookup
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from train_scenes import split_photos
+from training import split_photos
 
 METHODS = "ward,tome,expedit,pitome,token_transforming,random,pool,evit,topk,algm,kmeans,dtop"
 MODELS = {"segmentation": "scene_segmenter", "detection": "scene_detector"}
@@ -38,9 +37,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--held-out", action="store_true", help="ways of restoring, on held-out training photographs")
     parser.add_argument("--method", default=METHODS)
-    parser.add_argument("--scenes", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=1000)
-    return parser.parse_args()
+    parser.add_argument("--scenes", type=int, help="500; with --held-out 300")
+    parser.add_argument("--rounds", type=int, default=1000, help="of the bootstrap")
+    args = parser.parse_args()
+    args.scenes = args.scenes or (300 if args.held_out else 500)
+    return args
 
 
 def held_out_scenes(task: str, folder: Path, count: int) -> DenseData:
@@ -65,7 +66,7 @@ def main() -> None:
         predictor, arms, data, 50, rounds=args.rounds, progress=lambda part, what: print(f"{part:.0%}", flush=True)
     )
     out = Path(__file__).parent / "results" / f"{'restoring_' if args.held_out else ''}{args.task}.json"
-    content = {"images": len(data), "rounds": args.rounds, "torch": torch.__version__, "rows": rows}
+    content = {"images": len(data), "rounds": args.rounds, "environment": environment(), "rows": rows}
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"wrote {out}")
 

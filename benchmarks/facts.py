@@ -29,18 +29,19 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def kinds() -> str:
     """Every method by its kind, large kinds first and baselines last."""
     found: dict[str, list[str]] = {}
+    elsewhere = set(tokenreduce.methods("language")) - set(tokenreduce.methods("encoder"))
     for name in tokenreduce.methods():
         facts = tokenreduce.describe(name)
-        found.setdefault(facts["kind"], []).append(named(name, set(facts["needs"])))
+        found.setdefault(facts["kind"], []).append(named(name, set(facts["needs"]), name in elsewhere))
     order = sorted(found, key=lambda kind: (kind == "baseline", -len(found[kind]), kind))
     return table(("kind", "methods"), [(kind, ", ".join(found[kind])) for kind in order])
 
 
-def named(method: str, needs: set[str]) -> str:
+def named(method: str, needs: set[str], language: bool) -> str:
     """The name, linked to the method's own page if there is one, and the models that it is for."""
     name = f"[`{method}`](docs/{method}.md)" if (DOCS / f"{method}.md").exists() else f"`{method}`"
     limits = {"videos": VIDEO, "state-space models": SCANS, "models with auxiliary heads": {"auxiliary_logits"}}
-    only = [models for models, entries in limits.items() if needs & entries]
+    only = [models for models, entries in limits.items() if needs & entries] + ["vision-language models"] * language
     return f"{name} ({', '.join(only)})" if only else name
 
 

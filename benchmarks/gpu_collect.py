@@ -3,7 +3,7 @@
 python benchmarks/gpu_collect.py DIR [DIR ...]
 python benchmarks/gpu_collect.py benchmarks/results/gpu.json DIR  # a further run of the same card
 
-A later run replaces the rows of an earlier one that measured the same.
+A later run replaces the rows of an earlier one that measured the same; every row says at which commit it was collected.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from arm_files import here
+from origins import earlier
 
 from tokenreduce.lab.speed.gpu_rows import SHIPPED
 
@@ -26,7 +29,9 @@ ADVISED = ("model", "width", "tokens", "method", "graph_speedup", "eager_speedup
 
 def read(place: Path) -> dict[str, Any]:
     """A run from its folder, or what was collected before from its file."""
-    return json.loads((place / "rows.json" if place.is_dir() else place).read_text())
+    run = json.loads((place / "rows.json" if place.is_dir() else place).read_text())
+    measured = here() if place.is_dir() else earlier("gpu")
+    return run | {"rows": [{**row, "measured": row.get("measured", measured)} for row in run["rows"]]}
 
 
 def joined(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -34,16 +34,27 @@ def serving(data: dict[str, Any]) -> str:
 
 
 def runtime(data: dict[str, Any]) -> str:
-    """Milliseconds and gains, in the runtime and in PyTorch where that was measured, and the difference."""
+    """Milliseconds and gains with their intervals, in the runtime and in PyTorch where every row has that, and the
+    difference."""
     torch_too = all("torch_ms" in row for row in data["rows"].values())
     names = ["model", "ms", "gain"] + ["ms, PyTorch", "gain, PyTorch"] * torch_too + ["difference from PyTorch"]
     lines = [setting(data, f"batch {data['batch']}", f"{data['threads']} threads, flops={data['flops']}"), ""]
     lines += [f"| {' | '.join(names)} |", "|---|" + "---:|" * (len(names) - 1)]
     for name, row in data["rows"].items():
-        cells = [name, f"{row['ms']:.0f}", f"{row['speedup']:.2f} x"]
-        cells += [f"{row['torch_ms']:.0f}", f"{row['torch_speedup']:.2f} x"] if torch_too else []
+        cells = [name, f"{row['ms']:.0f}", gain(row, "speedup")]
+        cells += [f"{row['torch_ms']:.0f}", gain(row, "torch_speedup")] if torch_too else []
         lines.append(f"| {' | '.join([*cells, format(row['difference'], '.0e')])} |")
+    if "load_before" in data:
+        gains = f"Gains are medians over {data['rounds']} rounds, with 95 % intervals."
+        lines += ["", f"{gains} The load of the machine before was {data['load_before']:.1f}."]
     return "\n".join(lines)
+
+
+def gain(row: dict[str, Any], key: str) -> str:
+    if f"{key}_interval" not in row:
+        return f"{row[key]:.2f} x"
+    low, high = row[f"{key}_interval"]
+    return f"{row[key]:.2f} x ({low:.2f}-{high:.2f})"
 
 
 MAKERS = {"serving": serving, "onnxruntime": runtime, "openvino": runtime}

@@ -20,12 +20,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import choice_tables  # noqa: E402
 import facts as stated  # noqa: E402
 import integration_tables  # noqa: E402
+import kernel_tables  # noqa: E402
 import origins  # noqa: E402
 import quality_tables  # noqa: E402
 import scaling_tables  # noqa: E402
 import scan_tables  # noqa: E402
 import target_tables  # noqa: E402
 import transform_tables  # noqa: E402
+import variant_tables  # noqa: E402
 import vlm_tables  # noqa: E402
 
 HIDDEN = {"budget", "top5", "token_error", "p90_ms", "attention", "plan_us", "apply_us", "peak_memory_mib"}
@@ -215,14 +217,6 @@ def gpu(data: dict | None) -> str:
     return "\n".join(lines)
 
 
-def size_errors(data: dict) -> str:
-    """Root mean square errors of both ways of giving sizes to attention."""
-    lines = ["| type | channels of a head | error, sizes in channels | error, mask |", "|---|---:|---:|---:|"]
-    for row in data["rows"]:
-        lines.append(f"| {row['dtype']} | {row['head_width']} | {row['channels']:.1e} | {row['mask']:.1e} |")
-    return "\n".join(lines)
-
-
 def tables() -> dict[tuple[str, str], str]:
     """(file, marker) -> table or sentences, for all that are made of results or facts."""
     read = {path.stem: json.loads(path.read_text()) for path in (ROOT / "benchmarks/results").glob("*.json")}
@@ -234,10 +228,10 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/backbones.md", "compatibility"): compatibility(read["compatibility"]),
         ("docs/backbones.md", "refusals"): refusals(read["compatibility"]),
         ("docs/gpu.md", "gpu"): gpu(read.get("gpu")),
+        ("docs/gpu.md", "eager in words"): sentences.eager(read["gpu"]),
         ("docs/speed.md", "break-even"): break_even(read["break_even"]),
         ("docs/speed.md", "speed"): speed(read["speed"]),
         ("docs/speed.md", "speed in words"): sentences.limits(read["speed"]),
-        ("docs/kernels.md", "size errors"): size_errors(read["size_errors"]),
         ("docs/state-space.md", "scans"): scan_tables.scans(read["scans"]),
         ("docs/targets.md", "targets"): target_tables.outcomes(read["targets"]["rows"]),
         ("docs/targets.md", "refusals"): target_tables.refusals(read["targets"]["rows"]),
@@ -254,7 +248,7 @@ def tables() -> dict[tuple[str, str], str]:
     found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
-    for module in (quality_tables, choice_tables, scaling_tables, integration_tables):
+    for module in (quality_tables, choice_tables, scaling_tables, integration_tables, kernel_tables, variant_tables):
         made |= module.tables(read)
     return origins.with_notes(made | stated.tables())
 

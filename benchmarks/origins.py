@@ -4,7 +4,9 @@
     python benchmarks/origins.py measured NAME ...    # after a command wrote benchmarks/results/NAME.json
 
 The second form writes benchmarks/origins.json. A test fails where a results file was replaced without it, or where a
-page does not say that code has changed since.
+page does not say that code has changed since. Rows that a resumed run kept say in `measured` at which commit they were
+measured (`arm_files.stamp`), and the note below a table names all commits. A record may have a `note` of its own, typed
+into benchmarks/origins.json, for what a reader must know of old figures; it goes when they are measured again.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -26,12 +29,15 @@ METHODS = ("tokenreduce/budget", "tokenreduce/forward", "tokenreduce/maps", "tok
 TIMM = (*METHODS, "patches/shared", "patches/timm")
 SHIPPED = "tokenreduce/lab/shipped"
 QUALITY = (*TIMM, SHIPPED, "tokenreduce/lab/quality")
+REAL = (*QUALITY, "benchmarks/quality_real.py", "benchmarks/quotients.py")
 DENSE = (*QUALITY, "tokenreduce/lab/data/scenes.py", "tokenreduce/models")
-SPEED = (*TIMM, "csrc/cpu", "csrc/arithmetic.h", "csrc/tensors.h", "tokenreduce/lab/speed")
+CPU_KERNELS = ("csrc/cpu", "csrc/arithmetic.h", "csrc/tensors.h")
+SPEED = (*TIMM, *CPU_KERNELS, "tokenreduce/lab/speed")
 ALL = (*METHODS, "patches", "tokenreduce/patching")
+EMBEDDING = ("tokenreduce/lab/embedding", "benchmarks/embed_memory.py")
 QUALITY_PY = "python benchmarks/quality.py --data-dir DIR"
 
-# name -> (the command, what it measures: files and folders)
+# name -> (the command, what it measures: files and folders, besides the script that the command names)
 ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
     "break_even": ("python benchmarks/break_even.py --write", SPEED),
     "compatibility": ("python benchmarks/compatibility.py", ALL),
@@ -49,56 +55,60 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
         "tokenreduce demo --task vlm --limit 250 --json benchmarks/results/demo_vlm.json",
         (*METHODS, "patches/shared", "patches/vision_language", SHIPPED),
     ),
-    "detection": ("python benchmarks/dense.py detection --data-dir DIR --scenes 500", DENSE),
-    "embed_memory": ("python benchmarks/embed_memory.py", ("tokenreduce/lab/embedding",)),
+    "detection": ("python benchmarks/dense.py detection --data-dir DIR", DENSE),
+    "embed_memory": ("python benchmarks/embed_memory.py", (*QUALITY, *EMBEDDING)),
     "gpu": ("python benchmarks/gpu.py --out DIR && python benchmarks/gpu_collect.py DIR", (*TIMM, "csrc")),
-    "kernels": ("python benchmarks/kernels.py", ("csrc/cpu", "csrc/arithmetic.h", "csrc/tensors.h", "tokenreduce/ops")),
+    "kernels": (
+        "python benchmarks/kernels.py",
+        (*METHODS, *CPU_KERNELS, "tokenreduce/models", "benchmarks/kernel_memory.py"),
+    ),
+    "launches": ("python benchmarks/launch_counts.py", (*TIMM, "tests/ops/launches.py")),
     "mutants": ("make mutants", ("tokenreduce", "patches")),
     "onnxruntime": (
         "python examples/onnx_export.py --json benchmarks/results/onnxruntime.json",
-        (*TIMM, "examples/onnx_export.py"),
+        (*TIMM, "examples/runtimes.py"),
     ),
     "openvino": (
         "python examples/openvino_export.py --int8 --json benchmarks/results/openvino.json",
-        (*TIMM, "examples/openvino_export.py"),
+        (*TIMM, "examples/runtimes.py"),
     ),
     "quality": (QUALITY_PY, QUALITY),
-    "quality_real": ("python benchmarks/quality.py --model dinov2_small", QUALITY),
-    "quality_real_518": ("python benchmarks/quality.py --model dinov2_small --size 518", QUALITY),
+    "quality_real": ("python benchmarks/quality.py --model dinov2_small", REAL),
+    "quality_real_518": ("python benchmarks/quality.py --model dinov2_small --size 518", REAL),
     "quality_second": (f"{QUALITY_PY} --checkpoint runs/second/checkpoint.pt --name quality_second", QUALITY),
     "restoring_detection": (
-        "python benchmarks/dense.py detection --data-dir DIR --held-out --scenes 300 --rounds 0",
+        "python benchmarks/dense.py detection --data-dir DIR --held-out --rounds 0",
         DENSE,
     ),
-    "restoring_segmentation": ("python benchmarks/dense.py segmentation --data-dir DIR --held-out --scenes 300", DENSE),
+    "restoring_segmentation": ("python benchmarks/dense.py segmentation --data-dir DIR --held-out", DENSE),
     "scaling": (
         "python benchmarks/scaling.py",
-        (
-            "tokenreduce/lab/embedding",
-            "tokenreduce/lab/quality",
-            "tokenreduce/lab/shards.py",
-            "tokenreduce/lab/team.py",
-        ),
+        (*QUALITY, *EMBEDDING, "tokenreduce/lab/shards.py", "tokenreduce/lab/team.py"),
     ),
     "scans": (
-        "python benchmarks/scan_rules.py --images 500",
+        "python benchmarks/scan_rules.py",
         (*METHODS, "patches/shared", "patches/scan", "tokenreduce/models", SHIPPED),
     ),
-    "segmentation": ("python benchmarks/dense.py segmentation --data-dir DIR --scenes 500", DENSE),
-    "serving": ("python benchmarks/serving.py", (*SPEED, "examples/serve.py", "benchmarks/serving.py")),
+    "segmentation": ("python benchmarks/dense.py segmentation --data-dir DIR", DENSE),
+    "serving": ("python benchmarks/serving.py", (*SPEED, "examples/serve.py")),
     "size_errors": ("python benchmarks/size_errors.py", ("tokenreduce/ops/size_channels.py",)),
     "speed": ("python benchmarks/speed.py --threads 2", SPEED),
     "targets": ("python benchmarks/targets.py", ALL),
     "transforms": ("python benchmarks/transforms.py", ALL),
-    "versions": ("make versions", ALL),
+    "variants": ("python benchmarks/variants.py", REAL),
+    "versions": ("make versions", (*ALL, "benchmarks/versions.py")),
+    "vim_speed": (
+        "python benchmarks/vim_speed.py",
+        (*SPEED, "patches/scan", "tokenreduce/models"),
+    ),
 }
 
-# (page, marker) of a table -> the results below which its origin is named
-TABLES = {
+# (page, marker) of a table -> the results that it is made of, whose origins are named below it
+TABLES: dict[tuple[str, str], str | tuple[str, ...]] = {
     ("README.md", "dinov2_small"): "demo_dinov2_small",
     ("docs/backbones.md", "compatibility"): "compatibility",
     ("docs/choosing.md", "best"): "quality_real",
-    ("docs/choosing.md", "budgets"): "demo_dinov2_small",
+    ("docs/choosing.md", "budgets"): ("demo_dinov2_small", "demo"),
     ("docs/dense.md", "segmentation"): "segmentation",
     ("docs/dense.md", "detection"): "detection",
     ("docs/dense.md", "restoring segmentation"): "restoring_segmentation",
@@ -107,18 +117,27 @@ TABLES = {
     ("docs/integrations.md", "serving"): "serving",
     ("docs/integrations.md", "onnxruntime"): "onnxruntime",
     ("docs/integrations.md", "openvino"): "openvino",
+    ("docs/kernels.md", "attention"): "gpu",
+    ("docs/kernels.md", "extension"): "gpu",
+    ("docs/kernels.md", "kernels"): "kernels",
+    ("docs/kernels.md", "launches"): "launches",
     ("docs/kernels.md", "size errors"): "size_errors",
     ("docs/methods.md", "best"): "quality_real",
+    ("docs/methods.md", "inherit"): "variants",
     ("docs/quality.md", "demo"): "demo",
     ("docs/speed.md", "bench"): "deit_small_tome_r13",
     ("docs/scaling.md", "memory"): "embed_memory",
     ("docs/scaling.md", "scaling"): "scaling",
     ("docs/speed.md", "break-even"): "break_even",
     ("docs/speed.md", "speed"): "speed",
+    ("docs/state-space.md", "kernels"): "kernels",
     ("docs/state-space.md", "scans"): "scans",
+    ("docs/state-space.md", "speed"): "vim_speed",
     ("docs/targets.md", "targets"): "targets",
     ("docs/versions.md", "versions"): "versions",
     ("docs/vlm.md", "scene_vlm"): "demo_vlm",
+    ("docs/ward.md", "variants"): "variants",
+    ("docs/ward.md", "ward"): ("quality_real", "quality", "quality_second"),
 }
 for share in ("0.8", "0.6", "0.45"):
     TABLES["docs/quality.md", f"real {share}"] = "quality_real"
@@ -155,9 +174,15 @@ def content(name: str) -> str:
     return hashlib.sha256((RESULTS / f"{name}.json").read_bytes()).hexdigest()[:16]
 
 
+def watched(name: str) -> tuple[str, ...]:
+    """What a results file measures, the script that made it included."""
+    command, paths = ORIGINS[name]
+    return (*paths, *re.findall(r"(?:benchmarks|examples)/\w+\.py", command))
+
+
 def record(name: str, commit: str | None = None) -> dict[str, Any]:
     """What is kept of a results file: of now, or of an earlier commit at which it was measured."""
-    _, paths = ORIGINS[name]
+    paths = watched(name)
     when = git("log", "-1", "--format=%cs", commit).strip() if commit else datetime.date.today().isoformat()
     at = git("rev-parse", "--short=7", commit or "HEAD").strip()
     code = digest(blobs_at(commit, paths) if commit else blobs_now(paths))
@@ -170,19 +195,54 @@ def known() -> dict[str, dict[str, Any]]:
 
 def outdated(name: str) -> bool:
     """Whether the code that the results measure has changed since."""
-    return known()[name]["code"] != digest(blobs_now(ORIGINS[name][1]))
+    return known()[name]["code"] != digest(blobs_now(watched(name)))
+
+
+def stamps(data: Any) -> set[str]:
+    """Every stamp in a results file: what stands below a key `measured`, at any depth."""
+    if isinstance(data, list):
+        return set().union(*map(stamps, data))
+    if not isinstance(data, dict):
+        return set()
+    found: set[str] = set()
+    for key, value in data.items():
+        found |= leaves(value) if key == "measured" else stamps(value)
+    return found
+
+
+def leaves(value: Any) -> set[str]:
+    return {value} if isinstance(value, str) else set().union(*map(leaves, value.values()))
+
+
+def earlier(name: str) -> str:
+    """The stamp of what is in a results file without one: of the commit that was noted for the file."""
+    return f"{known()[name]['commit']}/"
+
+
+def commits(name: str) -> str:
+    """The commits at which rows of a results file were measured, in words."""
+    found = {stamp.partition("/")[0] for stamp in stamps(json.loads((RESULTS / f"{name}.json").read_text()))}
+    *first, last = sorted(found) or [known()[name]["commit"]]
+    return f"commits {', '.join(first)} and {last}" if first else f"commit {last}"
 
 
 def note(name: str) -> str:
     """What stands below a table."""
     found = known()[name]
     since = "; the code that it measures has changed since" if outdated(name) else ""
-    return f"\n\n*`{ORIGINS[name][0]}`, {found['date']}, at commit {found['commit']}{since}.*\n"
+    said = f" {found['note']}" if "note" in found else ""
+    return f"\n\n*`{ORIGINS[name][0]}`, {found['date']}, at {commits(name)}{since}.{said}*\n"
+
+
+def notes(place: tuple[str, str]) -> str:
+    """The notes of all results that a table is made of; of those that are not there yet, none."""
+    names = TABLES.get(place, ())
+    return "".join(note(name) for name in ((names,) if isinstance(names, str) else names) if name in known())
 
 
 def with_notes(tables: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
     """The tables, each with its origin below it; and the table of all results."""
-    noted = {place: made + (note(TABLES[place]) if place in TABLES else "") for place, made in tables.items()}
+    noted = {place: made + notes(place) for place, made in tables.items()}
     return noted | {("docs/results.md", "results"): table()}
 
 

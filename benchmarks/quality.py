@@ -6,14 +6,18 @@ Fashion-MNIST. Every run goes on where it stopped.
     python benchmarks/quality.py --data-dir DIR                    # the shipped model on all test images
     python benchmarks/quality.py --data-dir DIR --checkpoint runs/second/checkpoint.pt --name quality_second
 
-Figures of single images go to runs/NAME/, one file an arm; when all arms are there (of the real model: after each arm),
-benchmarks/results/NAME.json is written with paired bootstrap intervals: images, or photographs with all squares cut out
-of them, are drawn again with replacement, the same ones for every method.
+A run counts what is there as done only where checkpoint, images and the code that decides figures are the same.
+
+Figures of single images go to runs/NAME/FINGERPRINT/, one file an arm; when all arms are there (of the real model:
+after each arm), benchmarks/results/NAME.json is written with paired bootstrap intervals: images, or photographs with
+all squares cut out of them, are drawn again with replacement, the same ones for every method.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +26,7 @@ from typing import Any
 import numpy as np
 import quality_real
 import torch
-from arm_files import Found, read, save
+from arm_files import Found, fingerprint, read, save
 from quotients import of_tome
 from torch import Tensor, nn
 
@@ -30,6 +34,7 @@ import tokenreduce
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.data import fashion_mnist
+from tokenreduce.lab.environment import environment
 from tokenreduce.lab.quality.bootstrap import interval
 from tokenreduce.lab.quality.classification import Batch, Seen, classification_lanes
 from tokenreduce.lab.shipped import fashion_vit
@@ -51,17 +56,20 @@ def parse() -> argparse.Namespace:
     small.add_argument("--part", default="0/1", help="I/K: only every K-th arm, to share the work among processes")
     real = parser.add_argument_group("dinov2_small")
     real.add_argument("--size", type=int, default=quality_real.SIZE, help="of the images in pixels, a multiple of 14")
-    real.add_argument("--count", type=int, help="squares cut out of photographs; 64, at other sizes 18")
+    real.add_argument("--count", type=int, help="squares cut out of photographs; 64, at other sizes 9")
     real.add_argument("--photographs", type=Path, help="a folder of further photographs, beside those of the packages")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.checkpoint and not args.name:
+        parser.error("--checkpoint needs --name, of the results file: quality.json is of the shipped model")
+    return args
 
 
 def load(checkpoint: Path | None) -> nn.Module:
     if checkpoint is None:
         return fashion_vit.fashion_vit()
     saved = torch.load(checkpoint)
-    shape = {name: int(saved["args"][name]) for name in ("width", "heads", "depth")}
-    model = fashion_vit.build(saved["patch"], **shape)
+    sizes = ast.literal_eval(saved["args"]["size"])  # of `--size NAME=N`; arguments are stored as text
+    model = fashion_vit.build(saved["patch"], **{name: int(n) for name, n in (one.split("=") for one in sizes)})
     model.load_state_dict(saved["model"])
     return model.eval()
 
@@ -107,10 +115,11 @@ def main() -> None:
         quality_real.measure(args, BUDGETS, RUNS, RESULTS)
         return
     name = args.name or "quality"
-    folder = RUNS / name
-    folder.mkdir(parents=True, exist_ok=True)
     model = load(args.checkpoint)
     images, labels = fashion_mnist.load("test", fashion_mnist.find(args.data_dir))
+    weights = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest() if args.checkpoint else "shipped"
+    folder = RUNS / name / fingerprint({"images": len(images), "weights": weights})
+    folder.mkdir(parents=True, exist_ok=True)
     batches = [(fashion_mnist.normalise(i), k) for i, k in zip(images.split(BATCH), labels.split(BATCH), strict=True)]
     names = args.method.split(",") if args.method else tokenreduce.methods("encoder")
     planned = [Arm(name, flops=share) for name in names for share in BUDGETS]
@@ -131,7 +140,8 @@ def main() -> None:
         whole = {"row": full.row(), "top1": full.metric.figures["top1"]}
         rows = summarise([arm for arm in arms if "refused" not in arm["row"]], whole) + refused
         out = RESULTS / f"{name}.json"
-        out.write_text(json.dumps({"images": len(images), "draws": DRAWS, "rows": rows}, indent=1) + "\n")
+        content = {"images": len(images), "draws": DRAWS, "environment": environment(), "rows": rows}
+        out.write_text(json.dumps(content, indent=1) + "\n")
         print(f"wrote {out}")
 
 

@@ -24,12 +24,13 @@ from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.data.photographs import COUNT, photographs
 from tokenreduce.lab.data.photographs import sources as installed
 from tokenreduce.lab.data.plain_folders import NO_LABEL, list_plain
+from tokenreduce.lab.environment import environment
 from tokenreduce.lab.quality.features import Batch, Features, unlabelled_lanes
 from tokenreduce.lab.shipped import dinov2_small
 
 SIZE = 224
 FEW = ("ward", "tome", "atc", "pitome", "random")  # what other sizes are measured with: an image of 518 costs eight
-FEW_COUNT = 18
+FEW_COUNT = 9  # one of each photograph
 BATCH_PIXELS = 16 * SIZE**2
 ERRORS = ("class_error", "token_error", "saliency_error")
 
@@ -44,6 +45,7 @@ def measure(args: Namespace, budgets: Sequence[float], runs: Path, results: Path
     sources = torch.arange(count) % len(files)  # the photographs take turns
     settings: dict[str, Any] = {"model": dinov2_small.NAME, "image_size": args.size, "images": count, "draws": DRAWS}
     settings |= {"photographs": list(files), "further": args.photographs is not None}
+    about = {"environment": environment()}
     folder = runs / name / fingerprint(settings | {"bytes": [file.stat().st_size for file in files.values()]})
     folder.mkdir(parents=True, exist_ok=True)
     model, head = dinov2_small.dinov2_small(image_size=args.size), dinov2_small.saliency_head()
@@ -61,9 +63,10 @@ def measure(args: Namespace, budgets: Sequence[float], runs: Path, results: Path
                     continue
                 save(measure_arm(model, head, arm, batches, reference), file)
             found.append(read(file))
-            content = {**settings, "arms_left": len(arms) - len(found), "rows": summarise(found, full.row(), sources)}
+            rows = summarise(found, full.row(), sources)
+            content = {**settings, **about, "arms_left": len(arms) - len(found), "rows": rows}
             (results / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-            print(f"[{number + 1}/{len(arms)}] {sentence(content['rows'][-1])}", flush=True)
+            print(f"[{number + 1}/{len(arms)}] {sentence(rows[-1])}", flush=True)
     print(f"wrote {results / name}.json in {(time.perf_counter() - started) / 60:.1f} minutes")
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from quality_real import FEW_COUNT
 from sentences import listed
+
+from tokenreduce.lab.data.photographs import COUNT
 
 Data = dict[str, Any]
 SHARES = (0.8, 0.6, 0.45)
@@ -41,7 +44,8 @@ def setting(data: Data) -> str:
     """What was measured on, and how it is measured again."""
     names = data["photographs"]
     size, left = data["image_size"], data["arms_left"]
-    options = f" --size {size}" * (size != 224) + f" --count {data['images']}" + " --photographs DIR" * data["further"]
+    options = f" --size {size}" * (size != 224) + " --photographs DIR" * data["further"]
+    options += f" --count {data['images']}" * (data["images"] != (COUNT if size == 224 else FEW_COUNT))
     missing = f" **{left} arms are still to be measured.**" if left else ""
     return (
         f"{data['images']} squares of {size} x {size} pixels, cut out of {len(names)} photographs: {', '.join(names)}."

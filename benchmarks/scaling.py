@@ -1,9 +1,9 @@
 """Images a second of `eval` by torchrun and of `embed` by Ray, with one and with two processes, one thread each.
 
-    python benchmarks/scaling.py --out benchmarks/results/scaling.json
+    python benchmarks/scaling.py
 
-One and two take turns. What starting costs is left out: of `eval` by the difference of a long and a short run, of
-`embed` by the times at which files appear.
+One and two take turns in each round, and a gain is that of a round. What starting costs is left out: of `eval` by the
+difference of a long and a short run, of `embed` by the times at which files appear.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from embed_memory import write_images
+from scaling_tables import scaling
 
 from tokenreduce.lab.environment import environment
 
 SHORT, LONG = 100, 1000  # images
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 METHOD = ["--model", "fashion_vit", "--method", "ward", "--flops", "0.6"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=2000, help="of embed")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scaling.json"))
     args = parser.parse_args()
@@ -43,18 +45,10 @@ def main() -> None:
                 rate = rate_of_embed(Path(folder), processes, number)
                 found += [{"command": "embed", "images_per_second": rate}]
                 for row in found:
-                    rows.append(row | {"processes": processes, "load": os.getloadavg()[0]})
+                    rows.append(row | {"round": number, "processes": processes, "load": os.getloadavg()[0]})
                     print(rows[-1], flush=True)
                     args.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
-    for command in ("eval", "embed"):
-        one, two = (best(rows, command, processes) for processes in (1, 2))
-        print(f"{command}: {one:.0f} -> {two:.0f} images/s, {two / one:.2f} x")
-
-
-def best(rows: list[dict[str, Any]], command: str, processes: int) -> float:
-    """The best round: others have slowed the rest down."""
-    own = [row for row in rows if row["command"] == command and row["processes"] == processes]
-    return max(row["images_per_second"] for row in own)
+    print(scaling({"rows": rows}))
 
 
 def rate_of_eval(processes: int) -> tuple[float, float]:
@@ -68,8 +62,7 @@ def seconds_of_eval(processes: int, images: int) -> tuple[float, float]:
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *start, "-m", "tokenreduce", "eval", *METHOD, "--batch-size", "50", "--limit"]
     began, before = time.monotonic(), worked()
-    variables = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(images)], check=True, capture_output=True, env=variables)
+    subprocess.run([*command, str(images)], check=True, capture_output=True, env=os.environ | ONE_THREAD)
     return time.monotonic() - began, worked() - before
 
 
@@ -83,7 +76,7 @@ def rate_of_embed(folder: Path, workers: int, number: int) -> float:
     out = folder / f"features-{workers}-{number}"
     command = [sys.executable, "-m", "tokenreduce", "embed", "--data", str(folder / "images"), *METHOD]
     command += ["--out", str(out), "--workers", str(workers), "--part-size", "100"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | ONE_THREAD)
     times = sorted(path.stat().st_mtime for path in out.glob("part-*.parquet"))
     # Every worker has begun once each has written a part.
     return round(100 * (len(times) - 1 - 2 * workers) / (times[-1] - times[2 * workers]), 1)

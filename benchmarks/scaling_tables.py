@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 Data = dict[str, Any]
@@ -27,10 +28,10 @@ def memory(data: Data) -> str:
 
 
 def scaling(data: Data) -> str:
-    """Commands by rows: images a second with one and two processes, all rounds, the gain of the best ones, and the work
-    for an image where it is known."""
+    """Commands by rows: images a second with one and two processes in each round, the median gain of the rounds with
+    the least and the largest, and the CPU time per image where it is known."""
     lines = [
-        "| command | one, images/s | two, images/s | gain | one, work for an image | two, work for an image |",
+        "| command | one, images/s | two, images/s | gain | one, CPU time per image | two, CPU time per image |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for command in dict.fromkeys(row["command"] for row in data["rows"]):
@@ -38,11 +39,11 @@ def scaling(data: Data) -> str:
             [row for row in data["rows"] if (row["command"], row["processes"]) == (command, count)] for count in (1, 2)
         )
         cells = [", ".join(f"{row['images_per_second']:.0f}" for row in rows) for rows in (one, two)]
-        best = [max(row["images_per_second"] for row in rows) for rows in (one, two)]
-        cells.append(f"{best[1] / best[0]:.2f} x")
+        gains = [b["images_per_second"] / a["images_per_second"] for a, b in zip(one, two, strict=False)]
+        cells.append(f"{statistics.median(gains):.2f} x ({min(gains):.2f}-{max(gains):.2f})")
         for rows in (one, two):
             known = [row["cpu_ms_per_image"] for row in rows if "cpu_ms_per_image" in row]
-            cells.append(f"{min(known):.1f} ms" if known else "")
+            cells.append(f"{statistics.median(known):.1f} ms" if known else "")
         lines.append(f"| `{command}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -27,6 +27,21 @@ def limits(data: Data) -> str:
     )
 
 
+def eager(data: Data) -> str:
+    """What became slower on a GPU without a graph, by model and batch."""
+    found: dict[str, list[Data]] = {}
+    for row in data["rows"]:
+        if row["stage"] == "models" and row.get("choice") == "auto" and "eager_speedup" in row:
+            found.setdefault(f"{row['model']} at batch {row['batch']}", []).append(row)
+    said = []
+    for case, rows in found.items():
+        slower = list(dict.fromkeys(f"`{row['method']}`" for row in rows if row["eager_speedup"] < 1))
+        if slower and len(slower) < len({row["method"] for row in rows}):
+            said.append(f"{case} with {listed(slower)}")
+    every = [case for case, rows in found.items() if all(row["eager_speedup"] < 1 for row in rows)]
+    return f"In eager mode slower than unpatched, whatever the method: {listed(every)}; and {listed(said)}."
+
+
 def spread(row: Data) -> float:
     """By how much the slowest run of a row is slower than the fastest."""
     shares = [run["limit_share"] for run in row["runs"]]

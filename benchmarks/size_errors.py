@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from tokenreduce.lab.environment import environment
 from tokenreduce.ops.merging import size_bias
 from tokenreduce.ops.sized_attention import size_mask, using
 
@@ -48,7 +49,7 @@ def main() -> None:
     rows = [measure(*case) for case in CASES]
     for row in rows:
         print(row)
-    content = {"device": "cpu", "torch": torch.__version__, "tokens": TOKENS, "largest_size": LARGEST, "rows": rows}
+    content = {"device": "cpu", "environment": environment(), "tokens": TOKENS, "largest_size": LARGEST, "rows": rows}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -3,9 +3,10 @@
 python benchmarks/speed.py --threads 2
 
 Rows with a target are measured in three runs, those of the other methods in one; all runs are kept, and a row reports
-the median run by time / limit. `--only` replaces the rows of some methods. Every run has a process of its own, because
-the pages that its buffers get are luck that lasts as long as the process and changes the ratio of two models. The C
-library is told to keep freed memory, because whether it returns pages after a layer differs between two models.
+the median run by time / limit. `--only` replaces the rows of some methods; every row has its commit. Every run has a
+process of its own, because the pages that its buffers get are luck that lasts as long as the process and changes the
+ratio of two models. The C library is told to keep freed memory, because whether it returns pages after a layer differs
+between two models.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
@@ -23,8 +23,11 @@ from typing import Any
 
 import timm
 import torch
+from arm_files import stamp
+from origins import earlier
 
 import tokenreduce
+from tokenreduce.lab.environment import environment
 from tokenreduce.lab.speed import Arm, compare
 from tokenreduce.ops.native import dispatch
 
@@ -114,22 +117,21 @@ def main() -> None:
     args = parse()
     os.environ.update(KEEP_PAGES)  # for the processes that are started
     dispatch.load()  # compiled before they are
-    rows = []
+    rows, stamped = [], stamp({"threads": args.threads})
     for case in all_cases():
         if args.only and case.method not in args.only:
             continue
         try:
-            rows.append(measure(case, 3 if case.target else 1, args.threads))
+            rows.append(measure(case, 3 if case.target else 1, args.threads) | {"measured": stamped})
         except tokenreduce.InvalidValueError as error:
             print(f"{case.method}: {error}", flush=True)  # such a method cannot spend this budget on this model
             continue
         print(line(rows[-1]), flush=True)
     if args.only:
-        kept = json.loads(RESULTS.read_text())["rows"]
+        kept = [{"measured": earlier("speed")} | row for row in json.loads(RESULTS.read_text())["rows"]]
         added = [new for new in rows if not any(same(new, old) for old in kept)]
         rows = [next((new for new in rows if same(new, old)), old) for old in kept] + added
-    content = {"threads": args.threads, "torch": torch.__version__, "tokenreduce": tokenreduce.__version__}
-    content |= {"processor": platform.processor() or platform.machine(), "compiled_kernels": not dispatch.load()}
+    content = {"threads": args.threads, "environment": environment(), "compiled_kernels": not dispatch.load()}
     RESULTS.write_text(json.dumps(content | {"rows": rows}, indent=1) + "\n")
 
 

@@ -5,8 +5,8 @@
     python benchmarks/targets.py --again --methods "tome;ward" --targets "Core ML"
 
 Each row is made in a process of its own, since converters may crash. Results go to benchmarks/results/targets.json,
-from which `make_table.py --write` makes docs/targets.md. Where a method does not fit the model, the first family that
-it fits stands for it.
+from which `make_table.py --write` makes docs/targets.md; cells of earlier code are run again. Where a method does not
+fit the model, the first family that it fits stands for it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from typing import Any
 
 import timm  # noqa: F401  adapters load only when their library is there
 import torch
+from arm_files import same_code, stamp
+from origins import earlier
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +42,7 @@ from choosing import main_row  # noqa: E402
 from transforming import Outputs  # noqa: E402
 
 import tokenreduce  # noqa: E402
+from tokenreduce.lab.environment import environment  # noqa: E402
 from tokenreduce.ops.portable import portable  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "targets.json"
@@ -218,19 +221,27 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"versions": {}, "rows": {}}
+    data: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"versions": {}, "rows": {}}
+    data["environment"] = environment()
+    stamped, before = stamp({}), data.get("measured", {})
+    data["measured"] = {
+        name: dict.fromkeys(cells, earlier("targets")) | before.get(name, {}) for name, cells in data["rows"].items()
+    }
     there = {one for one in PACKAGES if importlib.util.find_spec(one)}
     data["versions"] |= {one: importlib.metadata.version(one) for one in PACKAGES if one in there}
     for one in there:  # once, not in every process
         importlib.import_module(IMPORTS.get(one, one))
     for name in args.methods.split(";"):
         cells = data["rows"].setdefault(name, {})
-        wanted = [target for target in args.targets.split(";") if args.again or target not in cells]
+        commits = data["measured"].setdefault(name, {})
+        asked = args.targets.split(";")
+        wanted = [one for one in asked if args.again or one not in cells or not same_code(commits[one], stamped)]
         found = {target: f"not run: {TARGETS[target][0]} is not installed" for target in wanted}
         for target, said in outcomes([target for target in wanted if TARGETS[target][0] in there], *ROWS[name]):
             found[target] = said
             print(name, "|", target, "|", said, flush=True)
         data["rows"][name] = {target: (cells | found)[target] for target in TARGETS if target in cells | found}
+        commits.update(dict.fromkeys(found, stamped))
         data["rows"] = {name: data["rows"][name] for name in ROWS if name in data["rows"]}
         RESULTS.write_text(json.dumps(data, indent=1) + "\n")
 

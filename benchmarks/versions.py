@@ -1,6 +1,6 @@
 """Which versions the library runs with: makes an environment for each, installs the library and runs the laws in it.
 
-    python benchmarks/versions.py                          # all environments, hours; resumes where it stopped
+    python benchmarks/versions.py                          # all environments, hours; what this code has not run yet
     python benchmarks/versions.py --only oldest --tests tests/forward,tests/ops
     python benchmarks/versions.py --again --only newest    # also what has been run
 
@@ -21,6 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+from origins import earlier
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "versions.json"
@@ -116,12 +118,12 @@ def installed(folder: Path) -> dict[str, str]:
     return json.loads(subprocess.check_output([str(folder / "bin/python"), "-c", code], text=True))
 
 
-def measure(name: str, tests: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, tests: str, options: argparse.Namespace, stamped: str = "") -> dict[str, Any]:
     """One row: an environment and a part of the tests."""
     version, *releases = ENVIRONMENTS[name]
     wanted = {"python": version} | dict(zip(PINNED, releases, strict=True))
     row: dict[str, Any] = {"environment": name, "tests": tests, "keyword": options.keyword}
-    row["date"] = datetime.date.today().isoformat()
+    row |= {"date": datetime.date.today().isoformat(), "measured": stamped}
     python, folder = interpreter(version), options.folder / name.replace(" ", "_")
     if python is None and not (folder / "installed").exists():
         return row | wanted | {"why": f"no interpreter found: python{version}"}
@@ -137,7 +139,8 @@ def read() -> list[dict[str, Any]]:
 
 def write(new: dict[str, Any]) -> None:
     """Put a row in the place of that of the same tests; the file is read again, as other runs may have written."""
-    rows = [row for row in read() if (row["environment"], row["tests"]) != (new["environment"], new["tests"])] + [new]
+    rows = [row for row in read() if (row["environment"], row["tests"]) != (new["environment"], new["tests"])]
+    rows = [{**row, "measured": row.get("measured", earlier("versions"))} for row in rows] + [new]
     order = list(ENVIRONMENTS)
     rows.sort(key=lambda row: (order.index(row["environment"]), row["tests"]))
     RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
@@ -158,13 +161,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    from arm_files import same_code, stamp  # needs torch, which the table does not
+
     options = parse()
+    stamped = stamp({})
     for name in options.only.split(","):
         for tests in options.tests.split(","):
             known = [row for row in read() if (row["environment"], row["tests"]) == (name, tests)]
-            if known and "why" not in known[0] and not options.again:
+            done = known and "why" not in known[0] and same_code(known[0].get("measured", ""), stamped)
+            if done and not options.again:
                 continue
-            row = measure(name, tests, options)
+            row = measure(name, tests, options, stamped)
             print(json.dumps({key: value for key, value in row.items() if key != "failures"}), file=sys.stderr)
             write(row)
 

@@ -3,13 +3,13 @@
     python examples/open_clip_zero_shot.py                                            # a small CLIP, random weights
     python examples/open_clip_zero_shot.py --model ViT-B-16 --pretrained openai --images cat.jpg --classes cat dog
 
-Without --images they are noise: how often the answers agree is then no measure of what a trained model loses.
+Without --images they are noise: how often the answers agree is then no measure of what a trained model loses. How much
+faster a tower is, `tokenreduce.lab.speed.compare` says.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 import open_clip
@@ -57,16 +57,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     images = torch.stack([transform(file) for file in files])
     words = model.encode_text(tokenizer([f"a photo of a {name}" for name in args.classes]), normalize=True)
 
-    def classify() -> tuple[torch.Tensor, float]:
-        model.encode_image(images[:1])  # the first forward is slower
-        start = time.perf_counter()
+    def classify() -> torch.Tensor:
         features = model.encode_image(images, normalize=True)
-        seconds = time.perf_counter() - start
-        return (model.logit_scale.exp() * features @ words.T).softmax(-1), seconds
+        return (model.logit_scale.exp() * features @ words.T).softmax(-1)
 
-    whole, seconds = classify()
+    whole = classify()
     tokenreduce.patch(model.visual, args.method, flops=args.flops)  # the tower that reads images
-    fewer, fewer_seconds = classify()
+    fewer = classify()
     report = tokenreduce.report(model.visual)
     agree = (whole.argmax(-1) == fewer.argmax(-1)).float().mean().item()
 
@@ -75,7 +72,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print(f"image {file}: {names[0]} unpatched, {names[1]} patched")
     print(f"tokens: {report.input_tokens} enter, {report.tokens_left} left")
     print(f"image tower: {report.flops_share:.3f} of its multiply-adds")
-    print(f"seconds for the images: {seconds:.2f} unpatched, {fewer_seconds:.2f} patched with {args.method}")
     print(f"same class for {agree:.0%} of the images; largest change of a score {(fewer - whole).abs().max():.3f}")
     return {"whole": whole, "fewer": fewer, "report": report}
 

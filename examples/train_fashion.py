@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import nn
 from torch.nn import functional as F
+from training import optimizers, split_photos
 
 from tokenreduce.lab.data import fashion_mnist
 from tokenreduce.lab.shipped import fashion_vim, fashion_vit
@@ -49,13 +50,6 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def split_train(folder: Path, limit: int | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    images, labels = fashion_mnist.load("train", folder)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    held_out, train = order[:5000], order[5000:][:limit]
-    return {"train": (images[train], labels[train]), "val": (images[held_out], labels[held_out])}
-
-
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mirror half of the images and shift each by up to two pixels."""
     count, device = len(images), images.device
@@ -70,18 +64,9 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return shifted.unsqueeze(1)
 
 
-def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the weight matrices of the blocks, AdamW for everything else, such as the rates of a scan."""
-    matrices = [
-        p for name, p in model.named_parameters()
-        if p.ndim == 2 and name.startswith(("blocks", "layers")) and name.endswith(".weight") and "dt_proj" not in name
-    ]  # fmt: skip
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
+def is_matrix(name: str) -> bool:
+    """Of the blocks, but for the rates of a scan."""
+    return name.startswith(("blocks", "layers")) and name.endswith(".weight") and "dt_proj" not in name
 
 
 def change_patch(model: nn.Module, state: dict[str, torch.Tensor], patch: int) -> dict[str, torch.Tensor]:
@@ -154,7 +139,7 @@ def train(args: argparse.Namespace, data: dict[str, tuple[torch.Tensor, torch.Te
             if state:
                 model.load_state_dict(change_patch(model, state, patch))
             model = graphed(model, data["train"], args)
-            opts = optimizers(model, args.lr)
+            opts = optimizers(model, args.lr, is_matrix)
             if saved.get("patch") == patch and "opts" in saved:
                 for opt, opt_state in zip(opts, saved["opts"], strict=True):
                     opt.load_state_dict(opt_state)
@@ -201,7 +186,7 @@ def main() -> None:
     if args.finish:
         finish(args, folder)
     else:
-        data = split_train(folder, args.limit)
+        data = split_photos(folder, args.limit)
         train(args, {part: (images.to(args.device), labels.to(args.device)) for part, (images, labels) in data.items()})
 
 

@@ -25,6 +25,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
+from training import optimizers, split_photos
 
 from tokenreduce.lab.data import fashion_mnist, scenes
 from tokenreduce.lab.shipped import scenes as models
@@ -44,13 +45,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=500, help="held-out scenes that watch progress")
     parser.add_argument("--finish", action="store_true")
     return parser.parse_args()
-
-
-def split_photos(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    photos, classes = fashion_mnist.load("train", folder)
-    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0))
-    held_out, train = order[:5000], order[5000:]
-    return {"train": (photos[train], classes[train]), "val": (photos[held_out], classes[held_out])}
 
 
 def segmenter_loss(model: Any, made: scenes.Scenes) -> Tensor:
@@ -101,15 +95,8 @@ LOSS = {"segmenter": segmenter_loss, "detector": detector_loss}
 SCORE = {"segmenter": segmenter_score, "detector": detector_score}
 
 
-def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the weight matrices of the blocks, AdamW for everything else."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".blocks." in f".{name}"]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
+def is_matrix(name: str) -> bool:
+    return ".blocks." in f".{name}"
 
 
 @contextmanager
@@ -167,7 +154,7 @@ def train(args: argparse.Namespace, photos: dict[str, tuple[Tensor, Tensor]]) ->
     model, patch = start(args, saved["patch"]), saved["patch"]
     if "model" in saved:
         model.load_state_dict(saved["model"])
-    opts = optimizers(model, args.lr)
+    opts = optimizers(model, args.lr, is_matrix)
     for opt, state in zip(opts, saved.get("opts", ()), strict=False):
         opt.load_state_dict(state)
     for epoch in range(saved["epoch"], len(plan)):
@@ -175,7 +162,7 @@ def train(args: argparse.Namespace, photos: dict[str, tuple[Tensor, Tensor]]) ->
             state, patch = model.state_dict(), plan[epoch]
             model = build(args.task, patch)
             model.load_state_dict(change_patch(state, patch), strict=False)
-            opts = optimizers(model, args.lr)
+            opts = optimizers(model, args.lr, is_matrix)
         began = time.time()
         with faster(model):
             loss = run_epoch(args, model, opts, photos["train"], epoch, len(plan))

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training import optimizers, split_photos
 
 from tokenreduce.lab.data import fashion_mnist, scene_questions, scenes
 from tokenreduce.lab.shipped import scene_vlm as shipped
@@ -51,13 +52,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=500, help="held-out scenes that watch progress")
     parser.add_argument("--finish", action="store_true")
     return parser.parse_args()
-
-
-def split_photos(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    photos, classes = fashion_mnist.load("train", folder)
-    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0))
-    held_out, train = order[:5000], order[5000:]
-    return {"train": (photos[train], classes[train]), "val": (photos[held_out], classes[held_out])}
 
 
 class Student(nn.Module):
@@ -151,15 +145,8 @@ def warm_start(student: Student, images: Tensor) -> None:
         nn.init.constant_(tower.pre_layrnorm.weight, embedded.std(-1).mean().item())
 
 
-def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the weight matrices of the layers, AdamW for everything else."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.95)),
-    ]
+def is_matrix(name: str) -> bool:
+    return ".layers." in name
 
 
 def loss_of(student: Student, made: scenes.Scenes, questions: int, seed: int) -> dict[str, Tensor]:
@@ -203,7 +190,7 @@ def train(args: argparse.Namespace, photos: dict[str, tuple[Tensor, Tensor]]) ->
         student.load_state_dict(saved["model"])
     else:
         warm_start(student, held_out.images)
-    opts = optimizers(student, args.lr)
+    opts = optimizers(student, args.lr, is_matrix)
     for opt, state in zip(opts, saved.get("opts", ()), strict=False):
         opt.load_state_dict(state)
     for epoch in range(saved["epoch"], args.epochs):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-FOLDER = str(ROOT / "benchmarks")
+FOLDER, EXAMPLES = str(ROOT / "benchmarks"), str(ROOT / "examples")
 
 
 def script(name: str) -> Any:
@@ -20,7 +20,9 @@ def script(name: str) -> Any:
 
 
 def example(name: str) -> Any:
-    """This example, which stands alone. Its folder is not searched for modules: it may have a library's name."""
+    """This example, which may import those beside it. Their folder is searched last: one may have a library's name."""
+    if EXAMPLES not in sys.path:
+        sys.path.append(EXAMPLES)
     spec = spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
     assert spec is not None and spec.loader is not None, name
     module = module_from_spec(spec)

@@ -43,11 +43,11 @@ def test_commands_exist() -> None:
     from tokenreduce.cli.app import app
 
     commands = {command.name for command in app.registered_commands}
-    assert set(re.findall(r"^tokenreduce (\w+)", README, re.MULTILINE)) == commands
+    assert set(re.findall(r"^\| `tokenreduce (\w+)", README, re.MULTILINE)) == commands
     targets = set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
-    assert (
-        targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) and "demo" in targets
-    )
+    targets |= set(re.findall(r"`make ([\w-]+)", README))
+    known = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test"} <= targets <= known
 
 
 def test_every_method_has_its_row() -> None:
@@ -72,3 +72,23 @@ def test_tables_are_those_of_the_results() -> None:
     for (file, marker), table in make_table.tables().items():
         text = (ROOT / file).read_text()
         assert f"<!-- {marker} table -->\n{table}\n<!-- end of {marker} table -->" in text, (file, marker)
+
+
+def test_methods_that_other_models_need_are_marked() -> None:
+    """A reader of the table must not try what a vision transformer refuses."""
+    table = README.partition("<!-- kinds table -->")[2].partition("<!-- end of kinds")[0]
+    for name in set(tokenreduce.methods("language")) - set(tokenreduce.methods("encoder")):
+        assert f"`{name}` (vision-language models" in table, name
+    assert "`tome`, " in table or "`tome` |" in table
+
+
+def test_extras_of_commands_and_of_the_table_are_there() -> None:
+    import tomllib
+
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    commands = re.findall(r"^\| `tokenreduce .*` \| `([\w,-]+)` \|$", README, re.MULTILINE)
+    named = {name for found in commands for name in found.split(",")}
+    assert len(commands) >= 10 and {"bench", "report", "ray", "real", "transformers"} <= named <= extras
+    install = README.partition("| extra | for |")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"`([\w-]+)`", "".join(row.split("|")[1] for row in install.splitlines() if row)))
+    assert listed == extras - {"docs", "dev", "all"}

@@ -21,13 +21,13 @@ def test_scaling() -> None:
         ("eval", 1, 10.4),
         ("eval", 2, 15.6),
         ("eval", 1, 8.0),
-        ("eval", 2, 12.0),
+        ("eval", 2, 16.0),
         ("embed", 1, 1),
         ("embed", 2, 2),
     ]
     rows = [{"command": name, "processes": count, "images_per_second": rate} for name, count, rate in rates]
     rows[0]["cpu_ms_per_image"] = 12.34
     assert scaling_tables.scaling({"rows": rows}).splitlines()[2:] == [
-        "| `eval` | 10, 8 | 16, 12 | 1.50 x | 12.3 ms |  |",
-        "| `embed` | 1 | 2 | 2.00 x |  |  |",
+        "| `eval` | 10, 8 | 16, 16 | 1.75 x (1.50-2.00) | 12.3 ms |  |",
+        "| `embed` | 1 | 2 | 2.00 x (2.00-2.00) |  |  |",
     ]

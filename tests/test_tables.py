@@ -8,6 +8,7 @@ import pytest
 from scripts import script
 
 make_table, sentences, speed = script("make_table"), script("sentences"), script("speed")
+kernel_tables = script("kernel_tables")
 
 
 def lines(table: str) -> str:
@@ -59,6 +60,20 @@ def test_speed() -> None:
         | deit | 8 | `pool` | flops=0.6 | 0.978 |  |  |  |  | 1.62 | 88 |
         | sam | 8 | `rlt` | flops=0.6 | - |  |  |  |  | 0.50 | 7 |
     """)  # noqa: E501
+
+
+def test_what_is_slower_on_a_gpu_in_eager_mode() -> None:
+    rows = [
+        {"stage": "models", "choice": "auto", "model": model, "batch": batch, "method": method, "eager_speedup": gain}
+        for model, batch, method, gain in (
+            ("deit", 1, "tome", 0.5), ("deit", 1, "evit", 0.9), ("deit", 256, "tome", 1.2), ("deit", 256, "topk", 0.94),
+            ("dino", 32, "tome", 1.5),
+        )
+    ]  # fmt: skip
+    others: list[dict[str, Any]] = [{"stage": "env"}, rows[0] | {"choice": "reference", "model": "vit"}]
+    assert sentences.eager({"rows": rows + others}) == (
+        "In eager mode slower than unpatched, whatever the method: deit at batch 1; and deit at batch 256 with `topk`."
+    )
 
 
 def test_speed_in_words() -> None:
@@ -209,7 +224,7 @@ def test_compatibility_and_refusals() -> None:
 
 def test_size_errors() -> None:
     rows = [{"dtype": "float16", "head_width": 64, "channels": 5.194e-5, "mask": 2.1e-4}]
-    assert make_table.size_errors({"rows": rows}) == lines("""
+    assert kernel_tables.size_errors({"rows": rows}) == lines("""
         | type | channels of a head | error, sizes in channels | error, mask |
         |---|---:|---:|---:|
         | float16 | 64 | 5.2e-05 | 2.1e-04 |

@@ -57,7 +57,9 @@ def test_rows_take_the_place_of_earlier_ones(tmp_path: Path, monkeypatch: pytest
     for row in (("newest", "a", 1), ("oldest", "b", 2), ("oldest", "a", 3), ("newest", "a", 4)):
         versions.write(dict(zip(("environment", "tests", "passed"), row, strict=True)))
     rows = json.loads((tmp_path / "versions.json").read_text())["rows"]
-    assert [tuple(row.values()) for row in rows] == [("oldest", "a", 3), ("oldest", "b", 2), ("newest", "a", 4)]
+    found = [(row["environment"], row["tests"], row["passed"]) for row in rows]
+    assert found == [("oldest", "a", 3), ("oldest", "b", 2), ("newest", "a", 4)]
+    assert [row.get("measured") for row in rows] == [versions.earlier("versions")] * 2 + [None]
 
 
 def test_the_oldest_environment_has_the_lower_bounds() -> None:

@@ -91,4 +91,8 @@ def resolve() -> None:
         for method in METHODS:
             tokenreduce.patch(net, method, flops=FLOPS)
             found.setdefault(name, {})[method] = list(reduction_of(net).counts(patches))
-    COUNTS.write_text(json.dumps(found) + "\n")
+    rows = (
+        f' "{name}": {{\n' + ",\n".join(f'  "{method}": {counts}' for method, counts in methods.items()) + "\n }"
+        for name, methods in found.items()
+    )
+    COUNTS.write_text("{\n" + ",\n".join(rows) + "\n}\n")

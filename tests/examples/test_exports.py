@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from scripts import example
 
 TINY = ["--batch", "2", "--rounds", "1", "--threads", "1", "--model", "test_vit"]
@@ -28,6 +29,8 @@ def test_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library, reason=f"{library} is not installed")
     rows = load("onnx_export", monkeypatch).main([*TINY, "--out", str(tmp_path), "--json", str(tmp_path / "rows.json")])
+    about = json.loads((tmp_path / "rows.json").read_text())
+    assert about["rounds"] == 1 and about["load_before"] >= 0 and about["environment"]["machine"]
     assert list(rows) == ["unpatched", "tome"] and rows["unpatched"]["speedup"] == 1
     assert all(row["difference"] < 1e-5 and row["ms"] > 0 for row in rows.values())
     assert rows["tome"]["share"] == pytest.approx(0.6, abs=0.02)
@@ -53,6 +56,34 @@ def test_openvino_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = load("openvino_export", monkeypatch).main([*TINY, "--int8"])
     assert list(rows) == ["unpatched", "unpatched int8", "tome", "tome int8"]
     assert all(1e-4 < rows[f"{name} int8"]["difference"] < 0.3 for name in ("unpatched", "tome"))
+
+
+def test_gains_are_of_rounds_in_which_all_have_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slows down for a while slows all: only ratios within a round say what a model does."""
+    runtimes, now, order = example("runtimes"), [0.0], []
+    speed = {"whole": 4.0, "fewer": 2.0, "whole in PyTorch": 6.0, "fewer in PyTorch": 2.0}
+
+    def model(name: str) -> Any:
+        def call(images: Any) -> Any:
+            slow = max(1, len(order) // len(speed) - 2)  # each round is slower than the one before
+            order.append(name)
+            now[0] += speed[name] * slow
+            return images
+
+        return call
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    runs = {"unpatched": model("whole"), "tome": model("fewer")}
+    models = {"unpatched": model("whole in PyTorch"), "tome": model("fewer in PyTorch")}
+    rows = runtimes.measure(runs, models, torch.ones(2), 4)
+    assert rows["tome"]["speedup"] == pytest.approx(2) and rows["tome"]["torch_speedup"] == pytest.approx(3)
+    assert rows["tome"]["speedup_interval"] == pytest.approx([2, 2]) and rows["tome"]["difference"] == 0
+    turns = [order[12 + 4 * i : 16 + 4 * i] for i in range(4)]
+    assert all(set(turn) == set(speed) for turn in turns) and len({turn[0] for turn in turns}) == 4
+
+
+def test_a_difference_is_one_of_lengths() -> None:
+    assert example("runtimes").difference(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0])) == pytest.approx(0.1)
 
 
 def test_no_example_hides_a_library() -> None:

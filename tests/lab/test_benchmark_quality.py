@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scripts import script
+from scripts import example, script
 
 from tokenreduce.lab.data import fashion_mnist
 from tokenreduce.lab.quality.classification import ClassificationLane
@@ -101,12 +101,39 @@ def test_a_few_images_end_to_end(
     assert {row["budget"] for row in (refused, other)} == {"flops=0.1"}
     assert all("reachable minimum" in row["refused"] for row in (refused, other))
 
-    files = sorted(path.name for path in (tmp_path / "runs" / "quality").iterdir())
-    assert files == ["pool_0.1.npz", "pool_0.6.npz", "tome_0.1.npz", "tome_0.6.npz"], "no partial file is left"
-    (tmp_path / "runs" / "quality" / "pool_0.6.npz").unlink()
+    files = sorted((tmp_path / "runs/quality").glob("*/*"))
+    assert [path.name for path in files] == ["pool_0.1.npz", "pool_0.6.npz", "tome_0.1.npz", "tome_0.6.npz"], (
+        "no partial file is left"
+    )
+    files[1].unlink()
     (tmp_path / "quality.json").unlink()
     shown.clear()
     quality.main()
     assert shown == ["unpatched", "unpatched", "pool at flops=0.6", "pool at flops=0.6"], "what is there is not redone"
     assert (tmp_path / "quality.json").read_text() == first
     assert capsys.readouterr().out.count("wrote") == 2
+    shown.clear()
+    monkeypatch.setattr(quality, "fingerprint", lambda settings: "other code")
+    quality.main()
+    assert len(shown) == 6, "what other code has measured is no row of this one"
+
+
+def test_a_checkpoint_that_was_trained_is_read(quality: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `train_fashion.py` writes it today; and it does not take the place of the shipped model's results."""
+    train = example("train_fashion")
+    images, labels = fashion_mnist.load("test", fashion_mnist.SUBSET)
+    monkeypatch.setattr(
+        train,
+        "split_photos",
+        lambda folder, limit: {"train": (images[:8], labels[:8]), "val": (images[:8], labels[:8])},
+    )
+    monkeypatch.setattr(fashion_mnist, "find", lambda folder: tmp_path)
+    sizes = ["--size", "width=20", "--size", "heads=2", "--size", "depth=2"]
+    command = ["train_fashion.py", "--model", "fashion_vit", "--out", str(tmp_path), "--batch-size", "8"]
+    monkeypatch.setattr(sys, "argv", [*command, "--phases", "4:1,2:1", *sizes])
+    train.main()
+    model = quality.load(tmp_path / "checkpoint.pt")
+    assert len(model.blocks) == 2 and model.embed_dim == 20 and model.pos_embed.shape[1] == 197
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--data-dir", "a", "--checkpoint", "b"])
+    with pytest.raises(SystemExit):
+        quality.parse()

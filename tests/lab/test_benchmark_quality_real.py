@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.environment import environment
 from tokenreduce.lab.lanes import restored_lane
 from tokenreduce.lab.quality.bootstrap import draw
 
@@ -139,6 +140,7 @@ def test_a_small_model_end_to_end(small: Any, monkeypatch: pytest.MonkeyPatch, t
     assert data | {"rows": 0} == {
         **{"model": "dinov2_small", "image_size": SIDE, "images": 7, "draws": quotients.DRAWS},
         **{"photographs": ["cat", "dog", "cup"], "further": False, "arms_left": 0, "rows": 0},
+        "environment": environment(),
     }
     full, tome, unreached, random, *refused = data["rows"]
     assert full == {"method": "unpatched", "budget": None, "macs": full["macs"], "flops_share": 1.0}

@@ -118,7 +118,8 @@ def test_a_lost_gpu_starts_a_process_that_goes_on(session: Any, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("method", ["tome", "ward", "evit", "pitome", "topk"])
-def test_stored_counts_are_those_of_the_budget(method: str) -> None:
+def test_stored_counts_are_those_of_a_patch(method: str) -> None:
+    """Where this fails: `python benchmarks/gpu.py --resolve`, and what was measured before is of other counts."""
     import timm
 
     cases = script("gpu_stages.cases")
@@ -127,7 +128,8 @@ def test_stored_counts_are_those_of_the_budget(method: str) -> None:
     with torch.device("meta"):
         net = timm.create_model(cases.DEIT).eval()
     reduction = reduction_of(tokenreduce.patch(net, method, flops=cases.FLOPS))
-    assert reduction.share(196, tuple(counts[cases.DEIT][method])) == pytest.approx(cases.FLOPS, abs=0.02)
+    assert counts[cases.DEIT][method] == list(reduction.counts(196))
+    assert reduction.share(196, reduction.counts(196)) == pytest.approx(cases.FLOPS, abs=0.02)
 
 
 def test_runs_are_joined_and_the_last_row_counts() -> None:

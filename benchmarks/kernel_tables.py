@@ -1,0 +1,126 @@
+"""Tables of docs/kernels.md and docs/state-space.md: compiled kernels, operators on a GPU, and a scan model's speed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Data = dict[str, Any]
+NOT_MEASURED = "Not measured for this version yet: `python benchmarks/{name}.py` does it."
+# images, tokens, heads; images, tokens, channels
+ATTENTION = ((256, 197, 6), (32, 197, 6), (32, 1370, 16), (1, 1370, 16))
+MERGING = ((256, 196, 384), (32, 196, 384), (32, 1369, 1024), (1, 1369, 1024))
+
+
+def compiled(data: Data) -> str:
+    """Kernels for methods: milliseconds of the reference and of the kernel, and the gain."""
+    heads = ("kernel", "batch", "tokens", "channels", "removed", "reference, ms", "compiled, ms", "gain")
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * 7]
+    for row in data["rows"]:
+        cells = [f"`{row['kernel']}`".replace(" + ", "` and `")]
+        cells += [f"{row[key]:,}" for key in ("batch", "tokens", "key_channels", "removed")]
+        lines.append(f"| {' | '.join([*cells, *times(row)])} |")
+    return "\n".join(lines)
+
+
+def times(row: Data) -> list[str]:
+    return [f"{row['reference_ms']:.2f}", f"{row['compiled_ms']:.2f}", f"{row['speedup']:.1f} x"]
+
+
+def scanned(data: Data) -> str:
+    """One walk of the scan, and a whole model, with the kernel and with the loop."""
+    if "scans" not in data:
+        return NOT_MEASURED.format(name="kernels")
+    lines = ["| what | batch | threads | loop of PyTorch, ms | compiled, ms | gain |", "|---|" + "---:|" * 5]
+    for row in data["scans"]:
+        name = "`selective_scan`" if row["kernel"] == "selective_scan" else row["kernel"]
+        lines.append(f"| {name} | {row['batch']} | {row['threads']} | {' | '.join(times(row))} |")
+    return "\n".join(lines)
+
+
+def scan_model(data: Data | None) -> str:
+    """Speed of a scan model, of the median run, with all runs."""
+    if data is None:
+        return NOT_MEASURED.format(name="vim_speed")
+    lines = [
+        f"{data['model']}, {data['threads']} threads, flops={data['flops']}:",
+        "",
+        "| method | batch | unpatched, ms | patched, ms | speed-up | all runs | time / limit | all runs |",
+        "|---|" + "---:|" * 7,
+    ]
+    for row in data["rows"]:
+        cells = [f"`{row['method']}`", str(row["batch_size"]), f"{row['unpatched_ms']:.0f}", f"{row['median_ms']:.0f}"]
+        for key, unit in (("speedup", " x"), ("limit_share", "")):
+            cells += [f"{row[key]:.2f}{unit}", ", ".join(f"{one[key]:.2f}" for one in row["runs"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def launches(data: Data | None) -> str:
+    """Kernels that a reducing layer launches, by method."""
+    if data is None:
+        return NOT_MEASURED.format(name="launch_counts")
+    heads = " | ".join(f"`{row['method']}`" for row in data["rows"])
+    figures = " | ".join(f"{row['kernels']:g}" for row in data["rows"])
+    return f"| {heads} |\n|{'---:|' * len(data['rows'])}\n| {figures} |"
+
+
+def attention(data: Data) -> str:
+    """Microseconds of attention without sizes, and with them in three ways; PyTorch chooses its own kernel."""
+    found = {
+        (row["batch"], row["tokens"], row["heads"], row["way"]): row["us"]
+        for row in data["rows"]
+        if row["stage"] == "attention" and row["backend"] == "default"
+    }
+    # The library's own kernel was timed in the sweep over its tiles, whose first are its own choice.
+    own: dict[tuple[int, ...], float] = {}
+    for row in data["rows"]:
+        if row["stage"] == "sweep" and row["tiles"] != ["none"]:
+            own.setdefault((row["batch"], row["tokens"], row["heads"]), row["us"])
+    lines = [
+        "| images, tokens, heads | no sizes, PyTorch | mask, PyTorch | channels, PyTorch | Triton's operator |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for shape in ATTENTION:
+        values = [found[(*shape, way)] for way in ("none", "mask", "channels")] + [own[shape]]
+        lines.append(f"| {named(shape)} | {' | '.join(f'{value:.0f}' for value in values)} |")
+    return "\n".join(lines)
+
+
+def named(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def extension(data: Data) -> str:
+    """Microseconds of matching and merging by Triton and by the extension, in a graph."""
+    found = {
+        (row["operator"], tuple(row["shape"][:3]), row["choice"]): row["graph_us"]
+        for row in data["rows"]
+        if row["stage"] == "micro" and "graph_us" in row
+    }
+    lines = [f"| | {' | '.join(map(named, MERGING))} |", "|---|" + "---:|" * len(MERGING)]
+    for operator, title in (("match", "bipartite_match"), ("merge", "merge_apply")):
+        for choice, by in (("triton", "Triton"), ("cuda", "extension")):
+            cells = [f"{found[operator, shape, choice]:.1f}" for shape in MERGING]
+            lines.append(f"| `{title}`, {by} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def size_errors(data: Data) -> str:
+    """Root mean square errors of both ways of giving sizes to attention."""
+    lines = ["| type | channels of a head | error, sizes in channels | error, mask |", "|---|---:|---:|---:|"]
+    for row in data["rows"]:
+        lines.append(f"| {row['dtype']} | {row['head_width']} | {row['channels']:.1e} | {row['mask']:.1e} |")
+    return "\n".join(lines)
+
+
+def tables(read: dict[str, Data]) -> dict[tuple[str, str], str]:
+    """(file, marker) -> table, as in `make_table.tables`."""
+    return {
+        ("docs/kernels.md", "kernels"): compiled(read["kernels"]),
+        ("docs/kernels.md", "attention"): attention(read["gpu"]),
+        ("docs/kernels.md", "extension"): extension(read["gpu"]),
+        ("docs/kernels.md", "size errors"): size_errors(read["size_errors"]),
+        ("docs/kernels.md", "launches"): launches(read.get("launches")),
+        ("docs/state-space.md", "kernels"): scanned(read["kernels"]),
+        ("docs/state-space.md", "speed"): scan_model(read.get("vim_speed")),
+    }
