@@ -98,7 +98,7 @@ def test_as_with_masks_at_full_length(row: Row, implementation: str, which: str)
 @some_families
 def test_beams_batches_and_turns(row: Row) -> None:
     model = patch(fresh(row), "todre", keep=0.5, threshold=sum(flows(row)) / 2)
-    for way in ({}, {"num_beams": 3}, {"use_cache": False}):
+    for way in ({}, {"num_beams": 3}):
         alone = [generate(model, row.inputs([p]), 3, **way).sequences[:, -3:].tolist() for p in PROMPTS]
         together = generate(model, row.inputs(PROMPTS), 3, **way).sequences[:, -3:].tolist()
         assert together == [answer for answers in alone for answer in answers]
