@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 ONE, TWO = torch.device("lazy", 0), torch.device("lazy", 1)  # a kind that needs no library
@@ -31,7 +31,6 @@ class There(Tensor):
 
     def tolist(self) -> Any:
         return self.inner.tolist()
-
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -69,27 +68,27 @@ def devices() -> Iterator[None]:
 
 
 def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The result, where its tensors are; all have to be at one place, but for numbers and a copy from elsewhere."""
+    """The result, where its tensors are: all have to be at one place, but for numbers, indices on the CPU, and what is
+    copied from elsewhere."""
     given = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
     name = function.overloadpacket.__name__
-    indices = args[1] if name in ("index", "index_put", "index_put_") else ()  # which may be on the CPU
-    apart = [x for x in given if x.device.type == "cpu" and (x.ndim == 0 or any(x is index for index in indices))]
-    met = {x.device for x in given if not any(x is other for other in apart)}
+    indices = [id(x) for x in args[1]] if name in ("index", "index_put", "index_put_") else []
+    met = {x.device for x in given if x.device.type != "cpu" or (x.ndim and id(x) not in indices)}
     if len(met) > 1 and name not in ("copy_", "_to_copy"):
         raise RuntimeError(f"{name} met tensors on {sorted(map(str, met))}")
-    asked = kwargs.get("device")
-    where = asked if asked is not None else next(iter(met), torch.device("cpu"))
-    if name == "copy_":
-        where = args[0].device
-    cpu = {key: torch.device("cpu") if key == "device" and value is not None else value for key, value in kwargs.items()}
-    plain = lambda x: x.inner if isinstance(x, There) else x  # noqa: E731
-    with torch.utils._python_dispatch._disable_current_modes():
-        out = function(*tree_map(plain, args), **tree_map(plain, cpu))
-    where = torch.device(where)
+    where = args[0].device if name == "copy_" else next(iter(met), torch.device("cpu"))
+    if kwargs.get("device") is not None:
+        where, kwargs = torch.device(kwargs["device"]), kwargs | {"device": torch.device("cpu")}
+    with _disable_current_modes():
+        out = function(*tree_map(plain, args), **tree_map(plain, kwargs))
     if where.type == "cpu":
         return out
-    kept = {id(x.inner): x for x in given if isinstance(x, There)}  # of operations in place
-    return tree_map(lambda x: (kept[id(x)] if id(x) in kept else there(x, where)) if isinstance(x, Tensor) else x, out)
+    known = {id(x.inner): x for x in given if isinstance(x, There)}  # what was changed in place
+    return tree_map(lambda x: known[id(x)] if id(x) in known else there(x, where), out)
+
+
+def plain(x: Any) -> Any:
+    return x.inner if isinstance(x, There) else x
 
 
 def place(module: nn.Module, device: torch.device) -> None:
@@ -104,9 +103,9 @@ def place(module: nn.Module, device: torch.device) -> None:
     module.forward = lambda *args, **kwargs: forward(*send(args, device), **send(kwargs, device))  # type: ignore[method-assign]
 
 
-def there(x: Tensor, device: torch.device) -> Any:
-    """`x`, wherever it is, there."""
-    return There(x.inner if isinstance(x, There) else x, device)
+def there(x: Any, device: torch.device) -> Any:
+    """`x`, wherever it is, there, if it is a tensor."""
+    return There(plain(x), device) if isinstance(x, Tensor) else x
 
 
 def send(x: Any, device: torch.device) -> Any:

@@ -44,7 +44,7 @@ def test_generate_where_accelerate_moves_things(row: Row, first: str) -> None:
 def spread(row: Row, model: Any) -> None:
     """Tower, and the layers but the first, on another device than embeddings, rotations and the head."""
     language = language_of(model)
-    for name, part in model.model.named_children():
+    for part in model.model.children():
         if part is not language:
             place(part, TWO)
     for name, part in language.named_children():

@@ -1,4 +1,4 @@
-"""Forwards that end without their hooks, as after Ctrl-C, and layers that run outside of them, as in a backward pass."""
+"""Forwards that end without their hooks, as after Ctrl-C, and layers that run outside of them, in a backward pass."""
 
 from __future__ import annotations
 

@@ -172,7 +172,9 @@ def test_grids_that_are_not_known() -> None:
     with pytest.raises(ValueError, match="it needs grid, but its images' tokens are no known grid"):
         patch(model, "pool", keep=0.25)
     assert "pool" not in compatible(model).language
-    with pytest.raises(ValueError, match=r"pool needs the tokens to be a grid \(H, W\), .* another method for prompts with v"):
+    with pytest.raises(
+        ValueError, match=r"pool needs the tokens to be a grid \(H, W\), .* it pools nothing: use another"
+    ):
         generate(patch(fresh(QWEN), "pool", keep=0.25), QWEN.inputs([(2, "video", 3)]))
 
 
