@@ -213,7 +213,8 @@ class VisionLanguageAdapter(Adapter):
             attention.register_forward_pre_hook(show_received, with_kwargs=True)
 
     def remove(self, model: Any) -> None:
-        language, reduction = model.get_submodule(self.language), patch_of(model)
+        language = model.get_submodule(self.language)
+        reduction: Any = patch_of(model)
         if reduction is not None:  # what Ctrl-C has left
             forget(reduction)
             stop_tower()
