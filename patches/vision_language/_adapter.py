@@ -16,25 +16,38 @@ from torch import nn
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.language.passage import Passage
 from tokenreduce.forward.language.planning import Removal
+from tokenreduce.forward.language.run import forget
 from tokenreduce.forward.language.units import Facts, Unit, find_units
-from tokenreduce.forward.marks import mark, unmark
+from tokenreduce.forward.marks import mark, patch_of, unmark
 from tokenreduce.reducers.contract import Reducer
 
 from ..shared.adapter import Adapter
+from ._calls import untried
 from ._hooks import enter_language, enter_model, leave_language, leave_model
 from ._layers import enter_layer, show_attention, stop_showing
-from ._tower import STAMP, Encoded, show, show_both, show_received, show_whole, stamp
+from ._tower import (
+    STAMP,
+    Encoded,
+    enter_tower,
+    numbers_of,
+    show,
+    show_both,
+    show_received,
+    show_whole,
+    stamp,
+    stop_tower,
+)
 
+NO_CLASS_TOKEN = {"class_attention": "its vision tower has no class token"}
 RARE = {  # what few families show, and what is said of the others
     "received_attention": "its vision tower does not show what its tokens attend to",
     "crops": "it is not known of which crop each of its images' tokens is",
 }
 OF_TOWER = frozenset({"class_attention", "received_attention", "crops"})
 SHOWN = frozenset({"keys", "mean_keys", "origin", "grid", "positions"}) | OF_TOWER  # keys: the rows themselves
-PRE = (enter_model, enter_language, enter_layer, show_received)
+PRE = (enter_tower, enter_model, enter_language, enter_layer, show_received)
 ATTENTION = {"class_attention": show, "received_attention": show_whole}
 POST = (stamp, show, show_whole, show_both, leave_model, leave_language)
-RUN_WITH = ("sdpa", "eager")  # attention implementations that were tried with rows removed
 
 
 class VisionLanguageAdapter(Adapter):
@@ -43,7 +56,8 @@ class VisionLanguageAdapter(Adapter):
     `models`: the classes that hold vision tower and language model, without the head; `tower` and `language`: the
     names of these parts; `pixels`: the argument with the pixels of each modality, which has a `get_..._features` and a
     `..._token_id`; `hands_on`: whether other arguments of the model go to these methods; `rotates_in_3d`: positions are
-    of time, height and width; `within`: tokens may leave before later layers too, which was tried.
+    of time, height and width; `within`: tokens may leave before later layers too, which was tried; `masks_outside`: the
+    model makes the masks of pairs that its language model is called with.
     """
 
     place = "language"
@@ -64,13 +78,8 @@ class VisionLanguageAdapter(Adapter):
         return isinstance(module, self.models)
 
     def refusals(self, model: Any) -> list[str]:
-        used = model.get_submodule(self.language).config._attn_implementation
-        if used in RUN_WITH:
-            return []
-        return [
-            f"the attention of its language model is {used!r}, with which removing was never tried; call "
-            f'model.set_attn_implementation("sdpa") first'
-        ]
+        reason = untried(model.get_submodule(self.language))
+        return [reason] if reason else []
 
     def refuse_layers(self, model: Any) -> list[str]:
         """Why tokens cannot leave within this language model; empty if they can."""
@@ -85,7 +94,7 @@ class VisionLanguageAdapter(Adapter):
     def lacks(self, model: Any) -> dict[str, str]:
         """The entries of `SHOWN`, but for `RARE`, that this model's images do not have, each with the reason."""
         missing = dict.fromkeys(("grid", "positions"), "its images' tokens are no known grid")
-        return missing | {"class_attention": "its vision tower has no class token"}
+        return missing | NO_CLASS_TOKEN
 
     def shows(self, model: Any) -> frozenset[str]:
         """Which of `RARE` its images show."""
@@ -94,7 +103,7 @@ class VisionLanguageAdapter(Adapter):
     def missing_for(self, model: Any, needs: frozenset[str]) -> dict[str, str]:
         """Which of the entries that a method `needs` there are none of before the language model, and why."""
         unknown = dict.fromkeys(needs - SHOWN - {"text_attention"}, "nothing before the language model shows it")
-        lacks, reasons = self.lacks(model), self.refuse_layers(model)
+        lacks, reasons = dict(self.lacks(model)), self.refuse_layers(model)
         lacks |= {name: why for name, why in RARE.items() if name not in self.shows(model)}
         lacks |= {"text_attention": "; ".join(reasons)} if reasons else {}
         return unknown | {name: lacks[name] for name in needs & lacks.keys()}
@@ -164,16 +173,19 @@ class VisionLanguageAdapter(Adapter):
                     f"with inputs_embeds it is not known where the {modality}s stand in the prompts; give input_ids, "
                     "or call tokenreduce.unpatch(model)"
                 )
+            check_taken(reduction.reducer, model, seal)
             lengths = self.lengths(model, parts)
             token = getattr(model.config, f"{modality}_token_id")
             units = find_units(ids == token, lengths, self.facts(model, seal, lengths))
             found += self.leaving(model, units, parts)
-        for name in OF_TOWER & reduction.reducer.required():
-            check_shown(name, found)
+        reducer = reduction.reducer
+        for name in OF_TOWER & (reducer.required() | reducer.uses):
+            check_shown(name, found, name in reducer.required())
         return found
 
     def install(self, model: Any, reduction: Any) -> None:
         tower, language = model.get_submodule(self.tower), model.get_submodule(self.language)
+        tower.register_forward_pre_hook(enter_tower)
         tower.register_forward_hook(stamp, with_kwargs=True, always_call=True)
         self.let_show(model, reduction.reducer)
         model.register_forward_pre_hook(enter_model, with_kwargs=True)
@@ -202,6 +214,10 @@ class VisionLanguageAdapter(Adapter):
 
     def remove(self, model: Any) -> None:
         language = model.get_submodule(self.language)
+        reduction: Any = patch_of(model)
+        if reduction is not None:  # what Ctrl-C has left
+            forget(reduction)
+            stop_tower()
         for module in model.modules():
             take_off_hooks(module)
         for layer in language.layers:
@@ -224,11 +240,24 @@ def take_off_hooks(module: nn.Module) -> None:
         module._forward_hooks_always_called.pop(key, None)
 
 
-def check_shown(name: str, units: Sequence[Unit]) -> None:
-    """Raise where the tower has not shown an entry of the very tokens that enter."""
-    for _, places, facts in units:
-        shown = getattr(facts, name)
-        if shown is None or len(shown) != len(places):
+def check_taken(reducer: Reducer, model: Any, encoded: Encoded) -> None:
+    """Raise where features are of other layers of the tower than those whose attention ranks them."""
+    reads = OF_TOWER & (reducer.required() | reducer.uses)
+    own = numbers_of(getattr(model.config, "vision_feature_layer", None))
+    if reads and encoded.taken and own and encoded.taken != own:
+        raise InvalidValueError(
+            f"{reducer.name} reads the attention of the layer of the vision tower whose features are taken, which is "
+            f"{list(own)} in the configuration, but vision_feature_layer={list(encoded.taken)} was asked for; set "
+            "model.config.vision_feature_layer before patching instead"
+        )
+
+
+def check_shown(name: str, units: Sequence[Unit], required: bool) -> None:
+    """Raise where the tower has not shown an entry of the very tokens that enter; if not `required`, only where it has
+    shown that of others."""
+    for unit in units:
+        shown = getattr(unit.facts, name)
+        if required if shown is None else len(shown) != len(unit.places):
             raise InvalidValueError(
                 f"the vision tower has not shown the {name} of each of these tokens: it is reduced by a patch of its "
                 "own, or was changed since; unpatch the tower, or patch the model again"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.language.held import all_held
@@ -20,6 +20,7 @@ class ReducedCache(DynamicCache):
 
     kept: Kept
     inside: bool  # the language model of a patched model has it now
+    recording: bool = False  # asked to take back later words, by who drafted none together with the prompt
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         entries = super().get_seq_length(layer_idx)
@@ -37,9 +38,15 @@ class ReducedCache(DynamicCache):
             )
         return super().update(*args, **kwargs)
 
+    def activate_past_recording(self) -> None:
+        super().activate_past_recording()
+        self.recording = True
+
     def crop(self, tokens_to_remove: int) -> None:
         entries = super().get_seq_length() - self.kept.columns.shape[1]
-        kept = self.kept.cut(-tokens_to_remove - entries) if -tokens_to_remove > entries else self.kept
+        drafted = not entries and not self.recording  # generate crops right after a prompt, if only by 0, if it drafts
+        into = drafted or -tokens_to_remove > entries
+        kept = self.kept.cut(-tokens_to_remove - entries) if into else self.kept
         super().crop(tokens_to_remove)
         self.kept = kept
 
@@ -57,14 +64,15 @@ class ReducedCache(DynamicCache):
 
     def reset(self) -> None:
         super().reset()
-        del self.kept, self.inside
+        for name in ("kept", "inside", "recording"):
+            vars(self).pop(name, None)
         self.__class__ = DynamicCache  # type: ignore[assignment]
 
 
 def reduce_cache(cache: Any, kept: Kept) -> None:
     """Say what a cache holds from now on."""
     cache.__class__ = ReducedCache
-    cache.kept, cache.inside = kept, False
+    cache.kept, cache.inside, cache.recording = kept, False, False
 
 
 def held_by(cache: Any) -> Kept | None:
@@ -83,11 +91,16 @@ def held_so_far(cache: Any, batch: int, device: torch.device, stages: Iterable[i
 
 def check_cache(cache: Any) -> None:
     """Raise for a cache that cannot hold fewer rows than places."""
-    if cache is not None and type(cache) not in (DynamicCache, ReducedCache):
-        raise InvalidValueError(
-            f"a {type(cache).__name__} holds all tokens, whatever is removed; leave it out, so that the model makes "
-            "its DynamicCache"
-        )
+    if cache is None or type(cache) in (DynamicCache, ReducedCache):
+        return
+    static = isinstance(cache, StaticCache)
+    why = "holds all tokens, whatever is removed" if static else "was never tried with fewer tokens"
+    raise InvalidValueError(f"a {type(cache).__name__} {why}; leave it out, so that the model makes its DynamicCache")
+
+
+def is_filled(cache: Any) -> bool:
+    """Whether a forward has put rows into a cache; with gradient checkpointing layers leave it as it is."""
+    return any(getattr(layer, "keys", None) is not None for layer in cache.layers)
 
 
 def window_of(layer: Any) -> int | None:
@@ -100,6 +113,8 @@ def bytes_of(cache: Cache | None, places: int) -> tuple[int, int]:
     now, whole = 0, 0
     layers: list[Any] = [] if cache is None else [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     for layer in layers:
+        if layer.keys is None:  # nothing was put in
+            continue
         window = window_of(layer)
         kept = places if window is None else min(places, window - 1)  # the window's last row is the one that comes
         for x in (layer.keys, layer.values):

@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from tokenreduce.errors import InvalidValueError
+from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.forward.language.kept import Kept
 from tokenreduce.forward.language.passage import Passage
 from tokenreduce.forward.language.reduction import LanguageReduction
 
 from ._layers import is_changed
 
+RUN_WITH = ("sdpa", "eager")  # attention implementations that were tried with rows removed
+
+
+def untried(language: Any) -> str:
+    """Why removing cannot run with the attention of this language model; empty if it can."""
+    used = language.config._attn_implementation
+    if used in RUN_WITH:
+        return ""
+    return (
+        f"the attention of its language model is {used!r}, with which removing was never tried; call "
+        f'model.set_attn_implementation("sdpa") first'
+    )
+
+
+def check_features(features: Any) -> None:
+    """Raise for features of images that are not what `generate` hands over."""
+    if features is not None and not isinstance(features, Mapping):
+        raise InvalidTypeError(
+            f"mm_encoder_outputs is a {type(features).__name__}; it must be a dict with what the model puts out, such "
+            'as {"image": model.get_image_features(pixel_values, return_dict=True)}'
+        )
+
+
+def check_steps(reduction: LanguageReduction, given: dict[str, Any]) -> None:
+    """Raise where `generate`, which alone hands features over, would ask every word anew what leaves."""
+    if reduction.asks and given.get("mm_encoder_outputs") and given.get("use_cache") is False:
+        raise InvalidValueError(
+            f"without a cache {reduction.reducer.name} would let the newest word decide what leaves, step by step; "
+            "leave use_cache=False out, or use a method that reads no text"
+        )
+
 
 def check_call(language: Any, reduction: LanguageReduction, given: dict[str, Any], removes: bool, pairs: bool) -> None:
     """Raise for arguments that hold something for each place in a way that is not known here. `pairs`: masks of pairs
     are what this language model gets."""
+    reason = untried(language)
+    if reason:
+        raise InvalidValueError(reason)
     mask = given.get("attention_mask")
     if not pairs and (isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim != 2)):
         raise InvalidValueError(

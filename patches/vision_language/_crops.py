@@ -20,5 +20,6 @@ class CropsAdapter(VisionLanguageAdapter):
         return lacks | {"class_attention": "its vision tower does not see how the crops of an image are put together"}
 
     def leaving(self, model: Any, units: list[Unit], parts: Sequence[Any]) -> list[Unit]:
-        ends = [(part == model.image_newline.to(part)).all(-1) for part in parts]
-        return [unit._replace(places=unit.places[~end]) for unit, end in zip(units, ends, strict=False)]
+        words = [(part != model.image_newline.to(part)).any(-1) for part in parts]
+        pairs = zip(units, words, strict=False)
+        return [unit._replace(places=unit.places[word.to(unit.places.device)]) for unit, word in pairs]

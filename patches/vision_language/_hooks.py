@@ -18,14 +18,14 @@ from tokenreduce.forward.language.passage import Passage
 from tokenreduce.forward.language.planning import plan_removal
 from tokenreduce.forward.language.record import LanguageRecord
 from tokenreduce.forward.language.reduction import LanguageReduction, count_left
-from tokenreduce.forward.language.run import Crossing, LanguageRun, close, current, open_run
+from tokenreduce.forward.language.run import Crossing, LanguageRun, close, current, forget, open_run
 from tokenreduce.forward.language.stream import Later, Stream
 from tokenreduce.forward.language.units import Unit
 from tokenreduce.forward.marks import patch_of
 from tokenreduce.forward.records import keep_record
 
-from ._cache import ReducedCache, bytes_of, check_cache, held_by, held_so_far, reduce_cache
-from ._calls import check_call, check_linear, check_manner, check_mask
+from ._cache import ReducedCache, bytes_of, check_cache, held_by, held_so_far, is_filled, reduce_cache
+from ._calls import check_call, check_features, check_linear, check_manner, check_mask, check_steps
 from ._masks import mask_of_places, masks_of_prompts, masks_of_step
 
 
@@ -42,9 +42,14 @@ def enter_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     reduction: Any = patch_of(model)
     if reduction is None or reduction.is_identity:
         return None
-    given = given_to(model, args, kwargs)
-    given = reduction.adapter.encoded(model, given)
-    open_run(reduction, reduction.adapter.units(model, reduction, given), mask=given.get("attention_mask"))
+    forget(reduction)  # what Ctrl-C has left, after which torch calls no hooks
+    asked = given_to(model, args, kwargs)
+    check_features(asked.get("mm_encoder_outputs"))
+    given = reduction.adapter.encoded(model, asked)
+    units = reduction.adapter.units(model, reduction, given)
+    if loses(reduction, units):
+        check_steps(reduction, asked)
+    open_run(reduction, units, mask=given.get("attention_mask"))
     return (), given
 
 
@@ -62,7 +67,10 @@ def enter_language(language: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         return None
     given = given_to(language, args, kwargs)
     cache, rows = given.get("past_key_values"), given.get("inputs_embeds")
-    run = current(reduction) or open_run(reduction, (), inside=True)
+    run = current(reduction)
+    if run is None or run.crossing is not None:  # left in the middle by Ctrl-C
+        forget(reduction)
+        run = open_run(reduction, (), inside=True)
     removes, before = rows is not None and loses(reduction, run.units), held_by(cache)
     if not removes and before is None:
         return None
@@ -93,7 +101,7 @@ def step(run: LanguageRun, language: Any, given: dict[str, Any], before: Kept) -
         positions = torch.arange(past, past + places, device=rows.device).expand(rows.shape[0], -1)
         changed["position_ids"] = positions
     if run.reduction.renumbers:
-        changed["position_ids"] = positions - before.removed[:, None]
+        changed["position_ids"] = positions - before.removed[:, None].to(positions.device)
     entries = before.columns.shape[1] + past - before.seen + places
     run.crossing = Crossing(cache, later=Later(before.held, entries, places) if before.held else None)
     return changed
@@ -102,16 +110,17 @@ def step(run: LanguageRun, language: Any, given: dict[str, Any], before: Kept) -
 def pass_through(run: LanguageRun, language: Any, given: dict[str, Any]) -> dict[str, Any]:
     """What changes for prompts from which tokens leave."""
     reduction, rows, cache = run.reduction, given["inputs_embeds"], given.get("past_key_values")
-    removal = plan_removal(reduction.reducer, reduction.first, run.units, rows)
+    units = [unit.on(rows.device) for unit in run.units]
+    removal = plan_removal(reduction.reducer, reduction.first, units, rows)
     before = held_so_far(cache, rows.shape[0], rows.device, reduction.later)
     mask = mask_of_places(run, given)
     check_mask(mask, before.seen + rows.shape[1])
-    real = None if mask is None else mask[:, before.seen :].bool()
+    real = None if mask is None else mask[:, before.seen :].to(rows.device, torch.bool)
     passage = Passage.of(removal.removed, real, before.seen)
     check_linear(cache, before, passage)
     stream = None
     if reduction.later:
-        units = [unit._replace(places=passage.back[unit.prompt, unit.places]) for unit in removal.left(run.units)]
+        units = [unit._replace(places=passage.back[unit.prompt, unit.places]) for unit in removal.left(units)]
         stream = Stream(reduction, units, passage.valid, before.held, before.columns.shape[1])
     run.crossing = Crossing(cache, passage, before, stream)
     return {
@@ -155,7 +164,7 @@ def come_back(
         inner = [whole(x, layer - 1) for layer, x in enumerate(states[:-1])]
         output.hidden_states = (*inner, whole(states[-1]))
     cache = output.get("past_key_values")
-    if cache is not None:
+    if cache is not None and is_filled(cache):
         held = None if stream is None else stream.held
         reduce_cache(cache, passage.then(before, held, run.reduction.asks, run.reduction.manner))
     rows = rows_of_layers(passage, before, stream, language.config.num_hidden_layers)

@@ -76,16 +76,18 @@ def to_columns(columns: Tensor, query: Tensor, key: Tensor, mask: Tensor | None,
     heads. Goes through the rows in tiles."""
     found, rows, past = [], query.shape[2], key.shape[2] - query.shape[2]
     with working("reducer"), torch.no_grad(), without_autocast(query.device):
+        columns = columns.to(query.device)
         wanted = torch.cat([columns.new_zeros(len(columns), past), columns], 1)[:, None, None, None]
         key = key.float()[:, :, None].transpose(-2, -1)
         for start in range(0, rows, TILE):
             tile = query[:, :, start : start + TILE].float() * scaling
             logits = tile.unflatten(1, (key.shape[1], -1)) @ key
             if mask is None:
-                seen = torch.ones(rows, past + rows, dtype=torch.bool, device=query.device).tril(past)[None, None, None]
+                tile_rows = torch.ones(logits.shape[-2:], dtype=torch.bool, device=query.device)
+                seen = tile_rows.tril(past + start)
             else:
-                seen = mask[:, :, None]
-            logits = hidden(logits, seen[..., start : start + TILE, :])
+                seen = mask[:, :, None, start : start + TILE]
+            logits = hidden(logits, seen)
             found.append(logits.softmax(-1).masked_fill(~wanted, 0).sum(-1).mean((1, 2)))
     return torch.cat(found, 1)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenreduce.forward.language.units import Facts
 
-from ._adapter import VisionLanguageAdapter
+from ._adapter import NO_CLASS_TOKEN, VisionLanguageAdapter
 from ._tower import Encoded
 
 
@@ -22,7 +22,7 @@ class QwenAdapter(VisionLanguageAdapter):
     rotates_in_3d = True
 
     def lacks(self, model: Any) -> dict[str, str]:
-        return {"class_attention": "its vision tower has no class token"}
+        return NO_CLASS_TOKEN
 
     def shows(self, model: Any) -> frozenset[str]:
         return frozenset({"received_attention"})

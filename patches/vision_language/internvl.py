@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.functional import avg_pool2d
 from transformers.models.internvl.modeling_internvl import InternVLModel
 
 from tokenreduce.forward.language.units import Facts
 
 from ._adapter import VisionLanguageAdapter
-from ._tower import Encoded, layers_taken
+from ._tower import Encoded, behind, layers_taken
 
 
 class TransformersInternVL(VisionLanguageAdapter):
@@ -28,16 +27,16 @@ class TransformersInternVL(VisionLanguageAdapter):
     def lacks(self, model: Any) -> dict[str, str]:
         return {}
 
+    def shows(self, model: Any) -> frozenset[str]:
+        return frozenset({"received_attention"})
+
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         vision, group = model.config.vision_config, self.group(model)
         height, width = (n // patch for n, patch in zip(vision.image_size, vision.patch_size, strict=True))
         grid = (height // group, width // group)
-        if encoded.class_attention is None:
-            return [Facts(grid)] * len(lengths)
-        found = encoded.class_attention[:, 1:]
-        if found.shape[1] == height * width:
-            found = avg_pool2d(found.unflatten(1, (1, height, width)), group).flatten(1)
-        return [Facts(grid, row) for row in found]
+        attention = (encoded.class_attention, encoded.received_attention)
+        rows = [behind(x, 1, (height, width), group) for x in attention]
+        return [Facts(grid, *shown) for _, *shown in zip(lengths, *rows, strict=False)]
 
     def showing(self, model: Any) -> Sequence[nn.Module]:
         shown = layers_taken(model.config.vision_feature_layer, model.vision_tower.encoder.layer)

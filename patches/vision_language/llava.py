@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import repeat
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.llava.modeling_llava import LlavaModel
 
 from tokenreduce.forward.language.units import Facts
 
-from ._adapter import VisionLanguageAdapter
-from ._tower import Encoded, layers_taken
+from ._adapter import NO_CLASS_TOKEN, VisionLanguageAdapter
+from ._tower import Encoded, behind, layers_taken, projections
+
+CLASS_IS_A_FEATURE = 'with vision_feature_select_strategy="full" its class token is one of the features that it ranks'
 
 
 class TransformersLlava(VisionLanguageAdapter):
@@ -33,8 +34,8 @@ class TransformersLlava(VisionLanguageAdapter):
     def lacks(self, model: Any) -> dict[str, str]:
         lacks, sized = super().lacks(model), model.config.vision_config.model_type == "pixtral"
         if not sized and not self.side(model):
-            return lacks
-        return {} if self.has_class_token(model) else {"class_attention": lacks["class_attention"]}
+            return lacks | ({"class_attention": CLASS_IS_A_FEATURE} if self.has_class_token(model) else {})
+        return {} if self.has_class_token(model) else NO_CLASS_TOKEN
 
     def shows(self, model: Any) -> frozenset[str]:
         return frozenset({"received_attention"} if self.side(model) else ())
@@ -49,7 +50,7 @@ class TransformersLlava(VisionLanguageAdapter):
         side = self.side(model)
         grids = [(side, side) if side and length == side**2 else None for length in lengths]
         protected = int(self.has_class_token(model))
-        rows = [each_or_none(x, protected) for x in (encoded.class_attention, encoded.received_attention)]
+        rows = [behind(x, protected, (side, side)) for x in (encoded.class_attention, encoded.received_attention)]
         return [Facts(grid, *shown) for grid, *shown in zip(grids, *rows, strict=False)]
 
     def showing(self, model: Any) -> Sequence[nn.Module]:
@@ -59,16 +60,6 @@ class TransformersLlava(VisionLanguageAdapter):
         layers = list(model.vision_tower.encoder.layers) if self.side(model) else []
         taken = layers_taken(model.config.vision_feature_layer, layers) if layers else []
         return projections(layers[: max(map(layers.index, taken), default=-1) + 1])
-
-
-def projections(layers: Iterable[Any]) -> list[nn.Module]:
-    """To queries and keys, layer by layer."""
-    return [projection for layer in layers for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)]
-
-
-def each_or_none(x: Tensor | None, protected: int) -> Iterable[Tensor | None]:
-    """Of `x (images, tokens)` that of each image's tokens but the first `protected` ones; None again and again."""
-    return repeat(None) if x is None else iter(x[:, protected:])
 
 
 ADAPTER = TransformersLlava()

@@ -9,7 +9,7 @@ from transformers.models.mistral3.modeling_mistral3 import Mistral3Model
 
 from tokenreduce.forward.language.units import Facts
 
-from ._adapter import VisionLanguageAdapter
+from ._adapter import NO_CLASS_TOKEN, VisionLanguageAdapter
 from ._tower import Encoded
 
 
@@ -20,7 +20,7 @@ class TransformersMistral3(VisionLanguageAdapter):
     within = True
 
     def lacks(self, model: Any) -> dict[str, str]:
-        return {"class_attention": "its vision tower has no class token"}
+        return NO_CLASS_TOKEN
 
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         side = model.config.vision_config.patch_size * model.config.spatial_merge_size

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
 from transformers.models.paligemma.modeling_paligemma import PaliGemmaModel
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.language.units import Facts
 
-from ._adapter import VisionLanguageAdapter
-from ._tower import Encoded
+from ._adapter import NO_CLASS_TOKEN, VisionLanguageAdapter
+from ._tower import Encoded, behind, is_siglip, projections
 
 
 class TransformersPaliGemma(VisionLanguageAdapter):
@@ -21,19 +22,27 @@ class TransformersPaliGemma(VisionLanguageAdapter):
     masks_outside = True
 
     def lacks(self, model: Any) -> dict[str, str]:
-        return {"class_attention": "its vision tower has no class token"}
+        return NO_CLASS_TOKEN
 
     def facts(self, model: Any, encoded: Encoded, lengths: Sequence[int]) -> Sequence[Facts]:
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size
-        return [Facts((side, side))] * len(lengths)
+        received = behind(encoded.received_attention, 0, (side, side))
+        return [Facts((side, side), received_attention=row) for _, row in zip(lengths, received, strict=False)]
+
+    def shows(self, model: Any) -> frozenset[str]:
+        return frozenset({"received_attention"} if is_siglip(model) else ())
+
+    def showing(self, model: Any) -> Sequence[nn.Module]:
+        return projections(model.vision_tower.encoder.layers[-1:]) if is_siglip(model) else ()
 
     def encoded(self, model: Any, given: dict[str, Any]) -> dict[str, Any]:
         cache = given.get("past_key_values")
         later = cache is not None and cache.is_initialized
         if later and given.get("pixel_values") is not None and given.get("token_type_ids") is not None:
             raise InvalidValueError(
-                "tokens of a later prompt see each other in PaliGemma only where it encodes an image at once, which a "
-                "reduced model does before; leave token_type_ids out, as generate does, or give both prompts as one"
+                "PaliGemma lets the tokens of a later prompt see each other only if it is given pixels, and a patched "
+                "model encodes them before the call; leave token_type_ids out, as generate does, or give both prompts "
+                "as one"
             )
         return super().encoded(model, given)
 

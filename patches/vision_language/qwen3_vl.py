@@ -23,10 +23,12 @@ class TransformersQwen3VL(QwenAdapter):
         where, added = given.get("visual_pos_masks"), given.get("deepstack_visual_embeds")
         if where is None or added is None:
             return {}
+        where = where.to(passage.index.device)
         left = where.gather(1, passage.index)
 
         def of_rows(features: Tensor) -> Tensor:
-            spread = torch.zeros(*where.shape, features.shape[-1], dtype=features.dtype, device=features.device)
+            features = features.to(where.device)
+            spread = torch.zeros(*where.shape, features.shape[-1], dtype=features.dtype, device=where.device)
             spread = spread.masked_scatter(where[..., None], features)
             return passage.rows(removal.carry(spread))[left]
 

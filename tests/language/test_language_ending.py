@@ -9,6 +9,7 @@ import pytest
 import torch
 from by_masks import ByMasks
 from prompting import BY_NAME, PROMPTS, Prompt, Row, fresh, generate, shared
+from tokenreduce.patches.vision_language import _layers
 
 from tokenreduce import compatible, patch, plan, report
 from tokenreduce.reducers.contract import Ending
@@ -98,7 +99,7 @@ def test_as_with_masks_at_full_length(row: Row, implementation: str, which: str)
 @some_families
 def test_beams_batches_and_turns(row: Row) -> None:
     model = patch(fresh(row), "todre", keep=0.5, threshold=sum(flows(row)) / 2)
-    for way in ({}, {"num_beams": 3}, {"use_cache": False}):
+    for way in ({}, {"num_beams": 3}):
         alone = [generate(model, row.inputs([p]), 3, **way).sequences[:, -3:].tolist() for p in PROMPTS]
         together = generate(model, row.inputs(PROMPTS), 3, **way).sequences[:, -3:].tolist()
         assert together == [answer for answers in alone for answer in answers]
@@ -139,3 +140,19 @@ def test_families_without_layers_do_without_an_ending() -> None:
     model = patch(fresh(row), "todre", keep=0.5, threshold=0)
     generate(model, row.inputs(PROMPTS))
     assert report(model).units == ((16, 8), (12, 6), (16, 8))
+
+
+@pytest.mark.parametrize("given", [None, "seen", "added"])
+def test_flow_in_tiles(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    """Of 7 rows after 2 entries, three at a time, with heads that share keys."""
+    monkeypatch.setattr(_layers, "TILE", 3)
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 4, 7, 8, generator=generator), torch.randn(2, 2, 9, 8, generator=generator)
+    columns = torch.rand(2, 7, generator=generator) > 0.5
+    seen = torch.ones(7, 9, dtype=torch.bool).tril(2)
+    mask = {None: None, "seen": seen[None, None], "added": torch.zeros(1, 1, 7, 9).masked_fill(~seen, -torch.inf)}
+    found = _layers.to_columns(columns, query, key, mask[given], 0.5)
+    every = (query * 0.5) @ key.repeat_interleave(2, 1).transpose(2, 3)
+    attention = every.masked_fill(~seen, -torch.inf).softmax(-1).mean(1)
+    expected = (attention[:, :, 2:] * columns[:, None]).sum(-1)
+    assert torch.allclose(found, expected, atol=1e-6) and expected.std() > 0

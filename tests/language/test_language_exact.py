@@ -10,7 +10,8 @@ from transformers.cache_utils import DynamicCache
 from tokenreduce import compatible, patch, report
 
 # Families whose vision tower shows what its tokens receive.
-RECEIVING = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
+RECEIVING = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "smolvlm", "idefics3")
+RECEIVING += ("gemma3", "paligemma")
 every_family = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import by_divprune, by_hand, drawn, greedy
-from prompting import BY_NAME, OF_IMAGES, PROMPTS, ROWS, Prompt, Row, fresh, generate, shared
+from by_hand import by_divprune, by_hand, drawn, extended, greedy, logits_of
+from prompting import BY_NAME, OF_IMAGES, PROMPTS, ROWS, WORDS, Prompt, Row, fresh, generate, shared
 from transformers import TextStreamer
 
 from tokenreduce import patch
 
-STEPS = 5
+STEPS, NEAR = 5, 1e-5
 every_family = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 two_families = pytest.mark.parametrize("row", [BY_NAME["llava"], BY_NAME["qwen2_5_vl"]], ids=lambda row: row.name)
 # Embeddings alone do not tell others their masks, or what inner layers of the tower add.
@@ -72,6 +72,36 @@ def test_beams_in_a_batch(row: Row, way: str) -> None:
     model = patch(fresh(row), "divprune", keep=0.25)
     alone = [answer for prompt in PROMPTS for answer in ask(model, row.inputs([prompt]), **WAYS[way])]
     assert ask(model, row.inputs(PROMPTS), **WAYS[way]) == alone
+
+
+def beams_by_hand(row: Row, prompt: Prompt, beams: int) -> tuple[list[list[int]], torch.Tensor]:
+    """The words of the best beams and their mean log-probabilities, by full forwards over what is left; nothing ends
+    before it is as long as the others."""
+    model = shared(row.name)
+    left = by_hand(model, row, prompt, 0.25, by_divprune, not row.rotates_in_3d)
+    alive: list[tuple[float, list[int], Any]] = [(0.0, [], left)]
+    for _ in range(STEPS):
+        longer = []
+        for score, words, sequence in alive:
+            with torch.no_grad():
+                shares = logits_of(model, sequence)[-1].log_softmax(-1)[:WORDS].topk(beams)
+            for share, word in zip(shares.values.tolist(), shares.indices.tolist(), strict=True):
+                longer.append((score + share, [*words, word], sequence))
+        best = sorted(longer, key=lambda beam: -beam[0])[:beams]
+        alive = [(score, words, extended(model, sequence, words[-1])) for score, words, sequence in best]
+    return [words for _, words, _ in alive], torch.tensor([score / STEPS for score, _, _ in alive])
+
+
+@every_family
+def test_beams_equal_a_search_by_hand(row: Row) -> None:
+    """Also where the masks of each beam are made outside of the language model."""
+    model = patch(fresh(row), "divprune", keep=0.25)
+    for prompt in PROMPTS[:2]:
+        more = {"num_beams": 3, "num_return_sequences": 3, "output_scores": True}
+        out = generate(model, row.inputs([prompt]), STEPS, **more)
+        words, scores = beams_by_hand(row, prompt, 3)
+        assert out.sequences[:, -STEPS:].tolist() == words
+        assert (out.sequences_scores - scores).abs().max() <= NEAR
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name != "qwen3_5"], ids=lambda row: row.name)

@@ -115,7 +115,7 @@ def test_a_later_image_of_a_prompt_that_sees_itself() -> None:
     model, given = patch(fresh(PALI), "divprune", keep=0.25), PALI.inputs([PROMPTS[0]])
     with torch.no_grad():
         cache = model(**given, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="tokens of a later prompt see each other in PaliGemma only where"):
+    with pytest.raises(ValueError, match="PaliGemma lets the tokens of a later prompt see each other only if"):
         model(**given | {"attention_mask": None}, past_key_values=cache)
 
 

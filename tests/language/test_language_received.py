@@ -27,13 +27,18 @@ LLAVA, QWEN25 = BY_NAME["llava"], BY_NAME["qwen2_5_vl"]
 
 
 def of_clip(model: Any, given: dict[str, Tensor]) -> list[Tensor]:
-    """`(16,)` an image: column sums of the eager maps of the layer whose output is taken, mean over heads."""
-    vision = model.model.vision_tower
-    vision.set_attn_implementation("eager")
+    """`(16,)` an image: column sums of the eager maps of the layer whose output is taken, mean over heads and over the
+    patches behind each of the features."""
+    tower = model.model.get_submodule("vision_model" if hasattr(model.model, "vision_model") else "vision_tower")
+    tower.set_attn_implementation("eager")
+    pixels = given["pixel_values"].flatten(0, -4)  # of crops by prompt, where those of zeros are none
     with torch.no_grad():
-        maps = vision(given["pixel_values"], output_attentions=True).attentions
-    skipped = maps[-2].shape[-1] - 16
-    return list(maps[-2].mean(1).sum(1)[:, skipped:])
+        maps = tower(pixels[pixels.flatten(1).any(1)], output_attentions=True).attentions
+    found = maps[getattr(model.config, "vision_feature_layer", -1)].mean(1).sum(1)
+    side = int(found.shape[1] ** 0.5)
+    group = side // 4
+    squares = found[:, found.shape[1] - side**2 :].view(-1, 4, group, 4, group)
+    return list(squares.mean((2, 4)).flatten(1))
 
 
 def of_qwen(model: Any, given: dict[str, Tensor], kind: str = "image") -> list[Tensor]:
@@ -162,6 +167,24 @@ def test_windows_of_a_grid() -> None:
     seen: dict[int, int] = {}
     found = [seen.setdefault(number, len(seen)) for number in windows((2, 3, 4), 2).tolist()]
     assert found == [number + later for later in (0, 4) for row in first for number in row]
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3"])
+def test_padding_of_a_crop_receives_nothing_and_gives_nothing(name: str) -> None:
+    row = BY_NAME[name]
+    given = row.inputs([PROMPTS[0]])
+    seen = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+    seen[..., 20:] = False
+    model, plain = patch(fresh(row), "fopru", keep=0.25), fresh(row)
+    stamp = model.model.get_image_features(given["pixel_values"], seen, return_dict=True).tokenreduce
+    tower, patches = plain.model.vision_model, torch.ones(1, 8, 8, dtype=torch.bool)
+    patches[..., 5:] = False
+    tower.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = tower(given["pixel_values"][0], patches, output_attentions=True).attentions
+    expected = maps[-1].mean(1)[:, patches.flatten()].sum(1)
+    assert torch.allclose(stamp.received_attention, expected, atol=1e-5)
+    assert (stamp.received_attention[:, ~patches.flatten()] == 0).all() and expected.std() > 0
 
 
 def siglip(strategy: str) -> Any:

@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 import transformers as hf
-from prompting import BY_NAME, PROMPTS, ROWS, TEXT, Row, fresh, generate, shared
+from prompting import BY_NAME, PROMPTS, ROWS, TEXT, Row, fresh, generate, language_of, shared
+from transformers.cache_utils import DynamicCache
 
 from tokenreduce import Schedule, compatible, patch, report, unpatch
 
@@ -138,7 +139,7 @@ def test_budgets_that_are_none(keep: Any, error: type[Exception], sentence: str)
     ids=str,
 )
 def test_arguments_of_the_tower(more: dict[str, Any]) -> None:
-    with pytest.raises(TypeError, match=f"{next(iter(more))} was given, but before a language model tokens leave once"):
+    with pytest.raises(TypeError, match=f"{next(iter(more))} was given, but the budget of a language model is keep="):
         patch(fresh(LLAVA), "divprune", keep=0.25, **more)
 
 
@@ -157,6 +158,8 @@ def test_methods_of_vision_transformers() -> None:
             patch(fresh(LLAVA), method, keep=0.25)
     model = fresh(LLAVA)
     model.config.vision_feature_select_strategy = "full"
+    with pytest.raises(ValueError, match="its class token is one of the features that it ranks"):
+        patch(model, "fastervlm", keep=0.25)
     with pytest.raises(ValueError, match="it needs received_attention, but its vision tower does not show what its"):
         patch(model, "kmeans", keep=0.25, weights="attention")
     with pytest.raises(ValueError, match="it needs crops, but it is not known of which crop each of"):
@@ -169,7 +172,9 @@ def test_grids_that_are_not_known() -> None:
     with pytest.raises(ValueError, match="it needs grid, but its images' tokens are no known grid"):
         patch(model, "pool", keep=0.25)
     assert "pool" not in compatible(model).language
-    with pytest.raises(ValueError, match=r"pool needs the tokens to be a grid \(H, W\)"):
+    with pytest.raises(
+        ValueError, match=r"pool needs the tokens to be a grid \(H, W\), .* it pools nothing: use another"
+    ):
         generate(patch(fresh(QWEN), "pool", keep=0.25), QWEN.inputs([(2, "video", 3)]))
 
 
@@ -192,6 +197,55 @@ def test_other_attention_implementations() -> None:
     model.model.language_model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match=r"'flash_attention_2', with which removing was never tried"):
         patch(model, "divprune", keep=0.25)
+
+
+@every_family
+def test_an_attention_implementation_that_came_later(row: Row) -> None:
+    """It is asked for where something leaves, or has left."""
+    model = patch(fresh(row), "divprune", keep=0.25)
+    cache = generate(model, row.inputs([PROMPTS[0]])).past_key_values
+    language_of(model).config._attn_implementation = "flash_attention_2"
+    for given in (row.inputs([PROMPTS[0]]), {"input_ids": torch.tensor([[5]]), "past_key_values": cache}):
+        with pytest.raises(ValueError, match=r"'flash_attention_2', with which removing was never tried"):
+            model(**given)
+
+
+def test_features_that_are_no_dict() -> None:
+    model, given = patch(fresh(LLAVA), "divprune", keep=0.25), LLAVA.inputs([PROMPTS[0]])
+    with pytest.raises(TypeError, match="mm_encoder_outputs is a Tensor; it must be a dict"):
+        model(**given | {"pixel_values": None, "mm_encoder_outputs": torch.zeros(1, 16, 32)})
+
+
+def test_other_caches() -> None:
+    class OtherCache(DynamicCache):
+        pass
+
+    model, given = patch(fresh(LLAVA), "divprune", keep=0.25), LLAVA.inputs([PROMPTS[0]])
+    with pytest.raises(ValueError, match="a OtherCache was never tried with fewer tokens; leave it out"):
+        model(**given, past_key_values=OtherCache())
+
+
+@pytest.mark.parametrize("method", ["fastv", "fastervlm"])
+def test_methods_of_language_models_without_a_budget(method: str) -> None:
+    with pytest.raises(TypeError, match=f"{method} reduces what enters a language model: give keep="):
+        patch(fresh(LLAVA), method)
+
+
+@pytest.mark.parametrize("name", ["llava", "internvl"])
+def test_features_of_another_layer_than_their_attention(name: str) -> None:
+    row = BY_NAME[name]
+    model, given = fresh(row), row.inputs([PROMPTS[0]])
+    own = model.config.vision_feature_layer
+    sentence = rf"features are taken, which is \[{own}\] in the configuration, but vision_feature_layer=\[1\]"
+    for method, read in (("fastervlm", True), ("divprune", False)):
+        patch(model, method, keep=0.25)
+        assert torch.isfinite(model(**given, vision_feature_layer=own).logits).all()
+        for call in (model, lambda **more: generate(model, more)):
+            if read:
+                with pytest.raises(ValueError, match=sentence):
+                    call(**given, vision_feature_layer=1)
+            else:
+                call(**given, vision_feature_layer=1)
 
 
 def test_the_warning_of_the_tower_names_the_budget() -> None:

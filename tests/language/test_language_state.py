@@ -51,7 +51,7 @@ def test_unpatching_leaves_the_model_as_it_was(row: Row) -> None:
     model, given = fresh(row), row.inputs(PROMPTS)
     keys = list(model.state_dict())
     patch(model, "divprune", keep=0.25)
-    assert list(model.state_dict()) == keys and len(traces(model)) == 7
+    assert list(model.state_dict()) == keys and len(traces(model)) == 8
     generate(model, given)
     unpatch(model)
     assert traces(model) == [] and loose_ends(model) == 0 and unpatch(model) is model
@@ -97,7 +97,7 @@ def test_copies_and_pickles(row: Row) -> None:
         assert torch.equal(generate(other, given).sequences, expected)
         assert report(other).visual_left == report(model).visual_left
         assert traces(unpatch(other)) == []
-    assert len(traces(model)) == 7
+    assert len(traces(model)) == 8
 
 
 def test_two_threads() -> None:
@@ -165,7 +165,7 @@ def test_patching_again_replaces_the_patch_and_a_block_ends() -> None:
         assert not torch.equal(generate(model, given).logits[0], expected)
     assert torch.equal(generate(model, given).logits[0], expected)
     patch(model, "random", keep=3)
-    assert len(traces(model)) == 7 and report(model).method == "random"
+    assert len(traces(model)) == 8 and report(model).method == "random"
 
 
 def test_under_autocast_and_in_half_precision() -> None:

@@ -132,6 +132,17 @@ def test_a_tower_that_is_reduced_itself() -> None:
     assert report(model).visual_left == 12
 
 
+def test_a_fact_of_other_tokens_is_not_read_either_where_it_need_not_be_there() -> None:
+    """`todre` takes the class token's attention where there is one."""
+    model = fresh(LLAVA)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch(model, "tome", r=2)
+    patch(model, "todre", keep=0.25)
+    with pytest.raises(ValueError, match="the vision tower has not shown the class_attention of each of these tokens"):
+        generate(model, LLAVA.inputs(PROMPTS))
+
+
 def test_nothing_is_kept_after_an_exception_in_the_tower() -> None:
     model, given = patch(fresh(LLAVA), "fastervlm", keep=0.25), LLAVA.inputs([PROMPTS[0]])
 

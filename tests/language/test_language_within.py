@@ -235,6 +235,41 @@ def test_stages_that_are_none(method: str, keep: Any, sentence: str) -> None:
         patch(fresh(LLAVA), method, keep=keep)
 
 
+@some_families
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "todre"])
+def test_who_reads_text_drafts_no_words_and_keeps_a_cache(row: Row, method: str) -> None:
+    """Also where every drafted word is right, so that none is taken back: the last of them would have decided."""
+    model, given = patch(fresh(row), method, keep=0.5), row.inputs([PROMPTS[1]])
+    drafting = ({"prompt_lookup_num_tokens": 3}, {"assistant_model": patch(fresh(row), "random", keep=0.25)})
+    for way in (*drafting, {"assistant_model": patch(fresh(row), method, keep=0.5)}):
+        with pytest.raises(ValueError, match="the last of them decided which tokens of images left"):
+            generate(model, given, **way)
+    with pytest.raises(ValueError, match=f"without a cache {method} would let the newest word decide what leaves"):
+        generate(model, given, use_cache=False)
+    with torch.no_grad():
+        assert torch.equal(model(**given, use_cache=False).logits, model(**given).logits)
+    patch(model, method, keep=1.0)
+    assert generate(model, given, use_cache=False).sequences.shape == (1, given["input_ids"].shape[1] + 5)
+
+
+def test_words_after_a_prompt_may_be_taken_back() -> None:
+    """As `generate` does where it looks one step late whether all have ended: it says so behind the prompt."""
+    model, given = patch(fresh(LLAVA), "fastv", keep=0.5), LLAVA.inputs([PROMPTS[1]])
+    with torch.no_grad():
+        first, second = (model(**given, use_cache=True).past_key_values for _ in "ab")
+        first.activate_past_recording()
+        first.crop(0)
+        with pytest.raises(ValueError, match="the last of them decided"):
+            first.crop(-1)
+        with pytest.raises(ValueError, match="the last of them decided"):
+            second.crop(0)
+        word = {"input_ids": torch.tensor([[5]])}
+        expected = model(**word, past_key_values=second).logits
+        second.crop(0)
+        second.crop(-1)
+        assert torch.equal(model(**word, past_key_values=second).logits, expected)
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="have been rotated to their positions already"):
         patch(fresh(LLAVA), "fastv", keep=0.5, positions="renumber")
@@ -245,8 +280,6 @@ def test_what_is_refused() -> None:
             patch(fresh(row), "divprune", keep={2: 0.5})
         assert "fastv" not in compatible(shared(row.name)).language
     model, given = patch(fresh(LLAVA), "fastv", keep=0.5), LLAVA.inputs([PROMPTS[1]])
-    with pytest.raises(ValueError, match="the last of them decided which tokens of images left"):
-        generate(model, given, assistant_model=patch(fresh(LLAVA), "random", keep=0.25))
     model.set_attn_implementation("eager")
     with pytest.raises(ValueError, match="another attention implementation after it was patched"):
         generate(model, given)

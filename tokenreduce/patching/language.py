@@ -26,11 +26,9 @@ def prepare_language(
     others = [name for name, value in given.items() if value is not None and value != "auto"]
     if others:
         raise InvalidTypeError(
-            f"{', '.join(others)} was given, but before a language model tokens leave once, and what has left comes "
-            "back in its outputs as the token before it; give keep= and positions= only"
+            f"{', '.join(others)} was given, but the budget of a language model is keep=, and what has left comes back "
+            "in its outputs as the token before it; give keep= and positions= only"
         )
-    if keep is None:
-        raise InvalidTypeError(f"{reducer.name} reduces what enters a language model: give keep=0.1 or keep=64")
     reason = "; ".join(adapter.refusals(part)) or unfit(reducer, part, adapter)
     if reason:
         fitting = ", ".join(fitting_methods(part, adapter)) or "none"
@@ -42,6 +40,12 @@ def prepare_language(
     chosen = choose_positions(reducer, adapter, positions, stages)
     keep = dict(keep) if isinstance(keep, Mapping) else keep
     return part, adapter, LanguageReduction(reducer, keep, stages, chosen, adapter, positions)
+
+
+def need_keep(reducer: Reducer) -> None:
+    """Raise for a method that runs before language models alone, where no `keep` was given."""
+    if reducer.places == frozenset({"language"}):
+        raise InvalidTypeError(f"{reducer.name} reduces what enters a language model: give keep=0.1 or keep=64")
 
 
 def unfit(reducer: Reducer, part: nn.Module, adapter: Any) -> str:

@@ -47,7 +47,7 @@ class LanguageReport:
 
     @property
     def rows(self) -> tuple[int, int]:
-        """Places of the longest prompt, and the rows of it that entered the language model."""
+        """Places of the longest prompt, and its rows in the last layer; those in each layer are `layer_rows`."""
         return self._last().rows
 
     @property

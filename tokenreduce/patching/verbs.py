@@ -32,7 +32,7 @@ from tokenreduce.patching.finding import (
     reduction_of,
 )
 from tokenreduce.patching.fitting import auxiliary_heads, check_layers, check_scan, misfit, reads_heads
-from tokenreduce.patching.language import prepare_language
+from tokenreduce.patching.language import need_keep, prepare_language
 from tokenreduce.patching.language_costs import language_costs
 from tokenreduce.patching.language_report import LanguageReport
 from tokenreduce.patching.outputs import check_restore, decide_restoring, warn_of_language
@@ -115,6 +115,8 @@ def patch(
         return model
     name, backbone, adapter = find_backbone(model)
     reducer = need_reducer(method, options)
+    if all(budget is None for budget in (ratio, r, flops, schedule)):
+        need_keep(reducer)
     if positions != "auto":
         raise InvalidTypeError(f"positions={positions!r} is for what enters a language model; give it with keep=")
     check_restore(reducer, restore)

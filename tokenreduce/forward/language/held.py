@@ -32,6 +32,7 @@ class Held:
 
     def then(self, within: Tensor, valid: Tensor, entries: int) -> Held:
         """Behind these, those `within (B, P)` of the next `entries` of the first layers."""
+        within, valid = within.to(self.within.device), valid.to(self.within.device)
         held = torch.cat([self.within, self.all + within], 1)
         fillers = self.fillers or not bool(valid.all())
         return Held(held, torch.cat([self.valid, valid], 1), self.all + entries, fillers)
@@ -73,10 +74,11 @@ def translated(mask: Tensor | None, rows: Tensor, columns: Tensor, valid: Tensor
         columns, valid: `(B, entries')`, which of the entries, and False for fillers.
         past: entries before the first of the q rows.
     """
+    columns, valid = columns.to(rows.device), valid.to(rows.device)  # layers may be on several devices
     if mask is None:
         seen = columns[:, None, :] <= (rows + past)[:, :, None]
         return (seen & valid[:, None, :])[:, None]
-    batch = rows.shape[0]
+    batch, mask = rows.shape[0], mask.to(rows.device)
     mask = mask.expand(batch, *mask.shape[1:])
     mask = mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
     mask = mask.gather(3, columns[:, None, None, :].expand(*mask.shape[:3], -1))

@@ -80,16 +80,18 @@ class Kept:
         return replace(self, columns=columns, valid=valid, removed=removed, held=held)
 
     def cut(self, places: int) -> Kept:
-        """Without the last `places`.
+        """Without the last `places`; of 0 the same, as by who drafts words, all of which were right.
 
         Raises: ValueError where something has left from among them, or one of them decided what left.
         """
-        if self.asked and places:
+        if self.asked:
             raise InvalidValueError(
                 "words of this prompt cannot be taken out of the cache: the last of them decided which tokens of "
                 "images left; generate without drafted words (an assistant, prompt lookup), or use a method that "
                 "reads no text"
             )
+        if not places:
+            return self
         ends = torch.arange(self.seen - places, self.seen, device=self.columns.device)
         last = self.columns[:, self.columns.shape[1] - places :]
         whole = places <= self.columns.shape[1] and bool((last == ends).all())

@@ -45,20 +45,20 @@ class Passage:
 
     def rows(self, x: Tensor) -> Tensor:
         """The rows that enter, `(B, P, C)` of `x (B, n, C)`."""
-        return take(x, self.index)
+        return take(x, self.index.to(x.device))
 
     def restore(self, x: Tensor) -> Tensor:
         """A row for each place, `(B, n, C)` of `x (B, P, C)`. Of the last rows alone, as many places from the end."""
         missing = self.index.shape[1] - x.shape[1]
         back = self.back[:, -x.shape[1] :] - missing if missing else self.back
-        return take(x, back)
+        return take(x, back.to(x.device))
 
     def positions(self, positions: Tensor | None, renumber: bool, before: Kept | None) -> Tensor:
         """Those of the rows, of `positions (..., B or 1, n)` of the places; None: one after the other."""
         batch, places = self.back.shape
         if positions is None:
             positions = torch.arange(self.past, self.past + places, device=self.back.device)[None]
-        positions = positions.expand(*positions.shape[:-2], batch, places)
+        positions = positions.to(self.back.device).expand(*positions.shape[:-2], batch, places)
         if renumber:
             gone = self.removed.cumsum(1)
             positions = positions - (gone if before is None else gone + before.removed[:, None])

@@ -22,7 +22,7 @@ from tokenreduce.reducers.entries import ENTRIES
 class Planned(NamedTuple):
     """What becomes of U units of one size: their numbers, the prompts that they are in `(U,)`, where their tokens stand
     `(U, T)`, the maps with the sizes before each, and of what is left, in the order of the prompt, which of the maps'
-    outputs it is, which of the T tokens stands for it and where, `(U, M)` each."""
+    outputs it is, which of the T tokens stands for it, where, and for how many it stands, `(U, M)` each."""
 
     numbers: list[int]
     prompts: Tensor
@@ -31,6 +31,7 @@ class Planned(NamedTuple):
     order: Tensor
     members: Tensor
     kept: Tensor
+    sizes: Tensor
 
     def carry(self, x: Tensor) -> Tensor:
         """`x (B, n, C)` with what the tokens left hold, at their places."""
@@ -66,9 +67,10 @@ class Removal:
         """What is left of the units that were planned for."""
         found = list(units)
         for part in self.planned:
-            for number, kept, members in zip(part.numbers, part.kept, part.members, strict=True):
-                prompt, _, facts = units[number]
-                found[number] = Unit(prompt, kept, facts.of(members))
+            rows = zip(part.numbers, part.kept, part.members, part.sizes, strict=True)
+            for number, kept, members, sizes in rows:
+                unit = units[number]
+                found[number] = Unit(unit.prompt, kept, unit.facts.of(members), sizes)
         return found
 
 
@@ -84,9 +86,7 @@ class Ended(Removal):
             self.removed[unit.prompt, unit.places] = ends[unit.prompt]
 
     def left(self, units: Sequence[Unit]) -> list[Unit]:
-        return [
-            unit._replace(places=unit.places[:0], facts=Facts()) if self.ends[unit.prompt] else unit for unit in units
-        ]
+        return [Unit(unit.prompt, unit.places[:0], Facts()) if self.ends[unit.prompt] else unit for unit in units]
 
 
 def plan_removal(
@@ -97,22 +97,25 @@ def plan_removal(
     Args:
         text_attention: `(B, n)`, of the last word of each prompt, where the method reads it.
     """
-    groups: dict[tuple[int, Grid | None], list[int]] = {}
+    groups: dict[tuple[int, Grid | None, bool], list[int]] = {}
     for number, unit in enumerate(units):
         if count_left(len(unit.places), keep) < len(unit.places):
-            groups.setdefault((len(unit.places), unit.facts.grid), []).append(number)
+            alike = len(unit.places), unit.facts.grid, unit.sizes is None
+            groups.setdefault(alike, []).append(number)
     planned = []
     with working("reducer"), torch.no_grad(), without_autocast(x.device):
-        for (entered, grid), numbers in groups.items():
+        for (entered, grid, single), numbers in groups.items():
             some = [units[number] for number in numbers]
             prompts = torch.tensor([unit.prompt for unit in some], device=x.device)
             places = torch.stack([unit.places for unit in some])
             shown = _shown(reducer, some, prompts, places, text_attention)
             rows = x.detach()[prompts[:, None], places]
-            steps, rep = plan_in_steps(reducer, rows, count_left(entered, keep), grid, shown)
+            before = None if single else torch.stack([unit.sizes for unit in some])  # type: ignore[misc]
+            steps, rep, sizes = plan_in_steps(reducer, rows, count_left(entered, keep), grid, shown, before)
             order = rep.argsort(dim=1)
-            members = rep.gather(1, order)
-            planned.append(Planned(numbers, prompts, places, steps, order, members, places.gather(1, members)))
+            members, sizes = rep.gather(1, order), sizes.gather(1, order)
+            kept = places.gather(1, members)
+            planned.append(Planned(numbers, prompts, places, steps, order, members, kept, sizes))
     return Removal(planned, (x.shape[0], x.shape[1]), x.device)
 
 
@@ -124,20 +127,21 @@ def _shown(
     read = (reducer.required() | reducer.uses).intersection(*facts)
     shown = {name: torch.stack([each[name] for each in facts]) for name in sorted(read)}
     if "text_attention" in reducer.required() and text_attention is not None:
-        shown["text_attention"] = text_attention[prompts[:, None], places]
+        shown["text_attention"] = text_attention.to(places.device)[prompts[:, None], places]
     return shown
 
 
 def plan_in_steps(
-    reducer: Reducer, rows: Tensor, keep: int, grid: Grid | None, shown: dict[str, Tensor]
-) -> tuple[tuple[tuple[TokenMap, Tensor | None], ...], Tensor]:
-    """The maps that leave `keep` of `rows (U, T, C)`, with the sizes before each, and the token that represents each
-    output `(U, keep)`. A method that cannot remove so many at once does it again with what is left.
+    reducer: Reducer, rows: Tensor, keep: int, grid: Grid | None, shown: dict[str, Tensor], sizes: Tensor | None
+) -> tuple[tuple[tuple[TokenMap, Tensor | None], ...], Tensor, Tensor]:
+    """The maps that leave `keep` of `rows (U, T, C)`, fewer than T, with the sizes before each, and the token that
+    represents each output and its size, `(U, keep)`. A method that cannot remove so many at once does it again with
+    what is left.
 
     Args:
         shown: what the method reads besides, entries of the same images.
+        sizes: `(U, T)`, how many tokens each row stands for; None: one.
     """
-    sizes: Tensor | None = None
     steps: list[tuple[TokenMap, Tensor | None]] = []
     rep = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape[0], -1)
     options: dict[str, Any] = reducer.options()
@@ -152,7 +156,8 @@ def plan_in_steps(
         members = token_map.representatives()
         rep, shown = rep.gather(1, members), {name: of_members(name, x, members) for name, x in shown.items()}
         rows, sizes = token_map.apply(rows, sizes), token_map.sizes(sizes)
-    return tuple(steps), rep
+    assert sizes is not None
+    return tuple(steps), rep, sizes
 
 
 def of_members(name: str, entry: Tensor, members: Tensor) -> Tensor:

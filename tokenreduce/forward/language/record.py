@@ -11,7 +11,7 @@ class LanguageRecord:
 
     Args:
         units: tokens of each image and video, entered and left.
-        rows: places of the longest prompt, padding included, and rows of it that entered the language model.
+        rows: places of the longest prompt, padding included, and its rows in the last layer.
         kv_bytes: bytes of the prompts in the cache, and what they would be if nothing had left; 0 without a cache.
         prompts: how many there were.
         tokens: tokens of images and videos in each layer.

@@ -67,6 +67,11 @@ def current(reduction: LanguageReduction) -> LanguageRun | None:
     return next((run for run in reversed(_thread.runs) if run.reduction is reduction), None)
 
 
+def forget(reduction: LanguageReduction) -> None:
+    """Take all runs of this patch off this thread's stack, of forwards that were interrupted."""
+    _thread.runs[:] = [run for run in _thread.runs if run.reduction is not reduction]
+
+
 def close(reduction: LanguageReduction) -> None:
     """Take the innermost run of this patch off the stack, if there is one."""
     run = current(reduction)

@@ -43,7 +43,7 @@ class Stream:
 
     def note(self, rows: Tensor) -> None:
         """The attention `(B, entries)` of the last row, in the layer before a stage."""
-        self.noted = rows[:, rows.shape[1] - self.within.shape[1] :]
+        self.noted = rows[:, rows.shape[1] - self.within.shape[1] :]  # where that layer is; planning takes it along
 
     def visual(self) -> Tensor:
         """`(B, P)`: which of the rows are of images."""
@@ -58,7 +58,7 @@ class Stream:
         A prompt ends if, on average, neither its text looks at images nor images at anything else.
         """
         visual = self.visual()
-        text = self.valid & ~visual
+        text, to_images = self.valid & ~visual, to_images.to(visual.device)
         of_text, of_images = (
             (to_images.masked_fill(~rows, 0).sum(1) / rows.sum(1)) for rows in (text, visual)
         )  # no rows: not a number, which is below nothing
@@ -72,6 +72,7 @@ class Stream:
 
     def reduce(self, layer: int, x: Tensor, given: dict[str, Any]) -> Tensor:
         """Let rows leave `x (B, P, C)` before a layer, and change what this and later layers are called with."""
+        self.move(x.device)
         removal = self._removal(self.reduction.later[layer], x)
         passage = Passage.of(removal.removed, self.valid, 0)
         x = passage.rows(removal.carry(x))
@@ -85,6 +86,11 @@ class Stream:
         self.changed = self.arguments(self.held[layer], passage, given)
         return x
 
+    def move(self, device: torch.device) -> None:
+        """Go on there, as the layers do: a model may be on several devices."""
+        self.units = [unit.on(device) for unit in self.units]
+        self.valid, self.within, self.back = (x.to(device) for x in (self.valid, self.within, self.back))
+
     def arguments(self, held: Held, passage: Passage, given: dict[str, Any]) -> dict[str, Any]:
         """Those for the rows that are left; positions of the stage before are in what was changed then."""
         before = given | {name: x for name, x in self.changed.items() if name != "attention_mask"}
@@ -95,7 +101,7 @@ class Stream:
         if mask is not None or held.fillers:  # after a cache there is always one
             changed["attention_mask"] = translated(mask, self.within, held.within, held.valid, self.past)
         if places is not None:
-            places = places.expand(len(passage.index), -1)
+            places = places.to(passage.index.device).expand(len(passage.index), -1)
             changed["position_ids"] = places.gather(1, passage.index)
         return changed
 
@@ -104,7 +110,7 @@ class Stream:
         stages = [stage for stage in self.passages if layer is None or stage <= layer]
         if not stages:
             return x
-        back = self.passages[max(stages)]
+        back = self.passages[max(stages)].to(x.device)
         return x.gather(1, back[..., None].expand(-1, -1, x.shape[-1]))
 
 

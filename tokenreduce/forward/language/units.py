@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
@@ -34,17 +35,28 @@ class Facts(NamedTuple):
         known["received_attention"] = None if self.received_attention is None else self.received_attention[None]
         return {name: x for name, x in known.items() if x is not None}
 
+    def on(self, device: torch.device) -> Facts:
+        """The same there."""
+        return Facts(self.grid, *(None if x is None else x.to(device) for x in self[1:]))
+
     def of(self, members: Tensor) -> Facts:
         """The same of the tokens `members` alone."""
         return Facts(self.grid, *(None if x is None else x[members] for x in self[1:]))
 
 
 class Unit(NamedTuple):
-    """One image or video: the prompt that it is in, the places of its tokens there `(T,)`, and what is known of it."""
+    """One image or video: the prompt that it is in, the places of its tokens there `(T,)`, what is known of it, and of
+    how many tokens each is made `(T,)`, where some have left; None: of one."""
 
     prompt: int
     places: Tensor
     facts: Facts
+    sizes: Tensor | None = None
+
+    def on(self, device: torch.device) -> Unit:
+        """The same there: parts of a model may be on several devices."""
+        sizes = None if self.sizes is None else self.sizes.to(device)
+        return Unit(self.prompt, self.places.to(device), self.facts.on(device), sizes)
 
 
 def find_units(placeholders: Tensor, lengths: Sequence[int], facts: Sequence[Facts]) -> list[Unit]:

@@ -15,6 +15,9 @@ from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
+OF_VIDEOS = "of a video, whose grid is (T, H, W), it pools nothing: use another method for prompts with videos"
+OF_DROPOUT = "patch dropout in training takes the grid away: use another method, or eval()"
+
 
 @register
 @dataclass(frozen=True)
@@ -42,9 +45,10 @@ class Pool(Reducer):
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
         if tokens.grid is None or len(tokens.grid) != 2 or tokens.grid[0] * tokens.grid[1] < tokens.count:
+            video = tokens.grid is not None and len(tokens.grid) == 3
             raise InvalidValueError(
                 f"pool needs the tokens to be a grid (H, W), but there are {tokens.count} in a grid {tokens.grid}; "
-                "patch dropout in training takes the grid away: use another method, or eval()"
+                + (OF_VIDEOS if video else OF_DROPOUT)
             )
         batch, device = tokens.features.shape[0], tokens.features.device
         dest, rep, sources = (

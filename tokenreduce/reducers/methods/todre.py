@@ -34,7 +34,9 @@ class ToDRE(Reducer):
     `threshold`: means over rows and heads, in the layer before, of what goes there. With `keep=1.0` nothing leaves.
 
     Departures: where a tower has no class token the first is the one whose cosines to all tokens have the least sum;
-    tokens keep their positions where all may leave later. Not confirmed: positions, and how layers are counted.
+    the class token's attention is that of the layer whose features are taken, where the paper has the last one; what
+    images attend to among images of earlier turns counts as text; tokens keep their positions where all may leave
+    later. Not confirmed: positions, and how layers are counted.
 
     Args:
         criterion: "maxsum" as above, of the paper's second version; "maxmin", of its first, takes the token whose
