@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,12 @@ class Loaded:
         """
         if self.head.kind == "none":
             return judge_features(self.network, arms, self.salient)
-        return judge_answers(self.network, arms, self.images, self.head, self.encode, self.place)
+        return judge_answers(self.network, arms, self.images, *self.chosen)
+
+    @cached_property
+    def chosen(self) -> tuple[MakeHead, dict[str, Any], Data | None]:
+        """What `choose_head` gives, once: texts are encoded, and a gallery is listed, for all that is measured."""
+        return choose_head(self.head, self.images, self.network, self.encode, self.place)
 
 
 def load(setup: Setup = DEFAULT, head: Head = FITTING, *, all_images: bool = False, workers: int = 0) -> Loaded:
@@ -155,12 +160,11 @@ def judge_answers(
     network: nn.Module,
     arms: Sequence[Arm],
     images: Data,
-    head: Head,
-    encode: Callable[[Data], Any],
-    place: dict[str, Any],
+    make_head: MakeHead,
+    told: dict[str, Any],
+    gallery: Data | None,
 ) -> Judge:
     """Accuracy by a head, and errors of features."""
-    make_head, told, gallery = choose_head(head, images, network, encode, place)
     lanes, refused = classification_lanes(network, arms, len(images.class_names), make_head)
     return Judge(DEFINITIONS, lanes, refused, measure_classification, told, gallery)
 

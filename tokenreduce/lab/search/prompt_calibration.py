@@ -78,12 +78,13 @@ def calibrate_prompts(
     parts = part(len(prompts), sources, held_out, seed)
     search = LeastSearch(variants, parts, trials, greedy, seed, progress)
     measured = PromptTrials(model, variants[0], prompts, parts.batches, Journal(resume), search.tell)
-    training = model.training
+    training = [module for module in model.modules() if module.training]  # parts of it may be frozen
     try:
         model.eval()
         found = search.at(measured, keep) if keep is not None else search.below(measured, float(error or 0))
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
     return KeepCalibration(**vars(found))
 
 
