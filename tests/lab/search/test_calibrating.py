@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tokenreduce import Schedule, calibrate, patch, reduced, report, unpatch
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.lab.journal import Journal, digest
 from tokenreduce.lab.search import trials
 from tokenreduce.lab.search.calibration import explain
 from tokenreduce.lab.search.curves import Power
@@ -132,8 +133,6 @@ def test_the_model_stays_as_it_is_and_a_repeated_search_gives_the_same() -> None
 
 
 def test_errors_equal_those_of_patching_by_hand() -> None:
-    from tokenreduce.lab.journal import Journal
-
     model, images = small_vit(), some_images(5)
     measured = Trials(model, Variant("tome"), images, [[3, 1], [0, 2, 4]], Journal())
     candidate = measured.counted(Variant("tome"), (12, 12, 9, 9))
@@ -156,6 +155,36 @@ def test_a_bar_on_the_error_is_kept_on_images_that_chose_nothing(planted: Any) -
         calibrate(small_vit(), some_images(64), error=0.012, methods=["tome"], greedy=False)
     with pytest.raises(InvalidValueError, match="checked on 2 sources"):
         calibrate(small_vit(), some_images(4), error=0.012, methods=["tome"], greedy=False)
+
+
+def test_a_bar_is_kept_where_the_default_cannot_save_as_much(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then there is nothing to compare with, and the schedule stands."""
+    best = Power(-1, 1, 3)
+    planted(lambda one: 4 * (1 - one.share) * (0.5 if one.curve == best else 1.0))
+    own = Trials.own
+
+    def limited(self: Trials, variant: Variant, flops: float) -> Candidate:
+        if flops < 0.69:
+            raise InvalidValueError("these layers cannot save as much")
+        return own(self, variant, flops)
+
+    monkeypatch.setattr(Trials, "own", limited)
+    found = calibrate(small_vit(), some_images(64), error=0.012, methods=["tome"], greedy=False)
+    assert found.flops_share < 0.69 and found.evidence is None and not found.improved
+    assert "one-sided 95 % bound of 32 sources" in found.verdict
+
+
+@pytest.mark.parametrize("flops", [0.93, 0.81, 0.7, 0.55])
+def test_a_methods_own_shape_costs_no_more_than_was_asked_and_as_much_as_it_can(flops: float) -> None:
+    """A budget alone gives the nearest counts, which may be those above."""
+    model = small_vit()
+    for method in ("tome", "ward", "pitome"):
+        measured = Trials(model, Variant(method), some_images(2), [[0, 1]], Journal())
+        found = measured.own(Variant(method), flops)
+        assert found.share <= flops and found.counts == most_below(model, method, flops)
+        patch(model, method, schedule=found.schedule)(some_images(1))
+        assert report(model).tokens == found.counts
+        unpatch(model)
 
 
 KILLED = """
@@ -203,6 +232,22 @@ def test_progress_comes_to_its_end() -> None:
     assert told == sorted(told) and 0.75 < told[-1] <= 1 and told[len(told) // 2] < 0.75
 
 
+def test_progress_moves_while_a_bar_is_searched(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(lambda one: 4 * (1 - one.share))
+    errors = Trials.errors
+
+    def telling(self: Trials, candidate: Candidate, batches: Any) -> Tensor:
+        found = errors(self, candidate, batches)
+        self.tell(str(candidate.variant), len(found))
+        return found
+
+    monkeypatch.setattr(Trials, "errors", telling)
+    told: list[float] = []
+    progress = lambda fraction, what: told.append(fraction)  # noqa: E731
+    calibrate(small_vit(), some_images(64), error=0.012, methods=["tome"], greedy=False, progress=progress)
+    assert told == sorted(told) and told[0] < 0.1 and 0.2 < told[len(told) // 2] < 0.8 and told[-1] <= 1
+
+
 def test_optuna_proposes_the_same_for_the_same_seed() -> None:
     pytest.importorskip("optuna")
     model, images = small_vit(), some_images(6)
@@ -228,6 +273,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "share": ({"flops": 1.2}, "lies between 0 and 1"),
     "text": ({"error": "small"}, "must be a number"),
     "method": ({"flops": 0.6, "methods": ["tomme"]}, "did you mean 'tome'"),
+    "second method": ({"flops": 0.6, "methods": ["tome", "warrd"]}, "did you mean 'ward'"),
+    "second option": ({"flops": 0.6, "methods": ["ward", ("tome", {"colour": 1})]}, "unknown option of tome"),
+    "keep and more": ({"flops": 0.6, "keep": 0.1}, "for prompts one of keep and error"),
     "misfit": ({"flops": 0.6, "methods": ["dtop"]}, "cannot run on this model"),
     "one name": ({"flops": 0.6, "methods": "tome"}, r"give a list, such as \['tome'\]"),
     "none": ({"flops": 0.6, "methods": []}, "is empty"),
@@ -269,4 +317,5 @@ def test_the_file_says_what_was_found(tmp_path: Path) -> None:
     known = data["calibration"]
     assert known["versions"]["torch"] == torch.__version__ and known["model"] == "VisionTransformer"
     assert known["images"] == {"choose": 6, "check": 6} and known["sources"] == 12
+    assert known["image_marks"] == [digest(image)[:16] for image in some_images(12)]
     assert known["improved"] == found.improved and known["flops_share"] == round(found.flops_share, 5)

@@ -147,7 +147,8 @@ def check_prompts(
     """Raise for arguments that a search on prompts would not use."""
     if device is not None:
         raise InvalidTypeError(f"device is {device!r}, but prompts run where the model is: move it there with model.to")
-    if error is not None and (trials or not greedy or (methods is not None and len(methods) > 1)):
+    several = methods is not None and not isinstance(methods, str) and len(methods) > 1
+    if error is not None and (trials or not greedy or several):
         raise InvalidTypeError(
             "error= finds counts of one method, layer by layer, on prompts: name one method, and leave out trials and "
             "greedy; with keep= several methods and shapes compete"

@@ -96,6 +96,8 @@ def choose_prompt_variants(model: nn.Module, methods: Sequence[Any] | None) -> l
         raise InvalidValueError(f"there is nothing to search in this {type(model).__name__}: {'; '.join(reasons)}")
     if isinstance(methods, str):
         raise InvalidTypeError(f"methods is {methods!r}; give a list, such as [{methods!r}]")
+    if methods is not None and not methods:
+        raise InvalidValueError("methods is empty; give names, or leave it out")
     named = [Variant(one) if isinstance(one, str) else Variant(one[0], dict(one[1])) for one in methods or (DEFAULT,)]
     for one in named:
         why = unfit(create(one.method, one.options), place, adapter)
