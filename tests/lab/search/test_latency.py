@@ -20,6 +20,7 @@ from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.search import clocking, searching
 from tokenreduce.lab.search.bars import LEVELS
 from tokenreduce.lab.search.clocking import QUICK, SURE, Clock, TimeShare, time_share
+from tokenreduce.lab.search.halving import FINAL
 from tokenreduce.lab.search.hurrying import NEIGHBOURS, level_of, most_compute, settle
 from tokenreduce.lab.search.trials import Candidate, Trials, Variant
 from tokenreduce.patching.finding import reduction_of
@@ -171,13 +172,10 @@ def test_the_time_that_is_told_is_of_the_variant_that_was_chosen(monkeypatch: py
         better = candidate.counts == own.counts and candidate.variant.options
         return (0.01 + images[:, None] / 1e4).expand(-1, 2) * (0.5 if better else 1.0)
 
-    def own_alone(depth: int) -> list[Any]:
-        return []
-
     own = bench()[0].own(Variant("ward"), LEVELS[0])
     monkeypatch.setattr(clocking, "time_share", measure)
     monkeypatch.setattr(Trials, "errors", errors)
-    monkeypatch.setattr(searching, "grid", own_alone)
+    monkeypatch.setattr(searching, "grid", lambda depth: [])
     methods = ["ward", ("ward", {"early": 0})]
     found = calibrate(small_vit(), some_images(24), latency=0.75, methods=methods, greedy=False)
     assert found.improved and found.options == {"early": 0} and found.figures["latency"]["share"] == 0.6
@@ -197,8 +195,8 @@ def test_candidates_that_are_better_and_too_slow_are_not_said_to_be_worse(
     clocked(lambda method, counts, rounds: sum(counts) / 64 if counts in own else 2.0)
     monkeypatch.setattr(Trials, "errors", errors)
     found = calibrate(small_vit(), some_images(24), latency=0.75, methods=["tome"], greedy=False)
-    if found.evidence is None:
-        assert "was better on the images that choose and fast enough" in found.verdict
+    assert not found.improved and found.evidence is None and found.figures["best_candidate"] is None
+    assert f"of the best {FINAL} of" in found.verdict and "and fast enough" in found.verdict
 
 
 def test_progress_moves_while_levels_are_bisected(clocked: Any) -> None:
