@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.comparing.kept import KeptLane
 from tokenreduce.lab.comparing.reading import Images, read_images
+from tokenreduce.lab.quality.features import Batch
 from tokenreduce.lab.quality.loading import Loaded
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.speed import compare
@@ -92,9 +93,19 @@ def measure_row(bench: Bench, arm: Arm, tell: Callable[[int], object] = lambda d
     lanes = list(judge.lanes)
     if bench.kept is not None:
         lanes[0], lanes[1].unpatched = bench.kept, bench.kept.lane
-    rows: list[Row] = judge.measure(lanes, bench.images.batches, tell)
+    rows: list[Row] = judge.measure(lanes, telling(bench.images.batches, tell))
     if (speed := bench.speed) is not None:
         timed = compare(bench.loaded.network, bench.timed, [arm], rounds=speed.rounds, min_time=speed.min_time)
         for row, times in zip(rows, timed, strict=True):
             row |= {key: times[key] for key in TIMED}
     return rows[0], rows[1] | {"options": arm.options}
+
+
+def telling(batches: Iterable[Batch], tell: Callable[[int], object]) -> Iterator[Batch]:
+    """The batches; before each `tell` gets the number of images that came before. (The unpatched lane cannot say so: in
+    later rows it has seen them all.)"""
+    done = 0
+    for batch in batches:
+        tell(done)
+        done += len(batch[0])
+        yield batch
