@@ -49,8 +49,11 @@ def test_two_commands_from_a_folder_to_a_schedule_and_a_report(
         ("dtop", "any budget"),
     ]
     assert data["rows"][1]["flops_share"] == pytest.approx(0.7, abs=0.02) and "top1" not in data["rows"][0]
+    shared = f"8 of the 8 images are among those that {schedule} was chosen on"
+    assert shared in text.replace("\n", " ") and any(shared in remark for remark in data["settings"]["remarks"])
     assert data["settings"]["images"] == 8 and len(data["settings"]["left_out"]) == 1
     page = (out / "report.html").read_text()
+    assert f"<p>{shared}" in page
     assert "tokenreduce compare --model fashion_vit" in page and "--no-speed" in page and "--limit" not in page
     assert shlex.quote(str(schedule)) in page and len(figures(data["rows"])) == 2
     before = (out / "rows.jsonl").read_text()

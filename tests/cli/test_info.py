@@ -29,6 +29,6 @@ def test_info_names_versions_kernels_and_families(run: Callable[..., str], tmp_p
 
 def test_info_says_why_kernels_cannot_be_used_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "load", lambda: FAULT)
-    monkeypatch.setattr(installation, "LIBRARIES", ("torch", "surely-not-installed"))
+    monkeypatch.setattr(installation, "LIBRARIES", {"torch": "torch", "no_such_module": "surely-not-installed"})
     found = installation.installation()
     assert found["kernels"]["cpu"] == FAULT and found["libraries"]["surely-not-installed"] is None

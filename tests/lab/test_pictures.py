@@ -147,6 +147,19 @@ def test_tradeoff_shows_accuracy_over_compute() -> None:
     np.testing.assert_allclose(evit.get_xydata(), [[70, 75]])
 
 
+def test_what_was_calibrated_is_a_star_beside_the_lines() -> None:
+    rows = [*ROWS, {"method": "tome", "budget": "schedule=s.json", "flops_share": 0.7, "top1": 0.88, "miou": 0.6}]
+    rows = [row | {"error": 1 - row["flops_share"]} if "flops_share" in row else row for row in rows]
+    for axis, place in (
+        (tradeoff(rows).axes[0], [70, 88]),
+        (error_curves(rows, {"error": "error"}).axes[0], [70, 0.3]),
+    ):
+        lines = {line.get_label(): line for line in axis.get_lines()}
+        np.testing.assert_allclose(lines["calibrated"].get_xydata(), [place])
+        assert lines["calibrated"].get_marker() == "*" and lines["calibrated"].get_linestyle() == "None"
+        assert len(lines["tome"].get_xydata()) == 2 and list(lines)[-1] == "calibrated"
+
+
 def test_tradeoff_of_another_figure_leaves_out_rows_without_it(tmp_path) -> None:
     [axis] = tradeoff(ROWS, key="miou", name="mIoU").axes
     assert axis.get_ylabel() == "mIoU, %" and [line.get_label() for line in axis.get_lines()[1:]] == ["tome"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import itertools
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
 from tokenreduce.lab.arms import Arm
 from tokenreduce.reducers.registry import create
 
+EVERY = 60  # seconds from one line of progress to the next where there is no terminal
 MODEL_HELP = (
     "a timm name, hf:NAME for a model or folder of transformers, fashion_vit or fashion_vim (which ship), or "
     "dinov2_small (extra 'real')"
@@ -50,7 +52,9 @@ Resume = Annotated[
         callback=check_file,
     ),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the rows to this file", callback=check_file)]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="also write what is shown to this file", callback=check_file)
+]
 
 
 def keep_arms(methods: str, keep: str | None, options: Sequence[str]) -> list[Arm]:
@@ -144,12 +148,29 @@ def usable_device(name: str) -> torch.device:
 
 @contextmanager
 def progress_bar(shown: bool = True) -> Iterator[Callable[[float, str], None]]:
-    """A progress bar on stderr, gone at the end; the value is the function that moves it."""
+    """A progress bar on stderr, gone at the end; without a terminal a line about every minute. The value is the
+    function that moves it."""
     columns = (BarColumn(), TextColumn("{task.percentage:.0f} % {task.description}"), TimeRemainingColumn())
     stderr = Console(stderr=True)
-    with Progress(*columns, console=stderr, transient=True, disable=not (shown and stderr.is_terminal)) as progress:
+    if not shown or not stderr.is_terminal:
+        yield lines_on(stderr) if shown else lambda fraction, what: None
+        return
+    with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task("preparing", total=1.0)
         yield lambda fraction, what: progress.update(task, completed=fraction, description=what)
+
+
+def lines_on(stderr: Console) -> Callable[[float, str], None]:
+    """What writes a line about every minute, for logs."""
+    last = time.monotonic()
+
+    def tell(fraction: float, what: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            stderr.print(f"{fraction:.0%} {what}", highlight=False, markup=False)
+
+    return tell
 
 
 def spelled(context: typer.Context) -> str:

@@ -13,18 +13,19 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from tokenreduce.cli.arguments import MODEL_HELP, Device, Exif, parse_options, progress_bar, usable_device
+from tokenreduce.cli.arguments import MODEL_HELP, Device, Exif, JsonFile, parse_options, progress_bar, usable_device
 from tokenreduce.cli.output import console
-from tokenreduce.cli.writing import check_file, save, saying
+from tokenreduce.cli.writing import check_file, saying, write_data
 from tokenreduce.errors import InvalidTypeError
 from tokenreduce.lab.data.unlabelled import Unlabelled, load_unlabelled
 from tokenreduce.lab.environment import environment
 from tokenreduce.lab.rows import Progress, Row
-from tokenreduce.lab.search.calibrating import Named, check_numbers
+from tokenreduce.lab.search.calibrating import Named, check_methods, check_numbers
 from tokenreduce.lab.search.calibrating import calibrate as search
 from tokenreduce.lab.search.calibration import Calibration
 from tokenreduce.lab.search.sensitivities import draw_sensitivities, sensitivities
 from tokenreduce.lab.shipped.named import load_model
+from tokenreduce.lab.whole import write_whole
 from tokenreduce.patching.finding import find_backbone
 
 
@@ -67,11 +68,13 @@ def calibrate(
     pretrained: Annotated[bool, typer.Option(help="load trained weights")] = True,
     device: Device = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="images in a forward that is timed for --latency")] = 8,
+    json_file: JsonFile = None,
 ) -> None:
     """Choose method and schedule on unlabelled images. The choice is checked on a part of them that chose nothing, and
     is the default where it is not shown to be better. A search that was stopped goes on where it was."""
     check_numbers({"flops": flops, "error": error, "latency": latency})  # before anything is loaded
     named = read_methods(method, option or [])
+    check_methods(named)
     place = usable_device(device)
     network, _ = load_model(model, image_size, pretrained)
     network = network.eval().to(place)
@@ -90,9 +93,13 @@ def calibrate(
     about = {"model": model, "images_of": images, "environment": environment()}
     found = dataclasses.replace(found, figures=found.figures | about | ({"sensitivities": rows} if rows else {}))
     with saying("--out", out):
-        save(out, json.dumps(found.to_json(), indent=2) + "\n")
+        write_whole(out, json.dumps(found.to_json(), indent=2) + "\n")
     console.print(f'wrote {out}: patch(model, schedule="{out}")', highlight=False)
-    if layers_out is not None and rows:
+    if json_file is not None:
+        write_data(json_file, found.to_json() | {"said": str(found)})
+    if layers_out is not None and not rows:
+        console.print(f"no layer can reduce alone, so {layers_out} was not written", style="yellow", highlight=False)
+    elif layers_out is not None:
         print_layers(rows)
         with saying("--sensitivities", layers_out):
             layers_out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from tokenreduce.cli.arguments import JsonFile
 from tokenreduce.cli.output import console
-from tokenreduce.cli.writing import check_file, write_data
+from tokenreduce.cli.writing import write_data
 from tokenreduce.ops import sized_attention
 from tokenreduce.ops.native import build, build_cuda, dispatch
 
@@ -19,9 +19,7 @@ def kernels(
     rebuild: Annotated[
         bool, typer.Option("--build", help="compile them now, even if they are compiled already")
     ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="also write the table to this file", callback=check_file)
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """List the kernels, and for each whether it can be used on this machine, or why not. Kernels are compiled once, on
     first use."""

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
 from rich.table import Table
 
 import tokenreduce
+from tokenreduce.cli.arguments import JsonFile
 from tokenreduce.cli.output import console
-from tokenreduce.cli.writing import check_file, write_data
+from tokenreduce.cli.writing import write_data
 
 
-def methods(
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="also write the facts to this file", callback=check_file)
-    ] = None,
-) -> None:
+def methods(json_file: JsonFile = None) -> None:
     """List every method: its kind and paper, what it needs from the model (in brackets: what it uses if the model has
     it), how it spreads a budget over the layers, whether it decides itself how many tokens stay, whether it can be
     exported, what its results were checked against, and its options."""

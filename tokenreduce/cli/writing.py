@@ -16,6 +16,7 @@ from tokenreduce.cli.output import console
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.environment import environment
 from tokenreduce.lab.rows import Row
+from tokenreduce.lab.whole import write_whole
 
 
 def check_file(param: typer.CallbackParam, path: Path | None) -> Path | None:
@@ -80,24 +81,10 @@ def write_data(path: Path, data: Any) -> None:
     """
     text = json.dumps(data, indent=2, default=str) + "\n"
     try:
-        save(path, text)
+        write_whole(path, text)
     except OSError as error:
         raise InvalidValueError(f"--json {path} could not be written ({error}); {keep(text)}") from None
     console.print(f"wrote {path}", highlight=False)
-
-
-def save(path: Path, text: str) -> None:
-    """Write the file whole or not at all: an older one survives a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # links, pipes and devices
-        path.write_text(text)
-        return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def keep(text: str) -> str:

@@ -9,20 +9,36 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("torch", "timm", "torchvision", "transformers")
+# The libraries whose versions belong to figures and to reports of faults: the module, and how pip calls it.
+LIBRARIES = {name: name for name in (
+    "torch", "torchvision", "timm", "transformers", "open_clip", "peft", "numpy", "numba", "triton", "onnx",
+    "onnxscript", "onnxruntime", "optuna", "safetensors", "torchmetrics", "ray", "pyarrow", "plotly",
+)} | {"open_clip": "open_clip_torch"}  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Of this library and those that were loaded."""
+    loaded = {name: sys.modules[name] for name in LIBRARIES if name in sys.modules}
+    numbers = {name: str(module.__version__) for name, module in loaded.items() if hasattr(module, "__version__")}
+    return {"tokenreduce": version("tokenreduce"), **numbers}
 
 
 def environment() -> dict[str, Any]:
     """Of this process, for every JSON file."""
-    versions: dict[str, Any] = {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
     return {
-        "tokenreduce": version("tokenreduce"),
-        **versions,
+        **versions(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
+
+
+def card_name(device: torch.device | str) -> str:
+    """What no other device has: the machine with, of a CUDA device, the number that its card was built with."""
+    place = torch.device(device)
+    card = torch.cuda.get_device_properties(place) if place.type == "cuda" else None
+    return f"{platform.node()} {getattr(card, 'uuid', place)}"
 
 
 def place_name(device: torch.device | str) -> str:

@@ -9,23 +9,19 @@ from typing import Any
 
 import torch
 
+from tokenreduce.lab.environment import LIBRARIES
 from tokenreduce.ops import sized_attention
 from tokenreduce.ops.native import dispatch
 from tokenreduce.patching.finding import families
 from tokenreduce.reducers.registry import methods
 
-# The distributions that decide how a patched model behaves.
-LIBRARIES = (
-    "tokenreduce", "torch", "torchvision", "timm", "transformers", "open_clip_torch", "peft", "numpy", "numba",
-    "triton", "onnx", "onnxscript", "onnxruntime", "optuna", "safetensors",
-)  # fmt: skip
-
 
 def installation() -> dict[str, Any]:
     """Versions (None: not installed), devices, why which kernels cannot be used (empty: they can), families by library,
     and methods. The kernels are compiled if they never were."""
+    libraries = {name: _version(module, name) for module, name in LIBRARIES.items()}
     return {
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {"tokenreduce": version("tokenreduce")} | libraries,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
@@ -38,11 +34,11 @@ def installation() -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
+def _version(name: str, distribution: str) -> str | None:
     if name in sys.modules and hasattr(sys.modules[name], "__version__"):
         return str(sys.modules[name].__version__)  # with how it was built, which the distribution does not say
     try:
-        return version(name)
+        return version(distribution)
     except PackageNotFoundError:
         return None
 

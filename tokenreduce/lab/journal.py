@@ -7,14 +7,23 @@ import hashlib
 import inspect
 import json
 import os
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.reducers import contract
 from tokenreduce.reducers.registry import lookup
+
+PACKAGE = Path(__file__).parents[1]
+ROOMS = ("ops", "maps", "reducers", "budget", "forward", "patches", "patching")  # what a patched model runs
+CODE = (".py", ".cpp", ".h", ".cu", ".cuh")
+PACKAGE = Path(__file__).parents[1]
+ROOMS = ("ops", "maps", "reducers", "budget", "forward", "patches", "patching")
+CODE = (".py", ".cpp", ".h", ".cu", ".cuh")
 
 
 class Journal:
@@ -85,14 +94,42 @@ def digest(*parts: Any) -> str:
     return found.hexdigest()[:24]
 
 
+def marks_of(images: Tensor) -> list[str]:
+    """A short hash of each image, as a model takes it."""
+    return [digest(image)[:16] for image in images]
+
+
 def digest_of_method(name: str) -> str:
-    """A hash of the code that a method may run: its file, and those of the library's methods."""
-    files = sorted(Path(contract.__file__).parent.rglob("*.py"))
-    own = inspect.getsourcefile(lookup(name))
+    """A hash of the code that a patched model may run: the method's, and the library's."""
+    own = lookup(name)
+    try:
+        file = inspect.getsourcefile(own)
+    except (OSError, TypeError):  # a class that was typed in has no file
+        file = None
+    if file is not None and Path(file).is_file():
+        return digest(digest_of_library(), Path(file).read_bytes().hex())
+    members = {name: getattr(member, "__func__", member) for name, member in vars(own).items()}
+    codes = {name: facts_of(member.__code__) for name, member in members.items() if hasattr(member, "__code__")}
+    return digest(digest_of_library(), codes)
+
+
+@cache
+def digest_of_library() -> str:
+    """A hash of the files that decide what a patched model computes. They are those that were imported, so once."""
     found = hashlib.sha256()
-    for file in [*files, *([] if own is None or not Path(own).is_file() else [Path(own)])]:
-        found.update(file.read_bytes())
+    folders = [Path(part) for room in ROOMS for part in import_module(f"tokenreduce.{room}").__path__]
+    folders += [path for path in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if path.is_dir()]
+    for folder in folders:
+        for file in sorted(path for path in folder.rglob("*") if path.suffix in CODE):
+            found.update(str(file.relative_to(folder)).encode())
+            found.update(file.read_bytes())
     return found.hexdigest()
+
+
+def facts_of(code: CodeType) -> list[Any]:
+    """What a function does, without where its lines stood."""
+    inner = [facts_of(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), inner]
 
 
 def digest_of_model(model: nn.Module) -> str:

@@ -13,9 +13,13 @@ from torch import Tensor
 
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.cells import GREY, as_pixels, hatch, label_cells, outline, paint_tokens, size_cells
+from tokenreduce.lab.rows import from_file
 from tokenreduce.maps.token_map import TokenMap, identity
 from tokenreduce.patching.reporting import Report
 
+CALIBRATED = "calibrated"
+STAR: dict[str, Any] = {"marker": "*", "markersize": 13, "color": "#f0e442", "markeredgecolor": "black"}
+STAR |= {"linestyle": "none", "zorder": 3}
 TICKS = tuple(digit * 10.0**power for power in range(6) for digit in (1, 2, 5))
 
 
@@ -135,6 +139,19 @@ def draw_methods(image: Tensor, rows: Sequence[Reduced], grid: tuple[int, int], 
     figure.savefig(path, dpi=120)
 
 
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of each method, and last under `CALIBRATED` those whose schedule came from a file."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=from_file):
+        found.setdefault(CALIBRATED if from_file(row) else row["method"], []).append(row)
+    return found
+
+
+def style_of(name: str) -> dict[str, Any]:
+    """How the line of a method is drawn, or the stars of those that were calibrated."""
+    return STAR if name == CALIBRATED else {"marker": "o"}
+
+
 def draw_tradeoff(
     rows: Sequence[Mapping[str, Any]], path: str | Path, title: str = "", key: str = "top1", name: str = "top-1"
 ) -> None:
@@ -155,13 +172,13 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], title: str = "", key: str = "top
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     drawn = [row for row in rows if row.get(key) is not None and row.get("flops_share") is not None]
-    for method in dict.fromkeys(row["method"] for row in drawn):
-        points = sorted((100 * row["flops_share"], 100 * row[key]) for row in drawn if row["method"] == method)
+    for method, own in lines_of(drawn).items():
+        points = sorted((100 * row["flops_share"], 100 * row[key]) for row in own)
         if method == "unpatched":
             label = f"unpatched, {points[0][1]:.2f} %"
             axis.axhline(points[0][1], color="black", linestyle="--", linewidth=1, label=label)
         else:
-            axis.plot(*zip(*points, strict=True), marker="o", label=method)
+            axis.plot(*zip(*points, strict=True), label=method, **style_of(method))
     axis.set(xlabel="multiply-adds, % of the unpatched model", ylabel=f"{name}, %", title=title)
     axis.grid(alpha=0.3)
     axis.legend()
@@ -183,10 +200,9 @@ def error_curves(rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str], tit
 
     figure = Figure(figsize=(3.4 * len(keys), 3.8), layout="constrained")
     for axis, (key, name) in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys.items(), strict=True):
-        drawn = [row for row in rows if row.get(key)]
-        for method in dict.fromkeys(row["method"] for row in drawn):
-            points = sorted((100 * row["flops_share"], row[key]) for row in drawn if row["method"] == method)
-            axis.plot(*zip(*points, strict=True), marker="o", label=method)
+        for method, own in lines_of([row for row in rows if row.get(key)]).items():
+            points = sorted((100 * row["flops_share"], row[key]) for row in own)
+            axis.plot(*zip(*points, strict=True), label=method, **style_of(method))
         axis.set(yscale="log", xlabel="multiply-adds, %", title=name)
         axis.grid(alpha=0.3)
     handles, labels = axis.get_legend_handles_labels()

@@ -1,13 +1,14 @@
 """Rows: what was measured of one method at one budget, one dict each, with the same keys in Python and in JSON.
 
 `COLUMNS` names the keys that tables show. Besides these there are `options` (arguments of the method besides its
-budget), `images` (how many were measured), `uncounted` (operators whose MACs are unknown) and, in the row of an arm
-that the model cannot reach, `refused` (the reason). Shares and accuracies are fractions of 1, `rmse` is in metres.
+budget), `images` (how many were measured, of dense tasks), `uncounted` (operators whose MACs are unknown) and, in the
+row of an arm that the model cannot reach, `refused` (the reason). Shares and accuracies are fractions of 1, `rmse` is
+in metres.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Row = dict[str, Any]
@@ -75,3 +76,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "apply_us": ("apply us", lambda v: f"{v:.0f}"),
     "attention": ("attention", str),
 }
+
+
+def from_file(row: Mapping[str, Any]) -> bool:
+    """Whether the schedule came from a file, as `calibrate` writes it."""
+    return str(row.get("budget")).startswith("schedule=")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tokenreduce import Schedule, patch, save_patch
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.arms import Arm
-from tokenreduce.lab.comparing import Speed, compare_methods, measuring, running, write_report
+from tokenreduce.lab.comparing import Speed, compare_methods, measuring, reading, running, write_report
 from tokenreduce.lab.comparing.choosing import answers, best_of
 from tokenreduce.lab.comparing.pictures import LARGEST, shrink
 from tokenreduce.lab.quality.evaluation import classification
@@ -77,7 +77,7 @@ def test_adaptive_methods_are_counted_as_in_eval(tmp_path: Path) -> None:
 def test_many_images_stream_and_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = {"setup": SMALL, "speed": None}
     kept = compare_methods(["tome"], [0.6], out=tmp_path / "kept", **run)  # type: ignore[arg-type]
-    monkeypatch.setattr(measuring, "MEMORY", 1)
+    monkeypatch.setattr(reading, "MEMORY", 1)
     streamed = compare_methods(["tome"], [0.6], out=tmp_path / "streamed", **run)  # type: ignore[arg-type]
     assert kept.rows == streamed.rows and len(streamed.samples) == 3
 
@@ -101,9 +101,9 @@ def test_finished_rows_are_not_measured_again_and_others_can_be_added(
     measured: list[str] = []
     measure = running.measure_row
 
-    def noting(bench: measuring.Bench, arm: Arm) -> tuple[Row, Row]:
+    def noting(bench: measuring.Bench, arm: Arm, tell: Any) -> tuple[Row, Row]:
         measured.append(str(arm))
-        return measure(bench, arm)
+        return measure(bench, arm, tell)
 
     monkeypatch.setattr(running, "measure_row", noting)
     run: Callable[..., Any] = lambda names, shares, **more: compare_methods(  # noqa: E731
@@ -146,7 +146,7 @@ def test_what_does_not_fit_has_a_reason_and_all_means_all(tmp_path: Path) -> Non
 def test_all_are_the_methods_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tokenreduce import compatible
 
-    monkeypatch.setattr(running, "measure_row", lambda bench, arm: ({}, {"method": arm.method, "refused": "x"}))
+    monkeypatch.setattr(running, "measure_row", lambda bench, arm, tell: ({}, {"method": arm.method, "refused": "x"}))
     found = compare_methods(None, [0.6], out=tmp_path, setup=SMALL, speed=None)
     fitting = compatible(fashion_vit())
     tried = [row["method"] for row in found.rows if row["refused"] == "x"]

@@ -138,8 +138,11 @@ def test_the_result_is_a_patch(tmp_path: Any) -> None:
 
 def test_the_model_stays_as_it_was() -> None:
     model = patch(new(replace(LLAVA, name="planted", build=build)).train(), "divprune", keep=0.5)
+    model.model.vision_tower.eval()  # as people freeze parts of a model that they train
+    before = [module.training for module in model.modules()]
     calibrate(model, prompts(4), keep=0.7, greedy=False)
     assert report(model).method == "divprune" and model.training
+    assert [module.training for module in model.modules()] == before
 
 
 def test_methods_without_text_may_begin_before_the_model() -> None:
@@ -164,6 +167,12 @@ def test_methods_without_text_may_begin_before_the_model() -> None:
             "evit cannot run on this model: it is for the layers",
         ),
         ({"keep": 0.5, "methods": "fastv"}, TypeError, "give a list, such as"),
+        ({"error": 0.1, "methods": "fastv"}, TypeError, "give a list, such as"),
+        ({"keep": 0.5, "methods": []}, ValueError, "methods is empty"),
+        ({"keep": 0.5, "device": "cpu"}, TypeError, "prompts run where the model is"),
+        ({"error": 0.1, "methods": ["fastv", "divprune"]}, TypeError, "name one method"),
+        ({"error": 0.1, "trials": 3}, TypeError, "leave out trials and greedy"),
+        ({"error": 0.1, "greedy": False}, TypeError, "leave out trials and greedy"),
     ],
 )
 def test_what_is_refused(more: dict[str, Any], error: type[Exception], sentence: str) -> None:

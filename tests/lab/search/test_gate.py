@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.lab.quality.bootstrap import draw
-from tokenreduce.lab.search.gate import FLOOR, ROUNDS, compare, score, sources_needed, upper_bound
+from tokenreduce.lab.search.gate import FLOOR, ROUNDS, compare, score, sources_needed, tail, upper_bound
 
 KINDS = ("class_error", "token_error")
 
@@ -59,7 +59,7 @@ def test_figures_equal_a_slow_reference() -> None:
     for times in draw(4, ROUNDS):
         images = [i for i in range(9) for _ in range(int(times[sources[i]]))]
         rounds.append(float(errors[images, 1].mean() / default[images, 1].mean()))
-    ends = torch.tensor(rounds).quantile(torch.tensor([0.05, 0.95])).tolist()
+    ends = torch.tensor(rounds).quantile(torch.tensor([tail(4), 1 - tail(4)])).tolist()
     assert evidence.kinds["token_error"][0].interval == pytest.approx(ends, rel=1e-3)
 
 
@@ -91,3 +91,48 @@ def test_upper_bounds_cover_the_true_mean() -> None:
         assert bound.shape == (2,) and bool((bound > errors.mean(0)).all())
         covered += int((bound > 0.5).sum())
     assert 0.91 < covered / 400 < 0.98
+
+
+@pytest.mark.parametrize(("sources", "least"), [(5, 0.88), (8, 0.88), (16, 0.9)])
+def test_upper_bounds_cover_the_true_mean_of_skewed_errors_of_few_sources(sources: int, least: float) -> None:
+    """A percentile bootstrap covers 81, 85 and 88 times of 100."""
+    logs = torch.randn(sources, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.5
+    covered = upper_bound(logs.exp(), range(sources)) > math.exp(0.125)
+    assert least < float(covered.double().mean()) < 0.97
+
+
+def test_an_upper_bound_equals_a_slow_reference() -> None:
+    errors, _ = drawn(9, 3)
+    sources = [0, 0, 0, 1, 1, 2, 3, 3, 3]
+
+    def estimate(times: list[int]) -> tuple[float, float]:
+        """The mean of the images of sources that are there so often, and its standard error."""
+        images = [i for i in range(9) for _ in range(times[sources[i]])]
+        mean = float(errors[images, 0].mean())
+        parts = [[float(errors[i, 0]) - mean for i in range(9) if sources[i] == one] for one in range(4)]
+        squares = sum(often * sum(part) ** 2 for often, part in zip(times, parts, strict=True))
+        return mean, math.sqrt(squares * 4 / 3) / len(images)
+
+    mean, spread = estimate([1] * 4)
+    drawn_ones = [estimate([int(n) for n in times]) for times in draw(4, ROUNDS)]
+    shifts = torch.tensor([(m - mean) / max(s, FLOOR * m + FLOOR**2) for m, s in drawn_ones], dtype=torch.float64)
+    expected = mean - spread * float(shifts.quantile(0.05))
+    assert float(upper_bound(errors, sources)[0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_equal_errors_are_their_own_bound() -> None:
+    assert upper_bound(torch.full((6, 2), 0.3, dtype=torch.float64), range(6)).tolist() == pytest.approx([0.3, 0.3])
+
+
+@pytest.mark.parametrize("sources", [5, 8])
+def test_noise_of_few_sources_is_not_accepted_either(sources: int) -> None:
+    below = [compare(*drawn(sources, seed), range(sources), KINDS).overall.interval[1] < 1 for seed in range(400)]
+    assert sum(below) <= 26  # 5 % are 20; the middle 90 % of the draws alone gives 34 and more
+
+
+def test_the_tail_is_that_of_students_t() -> None:
+    """The one-sided 95 % quantiles of tables, widened by sqrt(n / (n - 1))."""
+    for sources, quantile in {5: 2.132, 9: 1.860, 31: 1.697}.items():
+        z = quantile * math.sqrt(sources / (sources - 1))
+        assert tail(sources) == pytest.approx(0.5 * math.erfc(z / math.sqrt(2)), rel=0.02)
+    assert tail(100_000) == pytest.approx(0.05, rel=1e-3)

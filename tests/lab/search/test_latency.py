@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from tokenreduce import calibrate, patch, report
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.journal import Journal
-from tokenreduce.lab.search import clocking
+from tokenreduce.lab.search import clocking, searching
 from tokenreduce.lab.search.bars import LEVELS
 from tokenreduce.lab.search.clocking import QUICK, SURE, Clock, TimeShare, time_share
-from tokenreduce.lab.search.hurrying import most_compute
-from tokenreduce.lab.search.trials import Trials, Variant
+from tokenreduce.lab.search.halving import FINAL
+from tokenreduce.lab.search.hurrying import NEIGHBOURS, level_of, most_compute, settle
+from tokenreduce.lab.search.trials import Candidate, Trials, Variant
 from tokenreduce.patching.finding import reduction_of
 
 Counts = tuple[int, ...]
@@ -146,3 +147,61 @@ def test_rounds_take_turns_and_shares_are_medians(fake_clock: Any) -> None:
     fake_clock({base: 0.2, patched: 0.13})
     found = time_share(base, patched, torch.zeros(1), 3)
     assert found.share == pytest.approx(0.65) and found.interval == pytest.approx((0.65, 0.65))
+
+
+def test_no_level_is_sought_beyond_the_last(clocked: Any) -> None:
+    clocked(lambda method, counts, rounds: 1.2)
+    trials, clock = bench()
+    candidate = trials.own(Variant("tome"), 0.8)
+    last = len(LEVELS) - 1
+    assert level_of(0.05) == level_of(LEVELS[-1]) == last
+    assert settle(clock, 0.5, lambda level: candidate, last - 1, last + NEIGHBOURS) is None
+
+
+def test_the_time_that_is_told_is_of_the_variant_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two variants of one method have the same schedule, and other times."""
+
+    def early(patched: nn.Module) -> bool:
+        return reduction_of(patched).reducer.options()["early"] != 0
+
+    def measure(base: nn.Module, patched: nn.Module, batch: Tensor, rounds: int) -> TimeShare:
+        return TimeShare(0.7, (0.7, 0.7)) if early(patched) else TimeShare(0.6, (0.6, 0.6))
+
+    def errors(self: Trials, candidate: Candidate, batches: Any) -> Tensor:
+        images = torch.arange(sum(len(self._batches[batch]) for batch in batches), dtype=torch.float64)
+        better = candidate.counts == own.counts and candidate.variant.options
+        return (0.01 + images[:, None] / 1e4).expand(-1, 2) * (0.5 if better else 1.0)
+
+    own = bench()[0].own(Variant("ward"), LEVELS[0])
+    monkeypatch.setattr(clocking, "time_share", measure)
+    monkeypatch.setattr(Trials, "errors", errors)
+    monkeypatch.setattr(searching, "grid", lambda depth: [])
+    methods = ["ward", ("ward", {"early": 0})]
+    found = calibrate(small_vit(), some_images(24), latency=0.75, methods=methods, greedy=False)
+    assert found.improved and found.options == {"early": 0} and found.figures["latency"]["share"] == 0.6
+
+
+def test_candidates_that_are_better_and_too_slow_are_not_said_to_be_worse(
+    clocked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def errors(self: Trials, candidate: Candidate, batches: Any) -> Tensor:
+        count = sum(len(self._batches[batch]) for batch in batches)
+        return torch.full((count, 2), 0.01 if candidate.curve is None else 0.005, dtype=torch.float64)
+
+    own = set()
+    trials, _ = bench()
+    for level in LEVELS:
+        own |= {one.counts for one in [attempt(partial(trials.own, Variant("tome")), level)] if one is not None}
+    clocked(lambda method, counts, rounds: sum(counts) / 64 if counts in own else 2.0)
+    monkeypatch.setattr(Trials, "errors", errors)
+    found = calibrate(small_vit(), some_images(24), latency=0.75, methods=["tome"], greedy=False)
+    assert not found.improved and found.evidence is None and found.figures["best_candidate"] is None
+    assert f"of the best {FINAL} of" in found.verdict and "and fast enough" in found.verdict
+
+
+def test_progress_moves_while_levels_are_bisected(clocked: Any) -> None:
+    clocked(stairs)
+    told: list[float] = []
+    progress = lambda fraction, what: told.append(fraction)  # noqa: E731
+    calibrate(small_vit(), some_images(24), latency=0.7, methods=["tome"], greedy=False, progress=progress)
+    assert told == sorted(told) and 0 < told[1] < told[4] < 0.7 and 0.5 < told[-1] <= 1

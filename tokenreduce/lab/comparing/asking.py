@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ def arms_of(
         raise InvalidValueError(f"no method fits this model: {chosen.reasons}{others(fitting)}")
     fit = [name for name in asked if name not in fitting.refused]
     return files + [Arm(name, flops=share, **options.get(name, {})) for name in fit for share in budgets], refused
+
+
+def chosen_by(schedules: Sequence[str | Path], marks: Sequence[str]) -> list[str]:
+    """A sentence for each file of `calibrate` that was chosen on some of the images with these marks."""
+    said = []
+    for path in schedules:
+        theirs = set(json.loads(Path(path).read_text()).get("calibration", {}).get("image_marks", []))
+        count = sum(mark in theirs for mark in marks)
+        if count:
+            said.append(
+                f"{count} of the {len(marks)} images are among those that {path} was chosen on, so its row may look "
+                "better than it would on new images: calibrate on one folder and compare on another"
+            )
+    return said
 
 
 def others(fitting: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenreduce.lab.comparing.choosing import loss, measured
-from tokenreduce.lab.rows import COLUMNS, Row
+from tokenreduce.lab.rows import COLUMNS, Row, from_file
 
 # Okabe and Ito's colours, which people tell apart who do not see all of them; beyond these, other marks.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
@@ -32,9 +32,10 @@ def plot(rows: Sequence[Row], across: str, up: str, heading: str) -> dict[str, A
     ran, log = measured(rows), up.endswith("_error")
     names = {"time_share": TIME, "top1": "top-1 accuracy, %"}
     title = " over ".join(name.split(",")[0] for name in (names.get(up, up.replace("_", " ")), heading))
-    least = {method: min(loss(row) for row in ran if row["method"] == method) for method in methods_of(ran)}
+    lines = [row for row in ran if not from_file(row)]
+    least = {method: min(loss(row) for row in lines if row["method"] == method) for method in methods_of(lines)}
     first = sorted(least, key=lambda method: least[method])[:SHOWN]
-    data = [trace(ran, method, place, across, up, method in first) for place, method in enumerate(methods_of(ran))]
+    data = [trace(lines, method, place, across, up, method in first) for place, method in enumerate(least)]
     data += calibrated(ran, across, up)
     if not log:
         ends = [value(row, across) for row in ran] + [100.0]
@@ -53,7 +54,7 @@ def methods_of(rows: Sequence[Row]) -> list[str]:
 
 def trace(rows: Sequence[Row], method: str, place: int, across: str, up: str, shown: bool) -> dict[str, Any]:
     """The line of one method through its budgets."""
-    own = sorted((r for r in rows if r["method"] == method and not from_file(r)), key=lambda row: value(row, across))
+    own = sorted((row for row in rows if row["method"] == method), key=lambda row: value(row, across))
     mark = {"symbol": MARKS[place // len(COLOURS) % len(MARKS)], "size": 9, "color": COLOURS[place % len(COLOURS)]}
     line = {"type": "scatter", "mode": "lines+markers", "name": method, "marker": mark, "line": {"width": 1.5}}
     return line | points(own, across, up) | ({} if shown else {"visible": "legendonly"})
@@ -91,8 +92,3 @@ def value(row: Row, key: str) -> float:
 def hover(row: Row) -> str:
     known = [(COLUMNS[key][0], COLUMNS[key][1](row[key])) for key in HOVER if row.get(key) is not None]
     return "<br>".join([f"<b>{row['method']}</b>", *(f"{heading}: {shown}" for heading, shown in known)])
-
-
-def from_file(row: Row) -> bool:
-    """Whether the schedule came from a file."""
-    return str(row["budget"]).startswith("schedule=")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,12 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.comparing.kept import KeptLane
-from tokenreduce.lab.journal import digest
+from tokenreduce.lab.comparing.reading import Images, read_images
 from tokenreduce.lab.quality.features import Batch
 from tokenreduce.lab.quality.loading import Loaded
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.speed import compare
 
-MEMORY = 2**30  # bytes of images that are decoded once and kept, with what the unpatched model makes of them
 TIMED = (
     *("median_ms", "p90_ms", "images_per_second", "speedup", "speedup_interval", "limit_share"),
     *("peak_memory_mib", "plan_us", "apply_us"),
@@ -50,53 +49,42 @@ class Bench:
 
     Args:
         loaded: model, images and head.
-        batches: images and labels; in memory if these are few.
-        kept: the unpatched model, if the batches are in memory.
+        images: those that could be read.
+        kept: the unpatched model, if the images are in memory.
         speed: None measures none.
         timed: the batch whose forward is timed, `(B, ...)`.
-        print: a digest of the model and the images.
         meaning: what the figures mean, in a sentence.
         told: settings of the head.
     """
 
     loaded: Loaded
-    batches: Iterable[Batch]
+    images: Images
     kept: KeptLane | None
     speed: Speed | None
     timed: Tensor
-    print: str
     meaning: str
     told: dict[str, Any]
 
 
-def make_bench(loaded: Loaded, speed: Speed | None, weights: str) -> Bench:
+def make_bench(loaded: Loaded, speed: Speed | None) -> Bench:
     """Read the images, and what the unpatched model will be compared by.
 
     Raises: ValueError if no image can be read.
     """
-    stream = loaded.encode(loaded.images)
-    first = next(iter(stream), None)
-    if first is None:
-        raise InvalidValueError(f"{loaded.images.name} has no images; give a folder with at least one")
-    small = len(loaded.images) * first[0][0].nbytes <= MEMORY
-    batches: Any = list(stream) if small else stream
-    seen = [images for images, _ in batches] if small else [first[0]]
     count = speed.batch_size if speed else 1
-    pool = torch.cat([images[:count] for images in seen[: 1 + count // len(first[0])]])
+    images = read_images(loaded, count)
     place = next(loaded.network.parameters()).device
-    timed = pool[torch.arange(count) % len(pool)].to(place)  # few images are taken again
-    labels = [labels.tolist() for _, labels in batches] if small else []
-    mark = digest(weights, len(loaded.images), list(loaded.images.class_names), labels, *seen)
+    timed = images.first[torch.arange(count) % len(images.first)].to(place)  # few images are taken again
     judge = loaded.judge([])
-    kept = KeptLane(judge.lanes[0]) if small else None
-    return Bench(loaded, batches, kept, speed, timed, mark, judge.meaning, judge.told)
+    kept = KeptLane(judge.lanes[0]) if images.kept else None
+    return Bench(loaded, images, kept, speed, timed, judge.meaning, judge.told)
 
 
-def measure_row(bench: Bench, arm: Arm) -> tuple[Row, Row]:
+def measure_row(bench: Bench, arm: Arm, tell: Callable[[int], object] = lambda done: None) -> tuple[Row, Row]:
     """The row of the unpatched model and that of `arm`, which is `refused` with the reason if the model cannot run it.
 
     Quality is measured as `eval` does, on all images of the bench; speed as `bench` does, interleaved with the
-    unpatched model.
+    unpatched model. `tell` gets the number of images that are done.
     """
     try:
         judge = bench.loaded.judge([arm])
@@ -105,9 +93,19 @@ def measure_row(bench: Bench, arm: Arm) -> tuple[Row, Row]:
     lanes = list(judge.lanes)
     if bench.kept is not None:
         lanes[0], lanes[1].unpatched = bench.kept, bench.kept.lane
-    rows: list[Row] = judge.measure(lanes, bench.batches)
+    rows: list[Row] = judge.measure(lanes, telling(bench.images.batches, tell))
     if (speed := bench.speed) is not None:
         timed = compare(bench.loaded.network, bench.timed, [arm], rounds=speed.rounds, min_time=speed.min_time)
         for row, times in zip(rows, timed, strict=True):
             row |= {key: times[key] for key in TIMED}
     return rows[0], rows[1]
+
+
+def telling(batches: Iterable[Batch], tell: Callable[[int], object]) -> Iterator[Batch]:
+    """The batches; before each `tell` gets the number of images that came before. (The unpatched lane cannot say so: in
+    later rows it has seen them all.)"""
+    done = 0
+    for batch in batches:
+        tell(done)
+        done += len(batch[0])
+        yield batch

@@ -12,9 +12,9 @@ from typing import Any
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.comparing.choosing import answers, best_of, loss, measured, sentence
-from tokenreduce.lab.comparing.figures import figures, from_file
+from tokenreduce.lab.comparing.figures import figures
 from tokenreduce.lab.comparing.running import Comparison
-from tokenreduce.lab.rows import COLUMNS, Row
+from tokenreduce.lab.rows import COLUMNS, Row, from_file
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("tokens.png", "layers.png")  # the others are the plots again

@@ -21,7 +21,9 @@ from tokenreduce.lab.pictures import (
     draw_tokens,
     draw_tradeoff,
     last_of_quarters,
+    lines_of,
     reduced_row,
+    style_of,
 )
 from tokenreduce.patching.finding import find_backbone
 from tokenreduce.patching.reporting import Report
@@ -52,14 +54,14 @@ def draw_speed(rows: Sequence[dict], path: Path, title: str) -> None:
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    for method in dict.fromkeys(row["method"] for row in measured(rows)):
-        own = [row for row in measured(rows) if row["method"] == method and row["token_error"]]
+    for method, own in lines_of([row for row in measured(rows) if row["token_error"]]).items():
         times = [100 / row["speedup"] for row in own]
         ends = [sorted(100 / end for end in row["speedup_interval"]) for row in own]
         beside = [[max(0.0, t - low) for t, (low, _) in zip(times, ends, strict=True)]]
         beside += [[max(0.0, high - t) for t, (_, high) in zip(times, ends, strict=True)]]
         errors = [row["token_error"] for row in own]
-        axis.errorbar(times, errors, xerr=beside, marker="o", linestyle="none", elinewidth=0.6, label=method)
+        style = style_of(method) | {"linestyle": "none"}
+        axis.errorbar(times, errors, xerr=beside, elinewidth=0.6, label=method, **style)
     axis.axvline(100, color="black", linestyle="--", linewidth=1, label="unpatched")
     axis.set(yscale="log", xlabel="time, % of the unpatched model", ylabel="token error", title=title)
     axis.grid(alpha=0.3)
@@ -105,12 +107,14 @@ def reported(network: nn.Module, arm: Arm, images: Tensor) -> Report:
 
 
 def middle_arms(comparison: Comparison) -> list[Arm]:
-    """The arms that lose least at the budget in the middle, the best first."""
+    """The arms that lose least at the budget in the middle, or the nearest that some method reaches, the best first.
+    Where only files were measured it is the best of them: each has a budget of its own."""
     shares = sorted(comparison.settings["budgets"])
-    share = shares[len(shares) // 2]
+    middle = shares[len(shares) // 2]
     ranked = sorted(zip(measured(comparison.rows), comparison.arms, strict=True), key=lambda pair: loss(pair[0]))
-    at_middle = [arm for _, arm in ranked if arm.arguments.get("flops") == share]
-    return (at_middle or [arm for _, arm in ranked])[:DRAWN]
+    there = [arm.arguments["flops"] for _, arm in ranked if "flops" in arm.arguments]
+    share = min(there, key=lambda one: abs(one - middle), default=None)
+    return [arm for _, arm in ranked if arm.arguments.get("flops") == share][: DRAWN if there else 1]
 
 
 def pixels_of(network: nn.Module, images: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from tokenreduce.errors import InvalidTypeError
 from tokenreduce.lab.arms import Arm
-from tokenreduce.lab.comparing.asking import arms_of, check_asked
+from tokenreduce.lab.comparing.asking import arms_of, check_asked, chosen_by
 from tokenreduce.lab.comparing.measuring import Bench, Speed, make_bench, measure_row
 from tokenreduce.lab.comparing.rowbook import RowBook
-from tokenreduce.lab.environment import place_name
-from tokenreduce.lab.journal import digest_of_model
+from tokenreduce.lab.environment import card_name, place_name
+from tokenreduce.lab.journal import digest, digest_of_model
 from tokenreduce.lab.quality.evaluation import unread
 from tokenreduce.lab.quality.loading import DEFAULT, FITTING, Head, Setup, load
 from tokenreduce.lab.rows import Progress, Row
@@ -83,13 +83,11 @@ def compare_methods(
     """
     options = options or {}
     check_asked(named, budgets, options)
-    if speed is not None and setup.sharing.team.size > 1 and torch.device(setup.device).type == "cpu":
-        raise InvalidTypeError(
-            "processes that share a CPU cannot be timed beside each other; give --no-speed (speed=None), or one process"
-        )
+    if speed is not None:
+        check_alone(setup.sharing.team, torch.device(setup.device))
     loaded = load(setup, head, workers=workers)
     arms, refused = arms_of(loaded.network, named, budgets, options, schedules)
-    bench = make_bench(loaded, speed, digest_of_model(loaded.network))
+    bench = make_bench(loaded, speed)
     settings = settings_of(bench, setup)
     unpatched, rows = rows_of(bench, arms, settings, Path(out) / JOURNAL, setup.sharing.team, progress)
     measured = [arm for arm in arms if "refused" not in rows[str(arm)]]
@@ -98,9 +96,9 @@ def compare_methods(
     ordered += [row for row in rows.values() if "refused" in row] + refused
     images = loaded.images
     about = settings | {"budgets": list(budgets), "images": len(images) - len(images.left_out)}
-    about |= {"left_out": [*images.left_out]}
-    samples = next(iter(bench.batches))[0][:SAMPLES]
-    remarks = [*images.remarks, *unread(images)]
+    remarks = [*images.remarks, *unread(images), *chosen_by(schedules, bench.images.marks)]
+    about |= {"left_out": [*images.left_out], "remarks": remarks}
+    samples = next(iter(bench.images.batches))[0][:SAMPLES]
     return Comparison(ordered, about, bench.meaning, remarks, loaded.network, samples, measured)
 
 
@@ -116,8 +114,7 @@ def rows_of(
     todo = team.once(lambda: [number for number, arm in enumerate(arms) if book.get(arm) is None])
     mine = team.mine(todo)
     for done, number in enumerate(mine):
-        progress(1 - (len(mine) - done) / len(arms), str(arms[number]))
-        measure(bench, arms[number], book)
+        measure(bench, arms[number], book, part_of(progress, done, len(mine)))
     for rank, rows in enumerate(team.gather([book.get(arm) for arm in (None, *(arms[n] for n in mine))])):
         theirs = (None, *(arms[number] for number in todo[rank :: team.size]))
         for arm, row in zip(theirs, rows, strict=True):
@@ -126,12 +123,38 @@ def rows_of(
     return team.once(lambda: (book.get(None), {str(arm): book.get(arm) or {} for arm in arms}))
 
 
-def measure(bench: Bench, arm: Arm, book: RowBook) -> None:
+def part_of(progress: Progress, done: int, count: int) -> Progress:
+    """What tells of one of `count` rows, of which `done` are finished."""
+    return lambda fraction, what: progress((done + fraction) / count, what)
+
+
+def measure(bench: Bench, arm: Arm, book: RowBook, progress: Progress) -> None:
     """Measure a row that is not in the book, and put it there."""
-    unpatched, row = measure_row(bench, arm)
+    images = len(bench.images.marks)
+    unpatched, row = measure_row(bench, arm, lambda done: progress(done / images, str(arm)))
     if unpatched and book.get(None) is None:
         book.add(None, unpatched)
     book.add(arm, row)
+
+
+def check_alone(team: Team, device: torch.device) -> None:
+    """Raise if processes of the team would be timed beside each other on one device."""
+    if team.size == 1:
+        return
+    if device.type == "cpu":
+        raise InvalidTypeError(
+            "processes that share a CPU cannot be timed beside each other; give --no-speed (speed=None), or one process"
+        )
+    places = team.gather(card_name(device))
+
+    def refuse_shared() -> None:
+        if len(set(places)) < len(places):
+            raise InvalidTypeError(
+                f"{len(places)} processes have {len(set(places))} cards, and models on one card cannot be timed beside "
+                "each other; give --no-speed (speed=None), or as many processes as cards and --device cuda"
+            )
+
+    team.once(refuse_shared)
 
 
 def settings_of(bench: Bench, setup: Setup) -> dict[str, Any]:
@@ -143,4 +166,5 @@ def settings_of(bench: Bench, setup: Setup) -> dict[str, Any]:
     device = setup.device if alone else torch.device(setup.device).type  # each process has a card of its own
     about |= {"limit": setup.limit, "device": place_name(device), "speed": timed}
     versions = {"tokenreduce": version("tokenreduce"), "torch": torch.__version__}
-    return about | {"versions": versions, "model_and_images": bench.print}
+    images = digest(list(bench.loaded.images.class_names), bench.images.labels, bench.images.marks)
+    return about | {"versions": versions, "weights": digest_of_model(bench.loaded.network), "pixels": images}

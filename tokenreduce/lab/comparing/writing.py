@@ -15,6 +15,7 @@ from tokenreduce.lab.comparing.pictures import draw_all
 from tokenreduce.lab.comparing.running import Comparison
 from tokenreduce.lab.environment import environment
 from tokenreduce.lab.rows import Row
+from tokenreduce.lab.whole import write_whole
 
 
 def write_report(comparison: Comparison, out: str | Path, command: str = "") -> list[Path]:
@@ -32,11 +33,12 @@ def write_report(comparison: Comparison, out: str | Path, command: str = "") -> 
         raise InvalidValueError(f"nothing could be measured, so there is no report: {why}")
     data = {"command": "compare", "settings": comparison.settings, "environment": about, "rows": comparison.rows}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / "rows.json", json.dumps(data, indent=2, default=str) + "\n")
-        replace(folder / "rows.csv", as_csv(comparison.rows))
+        write_whole(folder / "rows.json", json.dumps(data, indent=2, default=str) + "\n")
+        write_whole(folder / "rows.csv", as_csv(comparison.rows))
         pictures = draw_all(comparison, folder)
-        replace(folder / "report.html", page(comparison, pictures, folder, about, command))
+        write_whole(folder / "report.html", page(comparison, pictures, folder, about, command))
+        for litter in folder.glob("*.part"):  # of runs that were killed
+            litter.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidValueError(f"{folder} could not be written ({error}); the rows are kept, run again") from None
     return [folder / name for name in ("report.html", "rows.csv", "rows.json", *pictures)]
@@ -56,13 +58,3 @@ def plain(value: Any) -> Any:
     if value is None:
         return ""
     return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
-
-
-def replace(path: Path, text: str) -> None:
-    """Write the file whole or not at all; a part that a killed run left is written over."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

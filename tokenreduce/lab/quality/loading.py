@@ -125,13 +125,11 @@ class Loaded:
         """
         if self.head.kind == "none":
             return judge_features(self.network, arms, self.salient)
-        make_head, told, gallery = self.chosen
-        lanes, refused = classification_lanes(self.network, arms, len(self.images.class_names), make_head)
-        return Judge(DEFINITIONS, lanes, refused, measure_classification, told, gallery)
+        return judge_answers(self.network, arms, self.images, *self.chosen)
 
     @cached_property
     def chosen(self) -> tuple[MakeHead, dict[str, Any], Data | None]:
-        """As `choose_head`; made once, however often `judge` is called: texts are encoded and folders listed in it."""
+        """What `choose_head` gives, once: texts are encoded, and a gallery is listed, for all that is measured."""
         return choose_head(self.head, self.images, self.network, self.encode, self.place)
 
 
@@ -176,6 +174,19 @@ def refuse_unused(head: Head, kind: str, data: str, all_images: bool, data_dir: 
     if unused:
         name, by = unused[0]
         raise InvalidTypeError(f"{by} does not use {name}; leave that out")
+
+
+def judge_answers(
+    network: nn.Module,
+    arms: Sequence[Arm],
+    images: Data,
+    make_head: MakeHead,
+    told: dict[str, Any],
+    gallery: Data | None,
+) -> Judge:
+    """Accuracy by a head, and errors of features."""
+    lanes, refused = classification_lanes(network, arms, len(images.class_names), make_head)
+    return Judge(DEFINITIONS, lanes, refused, measure_classification, told, gallery)
 
 
 def batches_of(data: Data, batch_size: int, workers: int) -> Any:

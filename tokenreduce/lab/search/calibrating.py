@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
-from tokenreduce.lab.journal import Journal
+from tokenreduce.lab.journal import Journal, marks_of
 from tokenreduce.lab.search.calibration import Calibration
 from tokenreduce.lab.search.clocking import Clock
 from tokenreduce.lab.search.parting import collect, part
@@ -19,6 +20,7 @@ from tokenreduce.lab.search.proposing import need_optuna
 from tokenreduce.lab.search.searching import Search
 from tokenreduce.lab.search.trials import Trials, Variant
 from tokenreduce.patching.compatibility import compatible
+from tokenreduce.reducers.registry import create
 
 DEFAULT = "ward"
 VARIANTS = (DEFAULT, (DEFAULT, {"early": 0}), "tome", "dpc_knn")
@@ -56,7 +58,7 @@ def calibrate(
     Args:
         images: as the model takes them, `(n, C, H, W)` floats, or an iterable of batches; 32 or more, and varied. Or
             prompts: a list of what a processor makes of each, with images, for `generate`; 16 or more.
-        flops: the share of the unpatched multiply-adds to keep, in (0, 1]; all candidates meet it.
+        flops: the share of the unpatched multiply-adds to keep, between 0 and 1; all candidates meet it.
         error: instead of `flops`: the greatest mean error. The result is the least share whose error on images that
             chose nothing has its one-sided 95 % bound below it. Of prompts, counts are then found layer by layer.
         keep: of prompts, instead of `flops`: the share of the image tokens, mean over all layers, in (0, 1).
@@ -67,10 +69,11 @@ def calibrate(
         sources: where each image comes from, such as the file that it was cut out of: images of one source are never
             on both sides. Without it each image is its own.
         trials: so many more candidates are proposed by Optuna (extra `calibrate`).
-        greedy: whether a search for counts layer by layer is among the candidates.
+        greedy: whether a search for counts layer by layer is among the candidates. With `error`, of prompts, there is
+            no other.
         held_out: the share of the sources that checks the choice.
         seed: of the parting and of Optuna.
-        device: where to run; without it where the model is, which stays there.
+        device: where to run; without it where the model is, which stays there. Prompts run where the model is.
         batch_size: images in a forward that is timed for `latency`.
         resume: a file that finished measurements are kept in: a search that was stopped goes on where it was.
         progress: called with the fraction that is done and what is running.
@@ -88,6 +91,8 @@ def calibrate(
         raise InvalidTypeError(
             "keep is for prompts with images, a list of what a processor makes of each; give flops=0.6 for images"
         )
+    if prompts:
+        check_prompts(error, methods, trials, greedy, device)
     variants = choose_prompt_variants(model, methods) if prompts else choose_variants(model, methods)
     if trials:
         need_optuna()
@@ -99,20 +104,25 @@ def calibrate(
     tensor = collect(images)
     like = next(model.parameters())
     parts = part(len(tensor), sources, held_out, seed)
+    marks = marks_of(tensor)
     tensor = tensor.to(like.device if device is None else device, like.dtype)
     search = Search(variants, parts, trials, greedy, seed, tell)
     measured = Trials(model, variants[0], tensor, parts.batches, Journal(resume), search.tell)
     if latency is not None:
         batch = tensor[torch.arange(batch_size) % len(tensor)]  # few images are taken again
-        return search.within(measured, Clock(measured, batch), latency)
-    return search.at(measured, flops) if flops is not None else search.below(measured, float(error or 0))
+        found = search.within(measured, Clock(measured, batch), latency)
+    else:
+        found = search.at(measured, flops) if flops is not None else search.below(measured, float(error or 0))
+    return replace(found, figures=found.figures | {"image_marks": marks})
 
 
 def check_numbers(budgets: dict[str, float | None]) -> None:
     """Raise unless exactly one budget is given and is a share."""
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
-        raise InvalidTypeError("give exactly one of flops, error and latency, for example flops=0.6")
+        raise InvalidTypeError(
+            "give exactly one of flops, error and latency, for example flops=0.6; for prompts one of keep and error"
+        )
     for name, value in given.items():
         check_share(name, value)
 
@@ -131,14 +141,38 @@ def check_counts(trials: int, batch_size: int) -> None:
         raise InvalidValueError(f"trials is {trials!r}; give a number of candidates for Optuna to propose, or 0")
 
 
-def choose_variants(model: nn.Module, methods: Sequence[Named] | None) -> list[Variant]:
-    """The methods with their options, the default first; those named must fit the model, of our own those that do."""
-    fitting = compatible(model)
+def check_prompts(
+    error: float | None, methods: Sequence[Named] | None, trials: int, greedy: bool, device: torch.device | str | None
+) -> None:
+    """Raise for arguments that a search on prompts would not use."""
+    if device is not None:
+        raise InvalidTypeError(f"device is {device!r}, but prompts run where the model is: move it there with model.to")
+    several = methods is not None and not isinstance(methods, str) and len(methods) > 1
+    if error is not None and (trials or not greedy or several):
+        raise InvalidTypeError(
+            "error= finds counts of one method, layer by layer, on prompts: name one method, and leave out trials and "
+            "greedy; with keep= several methods and shapes compete"
+        )
+
+
+def check_methods(methods: Sequence[Named] | None) -> list[Variant]:
+    """The methods with their options, or those tried by default.
+
+    Raises: TypeError or ValueError for names and options that are wrong for every model.
+    """
     if isinstance(methods, str):
         raise InvalidTypeError(f"methods is {methods!r}; give a list, such as [{methods!r}]")
     if methods is not None and not methods:
         raise InvalidValueError("methods is empty; give names, or leave it out")
     named = [Variant(one) if isinstance(one, str) else Variant(one[0], dict(one[1])) for one in methods or VARIANTS]
+    for one in named:
+        create(one.method, one.options)
+    return named
+
+
+def choose_variants(model: nn.Module, methods: Sequence[Named] | None) -> list[Variant]:
+    """The methods with their options, the default first; those named must fit the model, of our own those that do."""
+    named, fitting = check_methods(methods), compatible(model)
     refused = [one for one in named if one.method in fitting.refused]
     if methods is not None and refused:
         why = fitting.refused[refused[0].method]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tokenreduce.budget.schedule import Schedule
+from tokenreduce.lab.environment import versions
 from tokenreduce.lab.search.gate import LEAST, Evidence
 from tokenreduce.patching.recorded import FORMAT
 from tokenreduce.reducers.registry import create
-
-LIBRARIES = ("torch", "timm", "transformers", "torchvision", "open_clip", "optuna")
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,6 @@ class Calibration:
         if self.evidence is not None:
             lines += explain(self.evidence)
         return "\n".join(lines)
-
-
-def versions() -> dict[str, str]:
-    """Of this library and those that were loaded."""
-    loaded = {name: str(sys.modules[name].__version__) for name in LIBRARIES if name in sys.modules}
-    return {"tokenreduce": version("tokenreduce"), **loaded}
 
 
 def told(latency: dict[str, Any]) -> str:

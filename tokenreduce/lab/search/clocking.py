@@ -48,7 +48,6 @@ class Clock:
     def __init__(self, trials: Trials, batch: Tensor) -> None:
         self.trials, self.batch = trials, batch
         self.threads, self.place = torch.get_num_threads(), place_name(batch.device)
-        self.measured = 0
         machine = [platform.node(), self.place, self.threads, list(batch.shape), str(batch.dtype)]
         self._about = ["time", *trials.about, machine]
 
@@ -62,8 +61,7 @@ class Clock:
             timed = time_share(self.trials.base, patched_lane(self.trials.base, arm), self.batch, rounds)
             found = [timed.share, *timed.interval]
             self.trials.journal.add(key, found, candidate.to_json() | {"rounds": rounds})
-            self.measured += 1
-        self.trials.tell(f"time of {candidate.variant}", 0)
+        self.trials.tell(f"time of {candidate.variant}", rounds * len(self.batch))
         return TimeShare(found[0], (found[1], found[2]))
 
     def about(self, asked: float, found: TimeShare) -> dict[str, Any]:

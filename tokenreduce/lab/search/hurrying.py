@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.search.bars import LEVELS
+from tokenreduce.lab.search.bars import LEVELS, At
 from tokenreduce.lab.search.clocking import QUICK, SURE, Clock, TimeShare
 from tokenreduce.lab.search.trials import Candidate
 
-At = Callable[[float], Candidate]  # a method and its shape at a share of the multiply-adds
 NEIGHBOURS = 2  # levels above the one found that are tried too
 STEPS = 6  # levels below it, where the first measurement was lucky
 
@@ -32,7 +29,7 @@ def most_compute(clock: Clock, latency: float, at: At) -> tuple[Candidate, TimeS
 
 def settle(clock: Clock, latency: float, at: At, first: int, last: int) -> tuple[Candidate, TimeShare] | None:
     """The first of the levels `first`, `first` + 1 ... that is fast enough in many rounds."""
-    for level in range(first, min(last, first + STEPS) + 1):
+    for level in range(first, min(last, first + STEPS, len(LEVELS) - 1) + 1):
         try:
             candidate = at(LEVELS[level])
         except InvalidValueError:

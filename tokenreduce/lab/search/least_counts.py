@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tokenreduce.budget.spreading import Counts
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.search.bars import At, descend
+from tokenreduce.lab.search.bars import LEVELS, At, descend
 from tokenreduce.lab.search.calibration import Calibration
 from tokenreduce.lab.search.curves import Found
 from tokenreduce.lab.search.searching import Search
@@ -18,8 +18,9 @@ class LeastSearch(Search):
     """A search in which `below` finds counts layer by layer, and not the level of a default."""
 
     def below(self, trials: Trials, error: float) -> Calibration:
-        variant = self.variants[0]
-        self.done, self.expected = 0, self.work(trials)
+        [variant] = self.variants
+        parts, layers = self.parts, trials.depth * trials.tokens.bit_length()
+        self.start(layers * parts.count(parts.choose) + len(LEVELS) // 2 * parts.count(parts.check))
         curve = least_counts(trials, variant, error, self.parts.choose)
 
         def shaped(share: float) -> Candidate:
@@ -27,8 +28,7 @@ class LeastSearch(Search):
 
         at: At = shaped
         chosen = descend(trials, self.parts, error, at, "keep")
-        words = f"mean errors stay below {error} with 95 % confidence on prompts that chose nothing"
-        return self.result(trials, chosen, False, words, None, chosen)
+        return self.result(trials, chosen, False, self.bounds(error, "prompts"), None, chosen)
 
 
 def least_counts(trials: Trials, variant: Variant, error: float, batches: Sequence[int]) -> Found | None:

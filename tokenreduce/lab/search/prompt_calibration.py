@@ -78,12 +78,13 @@ def calibrate_prompts(
     parts = part(len(prompts), sources, held_out, seed)
     search = LeastSearch(variants, parts, trials, greedy, seed, progress)
     measured = PromptTrials(model, variants[0], prompts, parts.batches, Journal(resume), search.tell)
-    training = model.training
+    training = [module for module in model.modules() if module.training]  # parts of it may be frozen
     try:
         model.eval()
         found = search.at(measured, keep) if keep is not None else search.below(measured, float(error or 0))
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
     return KeepCalibration(**vars(found))
 
 
@@ -95,6 +96,8 @@ def choose_prompt_variants(model: nn.Module, methods: Sequence[Any] | None) -> l
         raise InvalidValueError(f"there is nothing to search in this {type(model).__name__}: {'; '.join(reasons)}")
     if isinstance(methods, str):
         raise InvalidTypeError(f"methods is {methods!r}; give a list, such as [{methods!r}]")
+    if methods is not None and not methods:
+        raise InvalidValueError("methods is empty; give names, or leave it out")
     named = [Variant(one) if isinstance(one, str) else Variant(one[0], dict(one[1])) for one in methods or (DEFAULT,)]
     for one in named:
         why = unfit(create(one.method, one.options), place, adapter)

@@ -48,8 +48,13 @@ class Search:
         self.done += images
         self.progress(min(1.0, self.done / self.expected), what)
 
+    def start(self, expected: int) -> None:
+        """Begins to count what is done of `expected` images."""
+        self.done, self.expected = 0, expected
+
     def at(self, trials: Trials, flops: float) -> Calibration:
         """The choice at a share of the multiply-adds."""
+        self.start(self.work(trials))
         default = trials.own(self.variants[0], flops)
         return self.checked(trials, default, self.best(trials, default, lambda variant: flops))
 
@@ -58,6 +63,9 @@ class Search:
 
         Raises: ValueError if no method is that fast.
         """
+        # A timing counts like the images of its rounds: about eight quick ones, and two of what was found.
+        timings = len(self.variants) * (8 * QUICK + 2 * SURE) + 2 * FINAL * SURE
+        self.start(self.work(trials) + timings * len(clock.batch))
         found = {str(one): most_compute(clock, latency, partial(trials.own, one)) for one in self.variants}
         met = {name: pair for name, pair in found.items() if pair is not None}
         if not met:
@@ -69,17 +77,20 @@ class Search:
         fast = [pair for one in ranked[:FINAL] if (pair := hurry(trials, clock, latency, one.candidate)) is not None]
         times |= {id(candidate): time for candidate, time in fast}
         again_ranked = rank(trials, default, [candidate for candidate, _ in fast], self.parts.choose)
-        result = self.checked(trials, default, better(again_ranked))
+        result = self.checked(trials, default, better(again_ranked), f"the best {FINAL} of ", " and fast enough")
         tried = (default, *(one for one, _ in fast))
-        chosen = next(one for one in tried if (one.variant.method, one.schedule) == (result.method, result.schedule))
+        chosen = next(one for one in tried if (one.variant, one.schedule) == (variant_of(result), result.schedule))
         return replace(result, figures=result.figures | {"latency": clock.about(latency, times[id(chosen)])})
 
-    def checked(self, trials: Trials, default: Candidate, best: Candidate | None) -> Calibration:
-        """The best candidate, if images that chose nothing show it to be better, and else the default."""
+    def checked(
+        self, trials: Trials, default: Candidate, best: Candidate | None, among: str = "", also: str = ""
+    ) -> Calibration:
+        """The best candidate, if images that chose nothing show it to be better, and else the default. `among` and
+        `also` say what else a candidate had to be."""
         evidence = None if best is None else self.check(trials, best, default)
         improved = evidence is not None and evidence.better
         chosen = best if best is not None and improved else default
-        return self.result(trials, chosen, improved, self.verdict(best, evidence), evidence, best)
+        return self.result(trials, chosen, improved, self.verdict(best, evidence, among, also), evidence, best)
 
     def below(self, trials: Trials, error: float) -> Calibration:
         """The choice with the least compute whose error stays below a bar."""
@@ -87,13 +98,22 @@ class Search:
         def own(level: float) -> Candidate:
             return trials.own(self.variants[0], level)
 
+        parts = self.parts
+        steps = len(LEVELS).bit_length() * parts.count(parts.choose) + len(LEVELS) // 2 * parts.count(parts.check)
+        self.start(self.work(trials) + steps)
         level = lowest(trials, self.parts, error, own)
         best = self.best(trials, own(level), lambda variant: level)
         at: At = own if best is None else lambda share: again(trials, best, share)
         chosen = descend(trials, self.parts, error, at)
-        bounds = f"mean errors stay below {error} with 95 % confidence on images that chose nothing"
-        evidence = None if best is None else self.check(trials, chosen, own(chosen.share))
+        bounds = self.bounds(error, "images")
+        defaults = [] if best is None else attempt(lambda: own(chosen.share))  # its layers may not save as much
+        evidence = self.check(trials, chosen, defaults[0]) if defaults else None
         return self.result(trials, chosen, evidence is not None and evidence.better, bounds, evidence, best)
+
+    def bounds(self, error: float, what: str) -> str:
+        """That a bar on the error was kept, in words."""
+        count = len(set(self.parts.sources))
+        return f"mean errors stay below {error} on {what} that chose nothing: a one-sided 95 % bound of {count} sources"
 
     def best(self, trials: Trials, default: Candidate, share: ShareOf) -> Candidate | None:
         """The best candidate on the images that choose; None if the default is as good there."""
@@ -101,7 +121,6 @@ class Search:
 
     def ranked(self, trials: Trials, default: Candidate, share: ShareOf) -> list[Ranked]:
         """The candidates that came to the last round, the best first."""
-        self.done, self.expected = 0, self.work(trials)
         candidates = self.candidates(trials, default, share)
         self.tried = len(candidates)
         return halve(trials, default, candidates, self.parts.choose) if candidates else []
@@ -148,11 +167,11 @@ class Search:
         errors, those = (trials.errors(one, self.parts.check) for one in (best, default))
         return compare(errors, those, self.parts.sources, trials.kinds)
 
-    def verdict(self, best: Candidate | None, evidence: Evidence | None) -> str:
+    def verdict(self, best: Candidate | None, evidence: Evidence | None, among: str, also: str) -> str:
         """What was found, in words."""
         kept = "the default is as good, keep it"
         if best is None or evidence is None:
-            return f"{kept}: none of {self.tried} candidates was better on the images that choose"
+            return f"{kept}: none of {among}{self.tried} candidates was better on the images that choose{also}"
         if evidence.better:
             return f"{best.variant} with another schedule beats the default on images that chose nothing"
         if evidence.sources < LEAST:
@@ -186,6 +205,11 @@ class Search:
         return Calibration(
             variant.method, variant.options, chosen.schedule, improved, verdict, chosen.share, evidence, figures
         )
+
+
+def variant_of(found: Calibration) -> Variant:
+    """The method of a choice with its options."""
+    return Variant(found.method, found.options)
 
 
 def better(ranked: Sequence[Ranked]) -> Candidate | None:

@@ -53,17 +53,19 @@ def sensitivities(
 
 
 def draw_sensitivities(rows: Sequence[Row], path: str | Path, title: str = "") -> None:
-    """Write a picture with a panel for each kind of error, and in it a line for each fraction of tokens kept."""
+    """Write a picture of rows, at least one, with a panel for each kind of error, and in it a line for each fraction of
+    tokens kept."""
     from matplotlib.figure import Figure
 
     kinds = [kind for kind in ("class_error", "token_error") if kind in rows[0]]
     figure = Figure(figsize=(5 * len(kinds), 3.6), layout="constrained")
+    keeps = dict.fromkeys(row["keep"] for row in rows)
     for axis, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        for keep in dict.fromkeys(row["keep"] for row in rows):
+        for keep in keeps:
             points = [(row["layer"], row[kind]) for row in rows if row["keep"] == keep]
             axis.semilogy(*zip(*points, strict=True), marker="o", label=f"{keep:.0%} kept")
         axis.set(xlabel="the one layer that reduces", ylabel=kind.replace("_", " "))
         axis.grid(alpha=0.3)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(rows))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(keeps))
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenreduce.budget.schedule import Schedule
 from tokenreduce.budget.spreading import Counts
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.journal import Journal, digest, digest_of_method, digest_of_model
@@ -22,6 +23,8 @@ from tokenreduce.lab.search.features import KINDS, features
 from tokenreduce.patching.finding import find_backbone, reduction_of
 from tokenreduce.patching.verbs import report
 from tokenreduce.reducers.registry import create
+
+LEAST_STEP = 1e-6  # of a share of the multiply-adds
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,22 @@ class Trials:
         return self._reference[batch]
 
     def own(self, variant: Variant, flops: float) -> Candidate:
-        """The variant with its method's own shape.
+        """The variant with its method's own shape, at no more than this share of the multiply-adds.
 
         Raises: ValueError for a method that the model cannot carry, or a budget that it cannot reach.
         """
+        asked, less = flops, 0.0
+        while (found := self._nearest(variant, asked)).share > flops:
+            # A budget gives the nearest counts, here those above it. A step that doubles, begun with how far they are
+            # above, comes nearer to the next ones below and never past them.
+            less = max(2 * less, found.share - flops, LEAST_STEP)
+            asked -= less
+            if asked <= 0:
+                raise InvalidValueError(f"{variant} keeps {found.share:.3f} of the multiply-adds at least")
+        return found
+
+    def _nearest(self, variant: Variant, flops: float) -> Candidate:
+        """The variant with its method's own shape at the share of the multiply-adds nearest to this one."""
         schedule = Schedule.budget(create(variant.method, variant.options).shape, flops=flops)
         reduction = reduction_of(patched_lane(self.base, Arm(variant.method, schedule=schedule, **variant.options)))
         counts = reduction.counts(self.tokens)
