@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tokenreduce.lab.arms import Arm
-from tokenreduce.lab.data.class_folders import Tolerant, sort_out
+from tokenreduce.lab.data.class_folders import Tolerant, of_one_size, sort_out
 from tokenreduce.lab.data.folders import Data
 from tokenreduce.lab.data.samples import DenseData, Sample
 from tokenreduce.lab.journal import digest, digest_of_method, digest_of_model
@@ -30,7 +30,9 @@ class Sharing:
         """The file, for an evaluation with these settings. Data count as the same where their names and numbers are."""
         if self.resume is None:
             return None
-        told = [[arm.method, repr(sorted(arm.arguments.items())), digest_of_method(arm.method)] for arm in arms]
+        told = [
+            [arm.method, repr(sorted(arm.arguments.items())), arm.content, digest_of_method(arm.method)] for arm in arms
+        ]
         key = digest(digest_of_model(model), told, {name: str(value) for name, value in settings.items()})
         return Ledger(self.resume, self.team, key)
 
@@ -50,7 +52,8 @@ def image_shards(data: Data, batch_size: int, workers: int, team: Team, ledger: 
 
     def read(batches: Sequence[int]) -> Any:
         chosen = [list(numbers(batch, batch_size, count)) for batch in batches]
-        return DataLoader(Tolerant(data.images), batch_sampler=chosen, num_workers=workers, collate_fn=sort_out)
+        loader = DataLoader(Tolerant(data.images), batch_sampler=chosen, num_workers=workers, collate_fn=sort_out)
+        return map(of_one_size, loader)
 
     return Shards(-(-count // batch_size), read, team, ledger, data.left_out)
 
