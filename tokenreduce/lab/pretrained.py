@@ -83,7 +83,7 @@ class Pretrained(nn.Module):
             return partial(_processed, self.processor, size)
         from timm.data import create_transform
 
-        return create_transform((height, width), **({"crop_pct": 1.0} if whole else {}))
+        return create_transform((height, width), crop_pct=1.0 if whole else None)
 
 
 def _processed(processor: Any, more: dict[str, Any], image: Image.Image) -> Tensor:

@@ -143,7 +143,8 @@ def asked_of(name: str, items: Sequence[dict[str, Any]], upright: bool) -> Asked
     items = [item for item in items if item["image"] not in reasons]
     if not items:
         raise InvalidValueError(f"none of the images of {name} can be read; the first: {next(iter(reasons.values()))}")
-    paths, answers = [item["image"] for item in items], [item.get("answers") for item in items]
+    paths = [item["image"] for item in items]
+    answers: Any = [item.get("answers") for item in items]
     text = [item["question"] for item in items]
     known = answers if any(answers) else None
     return Asked(name, Files(paths, upright), text, known, numbered(paths), tuple(reasons.values()))
