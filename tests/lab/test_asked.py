@@ -106,7 +106,7 @@ def test_what_is_neither() -> None:
 def test_a_question_for_lines_without(tmp_path: Path) -> None:
     file = written(tmp_path, {"image": "a.png"}, {"image": "b.png", "question": "Who?"})
     assert load_asked(file, question="Why?").text == ["Why?", "Who?"]
-    with pytest.raises(InvalidValueError, match="line 1 of .*; --question is asked where there is none"):
+    with pytest.raises(InvalidValueError, match=r"line 1 of .*; --question is asked where there is none"):
         load_asked(file)
     with pytest.raises(InvalidTypeError, match="leave --question out"):
         load_asked("scenes", limit=1, question="Why?")
@@ -138,7 +138,7 @@ def test_damaged_images_are_known_at_the_start(tmp_path: Path) -> None:
     assert len(asked.left_out) == 1 and "a.png is not an image" in asked.left_out[0]
     assert load_asked(str(tmp_path)).left_out == asked.left_out
     (tmp_path / "b.png").write_bytes(b"no picture")
-    with pytest.raises(InvalidValueError, match="none of the images of .* can be read; the first: .*a.png"):
+    with pytest.raises(InvalidValueError, match=r"none of the images of .* can be read; the first: .*a.png"):
         load_asked(file)
 
 
