@@ -225,12 +225,15 @@ def test_pools() -> None:
 
 def test_settings_say_versions_and_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: Path) -> None:
     """Features of two versions do not mix in one folder."""
-    network, before = prepare(fashion_vit(), None, True, "features", "ward", {"flops": 0.6})
+    patched = (fashion_vit(), None, True, "features", "ward", {"flops": 0.6})
+    before = prepare(*patched)[1]
     assert before["versions"].keys() >= {"tokenreduce", "torch", "timm"} and len(before["code"]) == 16
-    assert prepare(network, None, True, "features", None, {})[1]["code"] == before["code"]
+    monkeypatch.setattr(embedding, "digest_of_method", lambda name: f"other code of {name}")
+    assert prepare(*patched)[1]["code"] == "other code of wa"
+    monkeypatch.undo()
     store = Store(tmp_path / "out")
     store.begin(before, parts_of(images, 8))
     monkeypatch.setattr(embedding, "version", lambda name: "99")
-    after = prepare(network, None, True, "features", None, {})[1]
+    after = prepare(*patched)[1]
     with pytest.raises(InvalidValueError, match=r"made otherwise \(versions: .*'torch': '99'"):
         store.begin(after, parts_of(images, 8))

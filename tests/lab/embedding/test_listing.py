@@ -212,7 +212,7 @@ def test_inputs_of_another_shape_are_bad(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InvalidValueError, match="--out .*file/out could not be written"):
+    with pytest.raises(InvalidValueError, match=r"--out .*file/out could not be written"):
         Store(tmp_path / "file" / "out").begin({}, parts_of(tmp_path, 3))
 
     def closed(path: Path) -> Any:
