@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -41,6 +42,8 @@ app.command("info")(info)
 
 def run() -> None:
     """Run the application; the library's own errors end it with one sentence instead of a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not be UTF-8
     try:
         dispatch.check()
         sized_attention.check()

@@ -26,7 +26,6 @@ MODEL_HELP = (
     "a timm name, hf:NAME for a model or folder of transformers, fashion_vit or fashion_vim (which ship), or "
     "dinov2_small (extra 'real')"
 )
-Methods = Annotated[str, typer.Option(help="methods, separated by commas")]
 Flops = Annotated[str | None, typer.Option(help="fractions of the multiply-adds left, such as 0.8,0.6")]
 Ratio = Annotated[str | None, typer.Option(help="fractions of the image tokens removed, such as 0.5")]
 Keep = Annotated[

@@ -27,8 +27,10 @@ from tokenreduce.cli.arguments import (
     usable_device,
 )
 from tokenreduce.cli.output import console, print_refused, print_table
+from tokenreduce.cli.schedules import Schedules, with_files
 from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.environment import environment, place_name
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shipped.named import load_model
@@ -70,6 +72,7 @@ def bench(
     ratio: Ratio = None,
     r: PerBlock = None,
     keep: Keep = None,
+    schedule: Schedules = None,
     option: Options = None,
     batch_size: Annotated[
         str | None, typer.Option(help="batch sizes, separated by commas; default: 1,32; generate has one prompt")
@@ -103,15 +106,21 @@ def bench(
     if task == "generate":
         foreign: dict[str, object] = {"--flops": flops, "--ratio": ratio, "--r": r, "--batch-size": batch_size}
         refuse_options(task, foreign | {"--image-size": image_size, f"--mode {mode}": mode != "eager"})
+        kept = with_files(
+            schedule, [method, keep, option], lambda: keep_arms(method or "divprune", keep, option or []), language=True
+        )
         with using_threads(threads):
             bench_generate(
-                model or RANDOM, method or "divprune", keep, option or [], images or "1,4", words or 16, rounds,
-                min_time, place, DTYPES[dtype], pretrained, json_file,
+                model or RANDOM, kept, images or "1,4", words or 16, rounds, min_time, place, DTYPES[dtype], pretrained,
+                json_file,
             )  # fmt: skip
         return
     refuse_options(task, {"--keep": keep, "--images": images, "--words": words})
     model, batch_size = model or DEFAULT, batch_size or "1,32"
-    arms = make_arms(method or "tome", {"flops": flops, "ratio": ratio, "r": r}, option or [])
+    budgets = {"flops": flops, "ratio": ratio, "r": r}
+    arms = with_files(
+        schedule, [method, option, *budgets.values()], lambda: make_arms(method or "tome", budgets, option or [])
+    )
     sizes = numbers("--batch-size", batch_size, int)
     if any(size < 1 for size in sizes):
         raise InvalidValueError(f"--batch-size is {batch_size!r}; batch sizes are 1 or more, such as 1,32")
@@ -146,9 +155,7 @@ def bench(
 
 def bench_generate(
     model: str,
-    method: str,
-    keep: str | None,
-    option: Sequence[str],
+    arms: Sequence[Arm],
     images: str,
     words: int,
     rounds: int,
@@ -159,7 +166,6 @@ def bench_generate(
     json_file: Path | None,
 ) -> None:
     """Time vision-language models: the first token, each further one, and the cache."""
-    arms = keep_arms(method, keep, option)
     counts = numbers("--images", images, int)
     if any(count < 1 for count in counts):
         raise InvalidValueError(f"--images is {images!r}; numbers of images in a prompt are 1 or more, such as 1,4")

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenreduce.cli.arguments import MODEL_HELP, Exif, make_arms, progress_bar
+from tokenreduce.cli.arguments import MODEL_HELP, Exif, JsonFile, make_arms, progress_bar
 from tokenreduce.cli.output import console
-from tokenreduce.cli.writing import check_folder, saying
+from tokenreduce.cli.writing import check_folder, write_json
 from tokenreduce.errors import InvalidTypeError, unknown
 from tokenreduce.lab.embedding.embedding import embed as embed_collection
 from tokenreduce.lab.embedding.pooling import POOLS
@@ -47,6 +47,7 @@ def embed(
     image_size: Annotated[int | None, typer.Option(min=1, help="side of the square input")] = None,
     exif: Exif = True,
     pretrained: Annotated[bool, typer.Option(help="load trained weights")] = True,
+    json_file: JsonFile = None,
 ) -> None:
     """Write a feature for each image of a large collection, on all GPUs or cores of this machine or of a Ray cluster
     (extra 'ray'). The same command goes on where it was killed: no image is left out or there twice."""
@@ -55,7 +56,7 @@ def embed(
     if pool not in POOLS:
         raise unknown("pool", pool, POOLS)
     chosen = read_method(method, {"flops": flops, "ratio": ratio, "r": r}, option or [], schedule)
-    with progress_bar() as progress, saying("--out", out):
+    with progress_bar() as progress:
         found = embed_collection(
             data, model, out, pool=pool, column=column, part_size=part_size, batch_size=batch_size,
             device=None if device == "auto" else device, workers=workers, address=address, image_size=image_size,
@@ -70,6 +71,10 @@ def embed(
         console.print(f"{len(found.bad)} images cannot be read, see {out / BAD}:", style="yellow", highlight=False)
     for _, why in found.bad[:SHOWN]:
         console.print(why, style="yellow", highlight=False, markup=False)
+    if json_file is not None:
+        row = {"records": found.records, "parts": found.parts, "parts_before": found.before, "bad": len(found.bad)}
+        settings: dict[str, Any] = {"data": data, "model": model, "out": out, "pool": pool, "pretrained": pretrained}
+        write_json(json_file, "embed", [row], **settings, image_size=image_size, patch=chosen)
 
 
 def read_method(

@@ -15,7 +15,6 @@ from tokenreduce.cli.arguments import (
     Flops,
     JsonFile,
     Keep,
-    Methods,
     Options,
     PerBlock,
     Ratio,
@@ -27,8 +26,10 @@ from tokenreduce.cli.arguments import (
     usable_device,
 )
 from tokenreduce.cli.output import console, print_refused, print_table
+from tokenreduce.cli.schedules import Schedules, with_files
 from tokenreduce.cli.writing import write_json
 from tokenreduce.errors import InvalidValueError, unknown
+from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.data.asked import load_asked
 from tokenreduce.lab.data.photographs import NAME as PHOTOGRAPHS
 from tokenreduce.lab.data.samples import TASKS
@@ -65,11 +66,12 @@ def evaluate(
         Path | None, typer.Option(help="folder of the data in their official layout, or of all of Fashion-MNIST")
     ] = None,
     all_images: Annotated[bool, typer.Option(help="Fashion-MNIST: all 10,000 test images, not 2,000")] = False,
-    method: Methods = "tome",
+    method: Annotated[str | None, typer.Option(help="methods, separated by commas; default: tome")] = None,
     flops: Flops = None,
     ratio: Ratio = None,
     r: PerBlock = None,
     keep: Keep = None,
+    schedule: Schedules = None,
     option: Options = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="default: 100 in classification, 8 in other tasks")
@@ -87,18 +89,25 @@ def evaluate(
     ] = None,
     gallery: Annotated[Path | None, typer.Option(help="knn: class folders instead of the training split")] = None,
     gallery_size: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=0, help="knn: number of gallery images (0 = all); they are encoded again for every row of the table"
+            min=0,
+            help="knn: number of gallery images (default: 10,000; 0: all); they are encoded again for every row of the "
+            "table",
         ),
-    ] = 10_000,
+    ] = None,
     text_embeddings_file: Annotated[
         Path | None, typer.Option("--text-embeddings", help="zero-shot: safetensors, tensor embeddings (classes, d)")
     ] = None,
     text_model: Annotated[str | None, typer.Option(help="zero-shot: NAME:PRETRAINED of open_clip")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="classification: side of the square input; default: the model's own size")
+    ] = None,
     pretrained: Annotated[bool, typer.Option(help="load trained weights")] = True,
     device: Device = "cpu",
-    workers: Annotated[int, typer.Option(min=0, help="classification: processes that read image folders")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="classification: processes that read image folders; default: 2")
+    ] = None,
     align: Annotated[
         str, typer.Option(help=f"depth: how predictions are first fitted to the truth: {', '.join(ALIGNMENTS)}")
     ] = "none",
@@ -124,35 +133,41 @@ def evaluate(
     right. Started by torchrun, several processes share the images (but with vlm)."""
     if task not in ("classification", *TASKS, "vlm"):
         raise unknown("task", task, ("classification", *TASKS, "vlm"))
+    of_images: dict[str, object] = {"--all-images": all_images, f"--head {head}": head, "--gallery": gallery}
+    of_images |= {"--gallery-size": gallery_size is not None, "--text-embeddings": text_embeddings_file}
+    of_images |= {"--text-model": text_model, "--workers": workers is not None, "--image-size": image_size}
+    budgets = {"flops": flops, "ratio": ratio, "r": r}
     if task == "vlm":
-        foreign: dict[str, object] = {"--flops": flops, "--ratio": ratio, "--r": r, "--data-dir": data_dir}
-        foreign |= {"--all-images": all_images, "--gallery": gallery, "--text-model": text_model}
-        foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head, f"--rounds {rounds}": rounds}
-        foreign |= {"--resume": resume}
+        foreign = of_images | {f"--{name}": value for name, value in budgets.items()} | {"--data-dir": data_dir}
+        foreign |= {f"--rounds {rounds}": rounds, "--resume": resume}
         refuse_options(task, foreign | {f"--align {align}": align != "none", "--reduced-labels": reduced_labels})
         place = usable_device(device)
         setup = Setup(model, data, None, limit, batch_size, pretrained, place, exif)
-        evaluate_vlm(setup, method, keep, option or [], words, question, json_file)
+        arms = with_files(
+            schedule, [method, keep, option], lambda: keep_arms(method or "tome", keep, option or []), language=True
+        )
+        evaluate_vlm(setup, arms, words, question, json_file)
         return
     refuse_options(task, {"--keep": keep, "--words": words, "--question": question})
-    arms = make_arms(method, {"flops": flops, "ratio": ratio, "r": r}, option or [])
+    arms = with_files(
+        schedule, [method, option, *budgets.values()], lambda: make_arms(method or "tome", budgets, option or [])
+    )
     with join_team() as team:
         place = team.place(usable_device(device))
         sharing = Sharing(team, resume)
-        setup = Setup(model, data, data_dir, limit, batch_size, pretrained, place, exif, reduced_labels, sharing)
+        setup = Setup(
+            model, data, data_dir, limit, batch_size, pretrained, place, exif, reduced_labels, sharing, image_size
+        )
         if task == "classification":
             foreign = {f"--align {align}": align != "none", f"--rounds {rounds}": rounds}
             refuse_options(task, foreign | {"--reduced-labels": reduced_labels})
-            chosen = Head(head, gallery, gallery_size, text_embeddings_file, text_model)
-            ready = classification(arms, setup, chosen, all_images=all_images, workers=workers)
+            size = Head.gallery_size if gallery_size is None else gallery_size
+            chosen = Head(head, gallery, size, text_embeddings_file, text_model)
+            ready = classification(
+                arms, setup, chosen, all_images=all_images, workers=2 if workers is None else workers
+            )
         else:
-            foreign = {
-                "--all-images": all_images,
-                "--gallery": gallery,
-                "--text-model": text_model,
-                "--no-exif": not exif,
-            }
-            foreign |= {"--text-embeddings": text_embeddings_file, f"--head {head}": head}
+            foreign = of_images | {"--no-exif": not exif}
             refuse_options(task, foreign | {f"--align {align}": align != "none" and task != "depth"})
             ready = dense(task, arms, setup, align=align, rounds=rounds)
         with progress_bar(team.leads) as progress:
@@ -169,21 +184,16 @@ def evaluate(
 
 
 def evaluate_vlm(
-    setup: Setup,
-    method: str,
-    keep: str | None,
-    option: Sequence[str],
-    words: int | None,
-    question: str | None,
-    json_file: Path | None,
+    setup: Setup, arms: Sequence[Arm], words: int | None, question: str | None, json_file: Path | None
 ) -> None:
     """Measure what vision-language models lose."""
-    arms = keep_arms(method, keep, option)
     model = setup.model or SCENES
     data = setup.data or ("scenes" if model == SCENES else PHOTOGRAPHS)
     if model == SCENES and data != "scenes":
         raise InvalidValueError(f"{SCENES} answers questions about scenes alone; leave out --data {data}")
     asked = load_asked(data, setup.limit, question, setup.upright)
+    for sentence in asked.left_out:
+        console.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False)
     prompted = load_prompted(model, setup.pretrained)
     prompted.model.to(setup.device)
     batch_size, words = setup.batch_size or 8, words or (3 if model == SCENES else WORDS)
@@ -199,6 +209,7 @@ def evaluate_vlm(
         settings: dict[str, Any] = {"task": "vlm", "model": model, "pretrained": setup.pretrained, "data": asked.name}
         settings |= {"prompts": len(asked.text), "batch_size": batch_size, "words": words, "question": question}
         settings |= {"dtype": str(prompted.model.dtype).removeprefix("torch.")}
+        settings |= {"left_out": list(asked.left_out)}
         write_json(json_file, "eval", rows, **settings, upright=setup.upright, device=place_name(setup.device))
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from tokenreduce.errors import InvalidValueError
+from tokenreduce.patching.recorded import read_patch
 
 BUDGETS = ("ratio", "r", "flops", "schedule", "keep")
 
@@ -28,5 +32,26 @@ class Arm:
         """The method, with its budget if it has one."""
         return self.method if self.budget == "none" else str(self)
 
+    @property
+    def content(self) -> str:
+        """What the file of its schedule holds, on which its rows depend; empty where there is no file."""
+        file = self.arguments.get("schedule")
+        return Path(file).read_text() if isinstance(file, str) else ""
+
     def __repr__(self) -> str:
         return f"{self.method} at {self.budget}"
+
+
+def recorded_arm(path: str | Path, language: bool = False) -> Arm:
+    """What a file of `calibrate` or `save_patch` says.
+
+    Args:
+        language: whether it must be of what enters a language model, or must not be.
+
+    Raises: ValueError if the file is no such record, or one for the other kind of model.
+    """
+    read = read_patch(path)
+    if (read.keep is not None) != language:
+        theirs = "the layers of a vision model" if language else "what enters a language model"
+        raise InvalidValueError(f"{path} is a schedule for {theirs}, and cannot be used here; give another file")
+    return Arm(read.method, schedule=str(path))

@@ -76,17 +76,21 @@ class Pretrained(nn.Module):
             handle.remove()
         return out.logits, read[-1], out.hidden_states[-1]
 
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        """From an image to the model's input, as its processor makes it."""
+    def transform(self, whole: bool = False) -> Callable[[Image.Image], Tensor]:
+        """From an image to the model's input, as its processor makes it; `whole` crops nothing from a square."""
+        if self.processor is not None and not whole:
+            return partial(_processed, self.processor, {})  # no lambda: processes that read images get it pickled
+        height, width = self.input_shape[-2:]
         if self.processor is not None:
-            return partial(_processed, self.processor)  # no lambda: processes that read images get it pickled
+            size = {"do_resize": True, "size": {"height": height, "width": width}, "do_center_crop": False}
+            return partial(_processed, self.processor, size)
         from timm.data import create_transform
 
-        return create_transform((self.input_shape[-2], self.input_shape[-1]))
+        return create_transform((height, width), crop_pct=1.0 if whole else None)
 
 
-def _processed(processor: Any, image: Image.Image) -> Tensor:
-    return processor(images=image, return_tensors="pt")["pixel_values"][0]
+def _processed(processor: Any, more: dict[str, Any], image: Image.Image) -> Tensor:
+    return processor(images=image, return_tensors="pt", **more)["pixel_values"][0]
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -120,7 +124,7 @@ def load_pretrained(name: str, pretrained: bool, image_size: int | None = None) 
         model = kind.from_pretrained(name, **single) if pretrained else _untrained(kind, config).float()
     except FAILURES as error:
         raise cannot_load(name, error) from None
-    return Pretrained(model.eval(), _processor(name))
+    return Pretrained(model.eval(), _processor(name, image_size))
 
 
 def cannot_load(name: str, error: Exception) -> InvalidValueError:
@@ -145,11 +149,13 @@ def _untrained(kind: Any, config: Any) -> nn.Module:
     return kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
 
 
-def _processor(name: str) -> Any:
-    """The image processor that is stored with the weights, if any."""
+def _processor(name: str, image_size: int | None) -> Any:
+    """The image processor that is stored with the weights, if any; it scales whole pictures to a size that is given."""
     import transformers
 
+    square = {"height": image_size, "width": image_size}
+    sized = {} if image_size is None else {"size": square, "crop_size": square}
     try:
-        return transformers.AutoImageProcessor.from_pretrained(name)
+        return transformers.AutoImageProcessor.from_pretrained(name, **sized)
     except (OSError, ValueError, ImportError):
         return None

@@ -24,9 +24,12 @@ import tokenreduce
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.data import fashion_mnist
 from tokenreduce.lab.data.inputs import fashion_input
+from tokenreduce.lab.embedding import embedding
 from tokenreduce.lab.embedding.cluster import connect
-from tokenreduce.lab.embedding.embedding import embed
+from tokenreduce.lab.embedding.embedding import embed, prepare
+from tokenreduce.lab.embedding.listing import parts_of
 from tokenreduce.lab.embedding.pooling import try_out
+from tokenreduce.lab.embedding.store import Store
 from tokenreduce.lab.shipped.fashion_vit import fashion_vit
 
 ray = pytest.importorskip("ray", reason="embed is NOT TESTED: pip install 'tokenreduce[ray]'")
@@ -194,6 +197,11 @@ def test_wrong_arguments_are_refused_in_a_sentence(images: Path, tmp_path: Path,
         embed(images, "fashion_vit", tmp_path / "other")
     with pytest.raises(InvalidTypeError, match="flops needs a method to patch with"):
         embed(images, "fashion_vit", tmp_path / "out", flops=0.6)
+    with pytest.raises(InvalidValueError, match="unknown device 'cuda:0'; valid: cpu, cuda"):
+        embed(images, "fashion_vit", tmp_path / "out", device="cuda:0")
+    for more in ({"image_size": 28}, {"pretrained": False}):
+        with pytest.raises(InvalidTypeError, match="are for models by name; change the model that is given"):
+            embed(images, fashion_vit(), tmp_path / "out", **more)  # type: ignore[arg-type]
     with pytest.raises(InvalidValueError, match="too many images of"):
         embed(images, "fashion_vit", tmp_path / "out", part_size=10**6)
 
@@ -213,3 +221,19 @@ def test_pools() -> None:
     assert try_out(model, fashion_input, "mean") == ((1, 28, 28), 64)
     with pytest.raises(InvalidValueError, match="does not give features of a picture"):
         try_out(model, lambda picture: torch.zeros(3, 5, 5), "features")
+
+
+def test_settings_say_versions_and_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: Path) -> None:
+    """Features of two versions do not mix in one folder."""
+    patched = (fashion_vit(), None, True, "features", "ward", {"flops": 0.6})
+    before = prepare(*patched)[1]
+    assert before["versions"].keys() >= {"tokenreduce", "torch", "timm"} and len(before["code"]) == 16
+    monkeypatch.setattr(embedding, "digest_of_method", lambda name: f"other code of {name}")
+    assert prepare(*patched)[1]["code"] == "other code of wa"
+    monkeypatch.undo()
+    store = Store(tmp_path / "out")
+    store.begin(before, parts_of(images, 8))
+    monkeypatch.setattr(embedding, "version", lambda name: "99")
+    after = prepare(*patched)[1]
+    with pytest.raises(InvalidValueError, match=r"made otherwise \(versions: .*'torch': '99'"):
+        store.begin(after, parts_of(images, 8))

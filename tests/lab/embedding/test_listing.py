@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +19,8 @@ from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data.inputs import fashion_input
 from tokenreduce.lab.embedding.listing import parts_of
 from tokenreduce.lab.embedding.reading import inputs_of
+from tokenreduce.lab.embedding.stages import Work, read
+from tokenreduce.lab.embedding.store import Store
 
 pa = pytest.importorskip("pyarrow", reason="collections are NOT TESTED: pip install 'tokenreduce[ray]'")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -136,3 +140,85 @@ def test_a_picture_that_does_not_fit_is_told_with_its_size(tmp_path: Path) -> No
     [(key, reason)] = inputs_of(part, transform, True)
     assert key == "small.png" and isinstance(reason, str)
     assert "small.png (3 x 2 pixels) does not fit the model's transform: too small" in reason
+
+
+def test_a_name_that_a_tar_holds_twice_gives_two_keys(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "one.tar", "w") as archive:
+        for name, shade in (("a.png", 1), ("a.png", 2), ("a#2.png", 3), ("a.png", 4)):
+            member = tarfile.TarInfo(name)
+            member.size = len(encoded(shade))
+            archive.addfile(member, io.BytesIO(encoded(shade)))
+    found = read_all(tmp_path / "one.tar", 3)
+    assert list(found) == [f"one.tar/{name}" for name in ("a.png", "a#2.png", "a#2#2.png", "a#3.png")]
+    for one, other in zip(found.values(), map(encoded, (1, 2, 3, 4)), strict=True):
+        assert torch.equal(torch.as_tensor(one), fashion_input(Image.open(io.BytesIO(other))))
+
+
+def test_other_files_may_lie_beside_shards(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_tar(shards / "0.tar")
+    (shards / "README.md").write_text("about")
+    assert len(read_all(shards, 3)) == 8
+    write_table(shards / "0.parquet")
+    with pytest.raises(InvalidValueError, match="all of one kind and without folders beside them"):
+        list(parts_of(shards, 3))
+    (shards / "0.parquet").unlink()
+    write_folder(shards / "images")
+    assert list(read_all(shards, 3)) == [f"images/{name}" for name in sorted(CONTENT)]
+
+
+def test_names_that_are_not_utf_8_become_keys_that_parquet_takes(tmp_path: Path) -> None:
+    root = tmp_path / "odd"
+    root.mkdir()
+    for name, content in ((b"\xff.png", encoded(9)), (b"\xfe.png", b"no picture")):
+        (root / os.fsdecode(name)).write_bytes(content)
+    found = read_all(root, 3)
+    assert list(found) == [r"\udcfe.png", r"\udcff.png"] and pa.array(list(found), pa.string())
+    reason = found[r"\udcfe.png"]
+    assert isinstance(reason, str) and reason.encode() and r"\udcfe.png is not an image" in reason
+
+
+def test_whatever_the_transform_raises_the_image_is_bad(tmp_path: Path) -> None:
+    Image.new("L", (3, 2)).save(tmp_path / "small.png")
+
+    def transform(picture: Image.Image) -> Tensor:
+        raise KeyError("odd")
+
+    [part] = parts_of(tmp_path, 3)
+    [(_, reason)] = inputs_of(part, transform, True)
+    assert isinstance(reason, str) and "does not fit the model's transform: 'odd'" in reason
+
+
+def test_inputs_of_another_shape_are_bad(tmp_path: Path) -> None:
+    """What a part is for the model: the odd one would end the run, and every run after it."""
+    for name, size in (("a.png", (4, 4)), ("b.png", (4, 6))):
+        Image.new("L", size).save(tmp_path / name)
+    store = Store(tmp_path / "out")
+    store.begin({}, parts_of(tmp_path, 3))
+
+    def transform(picture: Image.Image) -> Tensor:
+        return torch.zeros(1, picture.height, picture.width)
+
+    work = Work(store, transform, True, (1, 4, 4), 8, "features", 2, {})
+    row = read({"part": [0], "place": [0]}, work)
+    assert json.loads(row["keys"][0]) == ["a.png"] and len(row["inputs"][0]) == 16 * 4
+    [(key, reason)] = json.loads(row["bad"][0])
+    assert key == "b.png" and "makes (1, 6, 4) of it, not (1, 4, 4)" in reason
+    store.write(0, ["a.png"], np.zeros((1, 8), np.float32), [(key, reason)], {})
+    assert store.close(2, 1) == [(key, reason)]
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InvalidValueError, match=r"--out .*file/out could not be written"):
+        Store(tmp_path / "file" / "out").begin({}, parts_of(tmp_path, 3))
+
+    def closed(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(InvalidValueError, match=r"cannot be read \(Permission denied\)") as told:
+        Store(tmp_path / "out").begin({}, parts_of(tmp_path, 3))
+    assert "--out" not in str(told.value)

@@ -10,10 +10,9 @@ from typing import Any
 from torch import nn
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
-from tokenreduce.lab.arms import Arm
+from tokenreduce.lab.arms import Arm, recorded_arm
 from tokenreduce.lab.rows import Row
 from tokenreduce.patching.compatibility import Compatibility, compatible
-from tokenreduce.patching.recorded import read_patch
 from tokenreduce.reducers.registry import create, methods
 
 
@@ -52,7 +51,7 @@ def arms_of(
         for name in asked
         if name in fitting.refused
     ]
-    files = [Arm(read_patch(path).method, schedule=str(path)) for path in schedules]
+    files = [recorded_arm(path) for path in schedules]
     if len(refused) == len(asked) and not files:
         chosen = Compatibility([], {row["method"]: row["refused"] for row in refused})
         raise InvalidValueError(f"no method fits this model: {chosen.reasons}{others(fitting)}")

@@ -53,6 +53,4 @@ class RowBook:
     def _key(self, arm: Arm | None) -> str:
         if arm is None:
             return UNPATCHED
-        file = arm.arguments.get("schedule")
-        text = Path(file).read_text() if isinstance(file, str) else ""
-        return digest(arm.method, arm.arguments, text, digest_of_method(arm.method))
+        return digest(arm.method, arm.arguments, arm.content, digest_of_method(arm.method))

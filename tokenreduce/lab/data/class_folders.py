@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from tokenreduce.errors import InvalidValueError
-from tokenreduce.lab.data.decoding import ENDINGS, decode, hidden, is_image
+from tokenreduce.lab.data.decoding import ENDINGS, hidden, is_image, looking, read_input
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, folder = self.listing.images[index]
-        return self.transform(decode(path, upright=self.upright).convert("RGB")), self.labels[folder]
+        return read_input(path, self.transform, upright=self.upright), self.labels[folder]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Batches:
 
     def __iter__(self) -> Any:
         some = False
-        for batch, reasons in self.loader:
+        for batch, reasons in map(of_one_size, self.loader):
             self.left_out |= dict.fromkeys(reasons)
             if batch is not None:
                 some = True
@@ -93,9 +93,32 @@ class Batches:
 
 
 def sort_out(items: Sequence[Any]) -> tuple[Any, list[str]]:
-    """A batch of what could be read, None if there is nothing, and why the rest could not."""
+    """A batch of what could be read, None if there is nothing, and why the rest could not. Images of several sizes stay
+    a list: see `of_one_size`."""
     read = [item for item in items if not isinstance(item, str)]
-    return default_collate(read) if read else None, [item for item in items if isinstance(item, str)]
+    sizes = {image.shape for image, _ in read if isinstance(image, Tensor)}
+    batch = read if len(sizes) > 1 else default_collate(read) if read else None
+    return batch, [item for item in items if isinstance(item, str)]
+
+
+def of_one_size(found: tuple[Any, list[str]]) -> tuple[Any, list[str]]:
+    """What `sort_out` gave, in the process that asked for it: an error of a worker would be a traceback.
+
+    Raises: ValueError for images of several sizes, which no batch can hold.
+    """
+    if isinstance(found[0], list) and isinstance(found[0][0], tuple):
+        check_sizes([image for image, _ in found[0]])
+    return found
+
+
+def check_sizes(images: Sequence[Tensor]) -> None:
+    """Raise unless all images have one shape."""
+    one, *others = dict.fromkeys(tuple(image.shape) for image in images)
+    if others:
+        raise InvalidValueError(
+            f"the model's image processor keeps the aspect ratio: it makes {one} of one picture and {others[0]} of "
+            "another, which no batch can hold; give --batch-size 1, or pictures of one size"
+        )
 
 
 def list_folder(root: Path) -> Listing:
@@ -127,13 +150,15 @@ def list_folder(root: Path) -> Listing:
     return Listing(tuple(names), images, tuple(others))
 
 
+@looking()
 def visible(folder: Path) -> list[Path]:
+    """What lies in the folder, in natural order, but hidden files."""
     return sorted((path for path in folder.iterdir() if not hidden(path)), key=lambda path: natural(path.name))
 
 
-def natural(name: str) -> list[Any]:
-    """A key that sorts class2 before class10, as timm does."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
+def natural(name: str) -> tuple[list[Any], str]:
+    """A key that sorts class2 before class10, as timm does; 1.jpg and 01.jpg are in the same order everywhere."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())], name
 
 
 def more(paths: Sequence[Path]) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 
@@ -17,9 +21,29 @@ LITTER = frozenset({"thumbs.db", "desktop.ini"})  # what Windows leaves in folde
 class UnreadableError(InvalidValueError):
     """A file whose picture cannot be had: an evaluation goes on without it."""
 
+    def __init__(self, why: str) -> None:
+        super().__init__(printable(why))
+
 
 class NotAnImageError(UnreadableError):
     """Pillow finds no picture in a file."""
+
+
+def printable(text: str) -> str:
+    """The text with escapes for bytes of file names that are not UTF-8, which no table and no file could hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """Where a folder or file cannot be looked into, the error is a sentence. A decorator too."""
+    try:
+        yield
+    except OSError as error:
+        where = "the data" if error.filename is None else printable(str(error.filename))
+        raise InvalidValueError(
+            f"{where} cannot be read ({error.strerror or error}); give a folder or file that you may read"
+        ) from None
 
 
 def hidden(path: Path) -> bool:
@@ -50,10 +74,10 @@ def decode(path: Path, *, upright: bool, content: bytes | None = None) -> Image.
         raise UnreadableError(
             f"{path} is larger than Pillow reads ({error}); make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, InvalidValueError):
-            raise
-        gone = content is None and not path.is_file()
+    except UnreadableError:
+        raise
+    except Exception as error:  # Pillow raises all kinds for damaged files
+        gone = content is None and not os.path.isfile(path)
         what = "does not exist" if gone else f"is not an image that Pillow can read ({error})"
         raise NotAnImageError(f"{path} {what}; replace the file, or take its image out") from None
 
@@ -74,3 +98,26 @@ def eight_bits(picture: Image.Image, path: Path) -> Image.Image:
             "store it with 8 or 16 bits"
         )
     return picture
+
+
+def read_input(
+    path: Path, transform: Callable[[Image.Image], Tensor], *, upright: bool, content: bytes | None = None
+) -> Tensor:
+    """What a model takes of the picture in the file; arguments as of `decode`.
+
+    Raises: ValueError that says why there is none.
+    """
+    return fitted(decode(path, upright=upright, content=content), transform, path)
+
+
+def fitted(picture: Image.Image, transform: Callable[[Image.Image], Tensor], path: Path) -> Tensor:
+    """What a model takes of the picture that `path` names.
+
+    Raises: ValueError if its transform refuses it.
+    """
+    try:
+        return transform(picture.convert("RGB"))
+    except Exception as error:  # transforms are other people's code, and one odd picture must not end a long run
+        raise UnreadableError(
+            f"{path} ({picture.width} x {picture.height} pixels) does not fit the model's transform: {error}"
+        ) from None

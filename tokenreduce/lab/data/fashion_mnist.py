@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,29 @@ STEMS = {"train": "train", "test": "t10k"}
 
 
 def find(data_dir: str | Path | None = None) -> Path:
-    """Folder that holds the four files: `data_dir`, Debian's package, or a torchvision download into `~/.cache`."""
+    """Folder that holds the four files: `data_dir`, Debian's package, or a torchvision download into `~/.cache`.
+
+    Raises: ValueError if they are not in `data_dir`, or cannot be downloaded.
+    """
     folders = [Path(data_dir)] if data_dir else [DEBIAN, downloads()]
     for folder in folders:
         for candidate in (folder, folder / "FashionMNIST" / "raw"):
             if (candidate / "t10k-images-idx3-ubyte.gz").exists():
                 return candidate
+    if data_dir:
+        raise InvalidValueError(
+            f"--data-dir {data_dir} holds no {STEMS['test']}-images-idx3-ubyte.gz of Fashion-MNIST; give the folder "
+            "with its four files, or leave --data-dir out, which downloads them"
+        )
     from torchvision.datasets import FashionMNIST
 
-    FashionMNIST(str(folders[-1]), download=True)
+    try:
+        FashionMNIST(str(folders[-1]), download=True)
+    except (RuntimeError, OSError) as error:
+        raise InvalidValueError(
+            f"Fashion-MNIST could not be downloaded to {folders[-1]} ({error}); give --data-dir, the folder with its "
+            "four files"
+        ) from None
     return folders[-1] / "FashionMNIST" / "raw"
 
 
@@ -38,10 +53,16 @@ def downloads() -> Path:
 
 
 def load(split: str, folder: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images `(n, 1, 28, 28)` uint8 and labels `(n,)` int64 of `split` ("train" or "test") in `folder`."""
+    """Images `(n, 1, 28, 28)` uint8 and labels `(n,)` int64 of `split` ("train" or "test") in `folder`.
+
+    Raises: ValueError if a file is missing or damaged.
+    """
     stem = STEMS[split]
     images = read_idx(Path(folder) / f"{stem}-images-idx3-ubyte.gz")
     labels = read_idx(Path(folder) / f"{stem}-labels-idx1-ubyte.gz")
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        found = f"{tuple(images.shape)} images and {tuple(labels.shape)} labels"
+        raise InvalidValueError(f"{folder} holds {found} of {split}, which do not fit; download the files again")
     return images.unsqueeze(1), labels.long()
 
 
@@ -51,12 +72,20 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 def read_idx(path: Path) -> torch.Tensor:
-    """One gzipped IDX file of unsigned bytes as a tensor."""
-    with gzip.open(path, "rb") as file:
-        data = file.read()
-    ndim = data[3]
-    shape = np.frombuffer(data, ">i4", ndim, 4)
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy())
+    """One gzipped IDX file of unsigned bytes as a tensor.
+
+    Raises: ValueError if it is missing or damaged.
+    """
+    try:
+        with gzip.open(path, "rb") as file:
+            data = file.read()
+        ndim = data[3]
+        shape = np.frombuffer(data, ">i4", ndim, 4)
+        return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy())
+    except FileNotFoundError:
+        raise InvalidValueError(f"there is no {path}; the folder must hold all four files of Fashion-MNIST") from None
+    except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
+        raise InvalidValueError(f"{path} is damaged ({error}); download it again") from None
 
 
 def write_idx(path: Path, values: torch.Tensor) -> None:

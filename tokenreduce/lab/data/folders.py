@@ -9,12 +9,13 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from tokenreduce.errors import InvalidValueError
+from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.data import fashion_mnist, photographs
 from tokenreduce.lab.data.class_folders import Batches, FolderImages, Listing, Tolerant, list_folder, more, sort_out
 from tokenreduce.lab.data.class_names import number_folders
+from tokenreduce.lab.data.decoding import looking
 from tokenreduce.lab.data.inputs import image_transform, input_side, takes_fashion
 from tokenreduce.lab.data.plain_folders import NO_LABEL, is_plain, list_plain
 from tokenreduce.lab.data.samples import thin
@@ -52,6 +53,7 @@ class Data:
         return Batches(loader, self.left_out)
 
 
+@looking()
 def load_data(
     name: str,
     model: Any,
@@ -81,8 +83,9 @@ def load_data(
             pictures as they are stored.
         labels: False takes the images of a folder at any depth, without labels.
 
-    Raises: ValueError if there is no such data.
+    Raises: ValueError if there is no such data, TypeError for a `data_dir` that is not asked for.
     """
+    refuse_data_dir(name, data_dir, ("fashion-mnist", "imagenet"))
     if name == photographs.NAME:
         squares = photographs.Squares(image_transform(model, whole=True), input_side(model), limit or photographs.COUNT)
         return Data(name, squares, ())
@@ -91,8 +94,9 @@ def load_data(
     elif name == "imagenet":
         if data_dir is None:
             raise InvalidValueError("imagenet does not ship with the library; give --data-dir, with val/<class>/...")
-        data = load_folder(name, data_dir, split, model, by_name, upright)
-        if len(data.images.labels) != 1000:
+        read = load_folder if labels else load_plain
+        data = read(name, data_dir, split, model, by_name, upright)
+        if data.class_names and len(data.images.labels) != 1000:
             raise InvalidValueError(
                 f"{data_dir} has {len(data.images.labels)} class folders, ImageNet-1k has 1000; give a folder with "
                 "val/<class>/<image>, or pass the folder itself as --data"
@@ -100,7 +104,7 @@ def load_data(
     elif labels:
         data = load_folder(name, Path(name), split, model, by_name, upright)
     else:
-        data = load_plain(name, folder_of(Path(name), split), model, upright)
+        data = load_plain(name, Path(name), split, model, by_name, upright)
     return Data(data.name, thin(data.images, limit), data.class_names, data.remarks)
 
 
@@ -116,13 +120,36 @@ def load_gallery(
                 f"there is no folder 'train' in {root}, and the tested images must not be their own neighbours; "
                 "give --gallery DIR"
             )
-    found = load_data(name, model, data_dir=data_dir, split="train", limit=limit, by_name=False, upright=upright)
+    own = data_dir if gallery is None else None
+    found = load_data(name, model, data_dir=own, split="train", limit=limit, by_name=False, upright=upright)
     if found.class_names != data.class_names:
         raise InvalidValueError(
             f"the gallery {found.name} has {summary(found)}, {data.name} has {summary(data)}; their class folders must "
             "have the same names"
         )
+    shared = files_of(data) & files_of(found)
+    if shared:
+        raise InvalidValueError(
+            f"{len(shared)} of the tested images are in the gallery {found.name} too, such as {min(shared)}, and would "
+            "be their own neighbours; give a gallery of other images"
+        )
     return found
+
+
+def files_of(data: Data) -> set[Path]:
+    """The files of class folders, also of those that a limit leaves out, by one path each."""
+    images = data.images.dataset if isinstance(data.images, Subset) else data.images
+    if not isinstance(images, FolderImages):
+        return set()
+    paths = [path for path, _ in images.listing.images]
+    places = {folder: folder.resolve() for folder in {path.parent for path in paths}}
+    return {places[path.parent] / path.name for path in paths}
+
+
+def refuse_data_dir(name: str, data_dir: Path | None, users: tuple[str, ...]) -> None:
+    """Raise for a folder that the data called `name` are not read from."""
+    if data_dir is not None and name not in users:
+        raise InvalidTypeError(f"--data-dir is where {' or '.join(users)} lies; {name} does not use it, leave it out")
 
 
 def check_labels(data: Data, model: Any) -> None:
@@ -140,16 +167,16 @@ def load_folder(name: str, root: Path, split: str, model: Any, by_name: bool, up
     """Class folders, or images alone, with the transform that the model is officially evaluated with."""
     folder = folder_of(root, split)
     if is_plain(folder):
-        return load_plain(name, folder, model, upright)
+        return load_plain(name, folder, split, model, by_name, upright)
     found = list_folder(folder)
     labels, names, rule = number_folders(found.folders, model, by_name)
     images = FolderImages(found, image_transform(model), labels, upright)
     return Data(name, images, names, (rule, *no_images(found)))
 
 
-def load_plain(name: str, folder: Path, model: Any, upright: bool) -> Data:
-    """All images below a folder, without labels."""
-    found = list_plain(folder)
+def load_plain(name: str, root: Path, split: str, model: Any, by_name: bool, upright: bool) -> Data:
+    """All images below a folder, without labels; arguments as of `load_folder`."""
+    found = list_plain(folder_of(root, split))
     return Data(name, FolderImages(found, image_transform(model), (NO_LABEL,), upright), (), no_images(found))
 
 

@@ -28,7 +28,7 @@ def image_transform(model: Any, whole: bool = False) -> Callable[[Image.Image], 
         whole: nothing is cropped from a square, also where models are officially evaluated on its middle.
     """
     if isinstance(model, Pretrained):
-        return model.transform()
+        return model.transform(whole)
     if takes_fashion(model):
         return fashion_input
     from timm.data import create_transform, resolve_model_data_config

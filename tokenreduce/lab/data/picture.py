@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data import fashion_mnist, photographs
-from tokenreduce.lab.data.decoding import NotAnImageError, decode
+from tokenreduce.lab.data.decoding import NotAnImageError, decode, fitted
 from tokenreduce.lab.data.inputs import grey_pixels, image_transform, normalisation, takes_fashion
 
 SHIPPED = 13  # which of the shipped images is drawn where none is given and no photographs are installed: an ankle boot
@@ -30,7 +30,7 @@ def load_image(path: Path | None, model: Any, upright: bool = True) -> tuple[Ten
     if takes_fashion(model):
         pixels = grey_pixels(picture)
         return pixels, fashion_mnist.normalise(pixels)
-    inputs = image_transform(model)(picture.convert("RGB"))
+    inputs = fitted(picture, image_transform(model), path or Path("the shipped image"))
     mean, std = (torch.tensor(value)[:, None, None] for value in normalisation(model))
     return (inputs * std + mean).clamp(0, 1), inputs
 

@@ -131,7 +131,7 @@ def _read_map(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             return np.array(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # as in `decode`
         what = "does not exist" if not path.is_file() else f"is not an image that Pillow can read ({error})"
         raise NotAnImageError(f"{path} {what}; replace the file, or take its image out") from None
 
@@ -164,8 +164,11 @@ def check_pairs(images: Sequence[Path], annotations: Sequence[Path]) -> None:
 
 def thin(images: Any, limit: int | None) -> Any:
     """`limit` of the images at even distances, since folders come sorted by class; all of them if it is None."""
-    if limit is None or limit >= len(images):
-        return images
-    if limit < 1:
+    return images if limit is None or limit >= len(images) else Subset(images, spread(len(images), limit))
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """`limit` numbers below `count` at even distances, or all."""
+    if limit is not None and limit < 1:
         raise InvalidValueError(f"the number of images is {limit}; it must be 1 or more")
-    return Subset(images, [i * len(images) // limit for i in range(limit)])
+    return list(range(count)) if limit is None or limit >= count else [i * count // limit for i in range(limit)]

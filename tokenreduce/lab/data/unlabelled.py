@@ -11,10 +11,12 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data import fashion_mnist, photographs
-from tokenreduce.lab.data.decoding import UnreadableError, decode
-from tokenreduce.lab.data.folders import FashionImages
+from tokenreduce.lab.data.class_folders import check_sizes
+from tokenreduce.lab.data.decoding import UnreadableError, looking, read_input
+from tokenreduce.lab.data.folders import FashionImages, refuse_data_dir
 from tokenreduce.lab.data.inputs import image_transform, input_side
 from tokenreduce.lab.data.plain_folders import list_plain
+from tokenreduce.lab.data.samples import spread
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Unlabelled:
     left_out: tuple[str, ...] = ()
 
 
+@looking()
 def load_unlabelled(
     name: str,
     model: Any,
@@ -46,8 +49,9 @@ def load_unlabelled(
         data_dir: where the files of Fashion-MNIST lie.
         by_folder: images of a folder come from one source where they lie in one folder; else each is its own.
 
-    Raises: ValueError if there are none.
+    Raises: ValueError if there are none, TypeError for a `data_dir` that is not asked for.
     """
+    refuse_data_dir(name, data_dir, ("fashion-mnist",))
     if name == photographs.NAME:
         data: Any = photographs.Squares(image_transform(model, whole=True), input_side(model), limit)
         return Unlabelled(torch.stack([data[i][0] for i in range(len(data))]), data.names)
@@ -69,7 +73,7 @@ def load_files(root: Path, model: Any, limit: int, by_folder: bool, upright: boo
     transform, found, sources, left_out = image_transform(model), [], [], []
     for index in spread(len(files), limit):
         try:
-            found.append(transform(decode(files[index], upright=upright).convert("RGB")))
+            found.append(read_input(files[index], transform, upright=upright))
         except UnreadableError as error:
             left_out.append(str(error))
             continue
@@ -77,11 +81,5 @@ def load_files(root: Path, model: Any, limit: int, by_folder: bool, upright: boo
         sources.append(str(path.parent if by_folder else path))
     if not found:
         raise InvalidValueError(f"no image in {root} can be read; the first: {left_out[0]}")
+    check_sizes(found)
     return Unlabelled(torch.stack(found), sources, tuple(left_out))
-
-
-def spread(count: int, limit: int) -> list[int]:
-    """`limit` numbers below `count` at even distances, or all."""
-    if limit < 1:
-        raise InvalidValueError(f"the number of images is {limit}; it must be 1 or more")
-    return list(range(count)) if limit >= count else [i * count // limit for i in range(limit)]

@@ -5,29 +5,33 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.errors import InvalidTypeError, InvalidValueError, unknown
 from tokenreduce.lab.data.inputs import image_transform
 from tokenreduce.lab.embedding.cluster import cluster
 from tokenreduce.lab.embedding.listing import parts_of
 from tokenreduce.lab.embedding.pooling import try_out
 from tokenreduce.lab.embedding.stages import Embedder, Work, read
 from tokenreduce.lab.embedding.store import Store
-from tokenreduce.lab.journal import digest_of_model
+from tokenreduce.lab.journal import digest_of_method, digest_of_model
 from tokenreduce.lab.rows import Progress
 from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.patching.finding import is_patched, reduction_of
 from tokenreduce.patching.verbs import change_patch, patch
 
+DEVICES = ("cpu", "cuda")
 BLOCKS = 10_000  # of Ray; beyond it a block holds several parts
 MOST = 2**31 - 1  # bytes of a part that Arrow takes in one piece
+LIBRARIES = ("tokenreduce", "torch", "timm", "transformers", "pillow")  # whose versions may change features
 # Of a core: on CPUs as many parts are read as models run, and both shares fit on every core.
 MODEL, READER = 0.75, 0.25
 
@@ -67,7 +71,8 @@ def embed(
 
     Args:
         data: a folder of images at any depth, a tar file (WebDataset) or Parquet file, or a folder of these.
-        model: a name as the command line takes it, or a model that is in memory. Workers get it from here.
+        model: a name as the command line takes it, or a model that is in memory, which takes neither `image_size` nor
+            `pretrained`. Workers get it from here.
         method: how it is patched, with `arguments` as `patch` takes them; nothing is patched without any.
         pool: "features", "class" or "mean"; see `pooled`.
         column: of Parquet: which column holds the images, as the bytes of their files.
@@ -81,6 +86,8 @@ def embed(
     """
     if batch_size < 1 or (workers is not None and workers < 1):
         raise InvalidValueError(f"batch_size is {batch_size} and workers is {workers}; both must be 1 or more")
+    if device not in (None, *DEVICES):
+        raise unknown("device", device, DEVICES)  # which GPU is for Ray to say
     source, store = Path(data).resolve(), Store(Path(out).resolve())
     network, named = prepare(model, image_size, pretrained, pool, method, arguments)
     transform = image_transform(network)
@@ -91,8 +98,7 @@ def embed(
     if is_patched(network) and reduction_of(network).adaptive:  # counts follow the batch
         settings["batch_size"] = batch_size
     manifest = store.begin(settings, parts_of(source, part_size, column))
-    about = settings | {"environment": {"torch": torch.__version__}}
-    work = Work(store, transform, upright, shape, channels, pool, batch_size, about)
+    work = Work(store, transform, upright, shape, channels, pool, batch_size, settings)
     before = store.finished()
     waiting = [{"part": n, "place": at} for n, at in enumerate(store.places()) if n not in before]
     if waiting:
@@ -111,6 +117,8 @@ def prepare(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model, patched, in eval mode on the CPU, and the settings that say what it computes."""
     named = isinstance(model, str)
+    if not named and (image_size is not None or not pretrained):
+        raise InvalidTypeError("image_size and pretrained are for models by name; change the model that is given")
     network: Any = load_model(model, image_size, pretrained)[0] if isinstance(model, str) else copy.deepcopy(model)
     network = network.eval().to("cpu")
     told: dict[str, Any] = {"model": model if named else type(model).__name__, "image_size": image_size}
@@ -122,7 +130,18 @@ def prepare(
     if pool == "mean" and is_patched(network):
         restoring = dataclasses.replace(reduction_of(network).restoring, ends=True)
         network = change_patch(network, restoring=restoring)
-    return network, told | {"patch": reduction_of(network).to_json() if is_patched(network) else None}
+    patched = reduction_of(network).to_json() if is_patched(network) else None
+    told |= {"patch": patched, "code": digest_of_method(patched["method"])[:16] if patched else None}
+    return network, told | {"versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that are installed, whether this process has loaded them or not."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def run(

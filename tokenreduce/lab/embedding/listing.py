@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data.class_folders import visible
-from tokenreduce.lab.data.decoding import is_image
+from tokenreduce.lab.data.decoding import is_image, looking
 from tokenreduce.lab.data.plain_folders import files_below
 
 Part = dict[str, Any]
@@ -23,7 +23,7 @@ COLUMNS = ("image", "images", "jpg", "jpeg", "png", "bytes", "content", "data") 
 
 def parts_of(data: Path, size: int, column: str | None = None) -> Iterator[Part]:
     """The parts, with at most `size` images each, of a folder of images at any depth, a tar file, a Parquet file, or a
-    folder that holds tar or Parquet files alone.
+    folder that holds tar or Parquet files and no images or folders.
 
     Args:
         column: of Parquet: the column of images; else the only one that can hold them.
@@ -32,8 +32,6 @@ def parts_of(data: Path, size: int, column: str | None = None) -> Iterator[Part]
     """
     if size < 1:
         raise InvalidValueError(f"the part size is {size}; give the images of a part, 1 or more, such as 256")
-    if not data.exists():
-        raise InvalidValueError(f"no data {str(data)!r}; give a folder of images, a .tar file or a .parquet file")
     files, list_file = sources(data)
     some = False
     for file in files:
@@ -42,12 +40,16 @@ def parts_of(data: Path, size: int, column: str | None = None) -> Iterator[Part]
             yield part
     if not some:
         raise InvalidValueError(
-            f"{data} holds no images; give a folder with .jpg or .png files at any depth, or .tar or .parquet files"
+            f"{data} holds no images; give a folder with .jpg or .png files at any depth, a .tar or .parquet file, or "
+            "a folder of such files, all of one kind and without folders beside them"
         )
 
 
+@looking()
 def sources(data: Path) -> tuple[list[Path], Callable[[Path, int, str | None], Iterator[Part]]]:
     """The files, or the folder, that hold the images, and what lists one of them."""
+    if not data.exists():
+        raise InvalidValueError(f"no data {str(data)!r}; give a folder of images, a .tar file or a .parquet file")
     if data.is_file():
         if data.suffix not in LISTERS:
             raise InvalidValueError(
@@ -55,9 +57,11 @@ def sources(data: Path) -> tuple[list[Path], Callable[[Path, int, str | None], I
                 "must not be compressed: workers go straight to their images)"
             )
         return [data], LISTERS[data.suffix]
-    kinds = {path.suffix for path in visible(data)}
-    if len(kinds) == 1 and (kind := kinds.pop()) in LISTERS:
-        return visible(data), LISTERS[kind]
+    there = visible(data)
+    kinds = {path.suffix for path in there} & LISTERS.keys()
+    if len(kinds) == 1 and not any(path.is_dir() or is_image(path) for path in there):
+        kind = kinds.pop()
+        return [path for path in there if path.suffix == kind], LISTERS[kind]
     return [data], list_folder
 
 
@@ -70,10 +74,11 @@ def list_folder(root: Path, size: int, column: str | None) -> Iterator[Part]:
 
 def list_tar(file: Path, size: int, column: str | None) -> Iterator[Part]:
     """Name, place and length of each image in a tar file, as WebDataset writes them; only headers are read."""
+    seen: set[str] = set()
     try:
         with tarfile.open(file, "r:") as archive:
             found = (
-                (member.name, member.offset_data, member.size)
+                (told_apart(member.name, seen), member.offset_data, member.size)
                 for member in archive_members(archive)
                 if member.isfile() and is_image(Path(member.name))
             )
@@ -83,6 +88,15 @@ def list_tar(file: Path, size: int, column: str | None) -> Iterator[Part]:
         raise InvalidValueError(
             f"{file} is not a whole, uncompressed tar file ({error}); write it again, or take it out"
         ) from None
+
+
+def told_apart(name: str, seen: set[str]) -> str:
+    """The name, with a number before its ending where an earlier member of the file has it too."""
+    stem, _, ending = name.rpartition(".")
+    names = chain([name], (f"{stem}#{number}.{ending}" for number in count(2)))
+    found = next(one for one in names if one not in seen)
+    seen.add(found)
+    return found
 
 
 def archive_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -8,16 +8,18 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from tokenreduce.lab.data.decoding import UnreadableError, decode
+from tokenreduce.lab.data.decoding import UnreadableError, printable, read_input
 from tokenreduce.lab.embedding.listing import Part
 
 
 def read_part(part: Part) -> Iterator[tuple[str, Path, bytes | None]]:
     """For each image its key, its path and, where it is no file of its own, what it holds.
 
-    Keys are unique in a collection: the path below the folder; `shard.tar/name`; `table.parquet/row`.
+    Keys are unique in a collection: the path below the folder; `shard.tar/name`; `table.parquet/row`. Of names that are
+    not UTF-8, which Parquet cannot hold, they have the bytes escaped.
     """
-    return READERS[part["kind"]](part)
+    for key, path, content in READERS[part["kind"]](part):
+        yield printable(key), path, content
 
 
 def read_folder(part: Part) -> Iterator[tuple[str, Path, bytes | None]]:
@@ -54,11 +56,7 @@ def inputs_of(
     """For each image its key, and what the model takes of it, or the reason why it cannot be had."""
     for key, path, content in read_part(part):
         try:
-            picture = decode(path, upright=upright, content=content).convert("RGB")
+            found: Tensor | str = read_input(path, transform, upright=upright, content=content)
         except UnreadableError as error:
-            yield key, str(error)
-            continue
-        try:
-            yield key, transform(picture)
-        except (ValueError, ZeroDivisionError, RuntimeError, OSError) as error:
-            yield key, f"{path} ({picture.width} x {picture.height} pixels) does not fit the model's transform: {error}"
+            found = str(error)
+        yield key, found

@@ -47,6 +47,8 @@ def read(row: Row, work: Work) -> Row:
         for key, found in inputs_of(work.store.part(place), work.transform, work.upright):
             if isinstance(found, str):
                 bad.append((key, found))
+            elif tuple(found.shape) != work.shape:
+                bad.append((key, f"{key}: the model's transform makes {tuple(found.shape)} of it, not {work.shape}"))
             else:
                 keys.append(key)
                 inputs.append(found.float().numpy())

@@ -12,6 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,18 @@ class Store:
         """Write the list of images, then the manifest: what was killed before lists again."""
         waiting, images, digest, places = iter(parts), 0, hashlib.sha256(), [0]
         first = next(waiting)  # nothing is written where there are no images
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LISTING).open("wb") as file:
-            for part in (part for source in ([first], waiting) for part in source):
-                line = json.dumps(part).encode() + b"\n"
-                file.write(line)
-                digest.update(line)
-                images += part["count"]
-                places.append(places[-1] + len(line))
-            flush(file)
-        made = {"settings": settings, "images": images, "parts": len(places) - 1, "listing": digest.hexdigest()}
-        write_whole(self.folder / MANIFEST, (json.dumps(made, indent=2) + "\n").encode())
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / LISTING).open("wb") as file:
+                for part in (part for source in ([first], waiting) for part in source):
+                    line = json.dumps(part).encode() + b"\n"
+                    file.write(line)
+                    digest.update(line)
+                    images += part["count"]
+                    places.append(places[-1] + len(line))
+                flush(file)
+            made = {"settings": settings, "images": images, "parts": len(places) - 1, "listing": digest.hexdigest()}
+            write_whole(self.folder / MANIFEST, (json.dumps(made, indent=2) + "\n").encode())
         return made
 
     def places(self) -> Iterator[int]:
@@ -133,10 +135,19 @@ class Store:
                 "anew in another folder"
             )
         lines = [json.dumps({"key": key, "reason": why}) + "\n" for key, why in bad]
-        write_whole(self.folder / BAD, "".join(lines).encode())
-        for litter in self.folder.glob(".*.writing"):  # of writers that were killed
-            litter.unlink(missing_ok=True)
+        with self._writing():
+            write_whole(self.folder / BAD, "".join(lines).encode())
+            for litter in self.folder.glob(".*.writing"):  # of writers that were killed
+                litter.unlink(missing_ok=True)
         return bad
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Where the folder cannot be written, the error is a sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise InvalidValueError(f"--out {self.folder} could not be written ({error})") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -40,6 +40,7 @@ class Setup:
         upright: pictures of class folders are turned as their EXIF orientation says.
         reduced_labels: ADE20K's files hold 0 to 149 and 255.
         sharing: the processes that share the work, and where what is finished is kept.
+        image_size: of classification: the side of the square input, None for the model's own.
     """
 
     model: str | None = None
@@ -52,6 +53,7 @@ class Setup:
     upright: bool = True
     reduced_labels: bool = False
     sharing: Sharing = UNSHARED
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def load(setup: Setup = DEFAULT, head: Head = FITTING, *, all_images: bool = Fal
     """Model, images and head of a classification; arguments and errors as in `classification`."""
     model, batch_size = setup.model or "fashion_vit", setup.batch_size or 100
     data = setup.data or (PHOTOGRAPHS if model == dinov2_small.NAME else FASHION)
-    network = load_model(model, None, setup.pretrained)[0].eval().to(setup.device)
+    network = load_model(model, setup.image_size, setup.pretrained)[0].eval().to(setup.device)
     find_backbone(network)  # the reason comes before those about data that do not fit such a model
     place: dict[str, Any] = {"data_dir": setup.data_dir, "upright": setup.upright}
     read: dict[str, Any] = {"by_name": head.kind in (None, "trained"), "labels": head.kind != "none"}
@@ -149,6 +151,7 @@ def load(setup: Setup = DEFAULT, head: Head = FITTING, *, all_images: bool = Fal
     settings |= {"images": len(images), "head": kind, "batch_size": batch_size}
     settings |= {"upright": setup.upright} if not images.in_memory else {}
     settings |= {"all_images": all_images or setup.data_dir is not None} if data == FASHION else {}
+    settings |= {"image_size": setup.image_size} if setup.image_size else {}
     salient = model == dinov2_small.NAME and setup.pretrained
     return Loaded(network, images, replace(head, kind=kind), settings, encode, place, salient)
 

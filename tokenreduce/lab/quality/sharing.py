@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tokenreduce.lab.arms import Arm
-from tokenreduce.lab.data.class_folders import Tolerant, sort_out
+from tokenreduce.lab.data.class_folders import Tolerant, of_one_size, sort_out
 from tokenreduce.lab.data.folders import Data
 from tokenreduce.lab.data.samples import DenseData, Sample
 from tokenreduce.lab.journal import digest, digest_of_method, digest_of_model
@@ -46,9 +46,7 @@ UNSHARED = Sharing()
 
 def facts_of(arm: Arm) -> list[str]:
     """What an arm is: also the text of a file that holds its schedule, and the code of its method."""
-    file = arm.arguments.get("schedule")
-    text = Path(file).read_text() if isinstance(file, (str, Path)) and Path(file).is_file() else ""
-    return [arm.method, repr(sorted(arm.arguments.items())), text, digest_of_method(arm.method)]
+    return [arm.method, repr(sorted(arm.arguments.items())), arm.content, digest_of_method(arm.method)]
 
 
 def versions() -> dict[str, str | None]:
@@ -82,7 +80,8 @@ def image_shards(data: Data, batch_size: int, workers: int, team: Team, ledger: 
 
     def read(batches: Sequence[int]) -> Any:
         chosen = [list(numbers(batch, batch_size, count)) for batch in batches]
-        return DataLoader(Tolerant(data.images), batch_sampler=chosen, num_workers=workers, collate_fn=sort_out)
+        loader = DataLoader(Tolerant(data.images), batch_sampler=chosen, num_workers=workers, collate_fn=sort_out)
+        return map(of_one_size, loader)
 
     return Shards(-(-count // batch_size), read, team, ledger, data.left_out)
 

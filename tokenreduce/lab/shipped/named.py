@@ -52,6 +52,7 @@ def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.
         if image_size is not None:
             with torch.inference_mode():
                 model(torch.zeros(1, *shape))  # some sizes fail only here
+            model.pretrained_cfg = {**model.pretrained_cfg, "input_size": shape}  # what pictures are scaled to
     except (TypeError, RuntimeError, OSError, AssertionError) as error:
         given = f" with --image-size {image_size}" if image_size else ""
         raise InvalidValueError(f"timm cannot run {name}{given}: {first_line(error)}") from None
