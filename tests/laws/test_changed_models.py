@@ -84,6 +84,21 @@ def test_parts_that_change_after_patching(backbone: Backbone, method: str, chang
     check_alike(backbone, method, CHANGES[change])
 
 
+@pairs(first=("kmeans",), main=SAMPLE)
+def test_budgets_follow_what_layers_cost(backbone: Backbone, method: str) -> None:
+    """A budget of multiply-adds is spread over the model as it is, in both orders and after adapters are gone."""
+    inputs = backbone.inputs()
+    model = patch(fresh_model(backbone), method, flops=0.85)
+    before = tokenreduce.report(model).tokens
+    expected = patch(add_lora(fresh_model(backbone)), method, flops=0.85)
+    add_lora(model)
+    assert checks.same(outputs_or_words(backbone, model, inputs), outputs_or_words(backbone, expected, inputs))
+    assert tokenreduce.report(model).tokens == tokenreduce.report(expected).tokens
+    unload_lora(model, merge=False)
+    outputs_or_words(backbone, model, inputs)
+    assert tokenreduce.report(model).tokens == before
+
+
 @pairs(first=("evit", "ward"), main=tokenreduce.methods("encoder"))
 def test_adapters_added_after_patching_are_read(backbone: Backbone, method: str) -> None:
     check_alike(backbone, method, add_lora)
