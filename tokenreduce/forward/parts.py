@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 from torch import nn
 
@@ -40,5 +41,5 @@ def _nothing() -> None:
     """Stands for a reference to a part that is None."""
 
 
-def _weakly(module: nn.Module | None):  # type: ignore[no-untyped-def]  # a reference, or what stands for one
+def _weakly(module: nn.Module | None) -> Callable[[], nn.Module | None]:
     return _nothing if module is None else weakref.ref(module)

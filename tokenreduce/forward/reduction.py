@@ -132,6 +132,8 @@ class Reduction:
                 costs = owner.adapter.costs_now(backbone)
         except AttributeError:  # not of the family any more, which the layer says when it runs
             return
+        except RuntimeError:  # an export holds weights that cannot be copied; the next forward asks again
+            return
         owner.parts = Parts(backbone)
         if len(costs.mlp) == self.geometry.depth and costs != self.geometry.costs:
             object.__setattr__(self, "geometry", replace(self.geometry, costs=costs))
