@@ -8,9 +8,11 @@ from typing import Literal
 
 from torch import nn
 
-from tokenreduce.budget.geometry import Geometry
+from tokenreduce.budget.geometry import Costs, Geometry
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.reducers.entries import SCANS, VIDEO
+
+from .weights import wrapped_costs
 
 # What code reads of the last layer's output:
 # "protected": protected tokens only, or nothing; image tokens stay reduced, and outputs of tokens hold those.
@@ -58,6 +60,10 @@ class Adapter:
     def geometry(self, model: nn.Module) -> Geometry:
         """Layers, protected tokens, grid, widths and costs."""
         raise NotImplementedError
+
+    def costs_now(self, model: nn.Module) -> Costs:
+        """The costs of the model as it is now, with what wrappers of its layers add."""
+        return wrapped_costs(self.geometry(model).costs, model)
 
     def reads(self, model: nn.Module, outer: Sequence[nn.Module]) -> Reads:
         """What follows the layers reads, in the model and in `outer`, the modules that hold it, outermost first."""

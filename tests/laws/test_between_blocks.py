@@ -173,9 +173,11 @@ def test_an_attention_that_is_replaced_is_read() -> None:
         patch(model, method, ratio=0.5).blocks[1].attn = other.blocks[1].attn
         found = model(MAIN.images())
         assert torch.equal(found, patch(tokenreduce.unpatch(model), method, ratio=0.5)(MAIN.images()))
-    model.blocks[1].attn = nn.Identity()
-    with pytest.raises(ValueError, match=r"block 1 was changed after .*its attention is Identity"):
-        model(MAIN.images())
+    for budget in ({"ratio": 0.5}, {"flops": 0.7}):
+        model = patch(fresh_model(MAIN), "tome", **budget)
+        model.blocks[1].attn = nn.Identity()
+        with pytest.raises(ValueError, match=r"block 1 was changed after .*its attention is Identity"):
+            model(MAIN.images())
     patch(fresh := fresh_model(MAIN), "tome", ratio=0.5)
     for module in fresh.modules():
         module._forward_hooks.clear()

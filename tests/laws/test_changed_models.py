@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import backbone_checks as checks
 import pytest
+import torch
 from backbones import BY_NAME, ROWS, Backbone, fresh_model
 from changing import (
     add_lora,
@@ -82,6 +83,31 @@ def check_alike(backbone: Backbone, method: str, change: Change, must_run: bool 
 @pairs(first=("tome",), main=SAMPLE, where=lambda row: row.traceable)
 def test_parts_that_change_after_patching(backbone: Backbone, method: str, change: str) -> None:
     check_alike(backbone, method, CHANGES[change])
+
+
+@pairs(first=("kmeans",), main=SAMPLE)
+def test_budgets_follow_what_layers_cost(backbone: Backbone, method: str) -> None:
+    """A budget of multiply-adds is spread over the model as it is, in both orders and after adapters are gone."""
+    inputs = backbone.inputs()
+    model = patch(fresh_model(backbone), method, flops=0.85)
+    before = tokenreduce.report(model).tokens
+    expected = patch(add_lora(fresh_model(backbone)), method, flops=0.85)
+    add_lora(model)
+    assert checks.same(outputs_or_words(backbone, model, inputs), outputs_or_words(backbone, expected, inputs))
+    assert tokenreduce.report(model).tokens == tokenreduce.report(expected).tokens
+    unload_lora(model, merge=False)
+    outputs_or_words(backbone, model, inputs)
+    assert tokenreduce.report(model).tokens == before
+
+
+@pytest.mark.parametrize("name", ["timm_vit_short", "torchvision_vit"])
+def test_copies_that_never_ran_are_exported(name: str) -> None:
+    """Also where costs of a stem are counted on a copy of it, which an export cannot make."""
+    row = BY_NAME[name]
+    model = add_lora(patch(fresh_model(row), "kmeans", flops=0.85))
+    for each in (copy.deepcopy(model), patch(copy.deepcopy(model), "kmeans", flops=0.85)):
+        program = torch.export.export(each, (row.images(),), strict=False)
+        assert program.module()(row.images()).isfinite().all()
 
 
 @pairs(first=("evit", "ward"), main=tokenreduce.methods("encoder"))

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from tokenreduce.forward.parts import Parts
+
 
 class Weakly:
     """A module that is held weakly, or None. Copies and pickles of a model hold its copy."""
@@ -63,7 +65,7 @@ class Owner:
     def __init__(self, backbone: nn.Module, adapter: Any, reads: str, heads: Any = None) -> None:
         self._backbone, self._heads = Weakly(backbone), Weakly(heads)
         self.adapter, self.reads = adapter, reads
-        self.touched, self.wrappers = Touched(), Touched()
+        self.touched, self.wrappers, self.parts = Touched(), Touched(), Parts(backbone)
 
     @property
     def backbone(self) -> Any:

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tokenreduce.budget.geometry import AuxiliaryHeads, Geometry
 from tokenreduce.budget.rehearsal import Rehearsal, Work
@@ -17,6 +18,7 @@ from tokenreduce.budget.schedule import Schedule
 from tokenreduce.budget.spreading import Counts
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.owner import Owner
+from tokenreduce.forward.parts import Parts
 from tokenreduce.forward.scan_state import ScanRules
 from tokenreduce.maps.restoring import Restoring
 from tokenreduce.ops.tracing import constant_result
@@ -114,7 +116,30 @@ class Reduction:
         backbone = None if self.owner is None else self.owner.backbone
         if backbone is None:  # layers that were taken out of it, or copied alone
             return self.geometry.depth
-        return self.owner.adapter.depth_now(backbone, self)  # type: ignore[union-attr]
+        depth: int = self.owner.adapter.depth_now(backbone, self)  # type: ignore[union-attr]
+        self.follow()
+        return depth
+
+    def follow(self) -> None:
+        """Spread a budget of multiply-adds anew if parts of the model were wrapped or replaced and cost something else
+        now."""
+        owner = self.owner
+        backbone = None if owner is None or self.schedule.flops is None else owner.backbone
+        if owner is None or backbone is None or owner.parts.stand():
+            return
+        try:
+            with _disable_current_modes():  # also in the middle of an export
+                costs = owner.adapter.costs_now(backbone)
+        except AttributeError:  # not of the family any more, which the layer says when it runs
+            return
+        except RuntimeError:  # an export holds weights that cannot be copied; the next forward asks again
+            return
+        owner.parts = Parts(backbone)
+        if len(costs.mlp) == self.geometry.depth and costs != self.geometry.costs:
+            object.__setattr__(self, "geometry", replace(self.geometry, costs=costs))
+            object.__setattr__(self, "key", uuid4().hex)
+            self._counts.clear()
+            self._passing.clear()
 
     @constant_result
     def stands(self, layer: int) -> bool:

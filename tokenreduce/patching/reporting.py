@@ -13,14 +13,13 @@ from tokenreduce.forward.records import Record
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.maps.restoring import undoing
 from tokenreduce.maps.token_map import TokenMap, identity
-from tokenreduce.patches.shared.weights import wrapped_costs
 
 
 class Report:
     """Tokens left in each layer, and lazily the maps and sizes of the last forward, without gradient.
 
-    `flops_share` is of the model as it is now. Where layers were wrapped or replaced after a patch with a `flops`
-    budget, the counts are still those of the model before: `outdated` says so, and patching again meets the budget.
+    `flops_share` is of the model as it is now. Where layers were wrapped or replaced since the last forward, and a
+    `flops` budget is spread otherwise now, `outdated` says so: the next forward meets it.
 
     `uncounted` names the weights in layers of other tools whose work `flops_share` leaves out.
 
@@ -30,11 +29,11 @@ class Report:
     """
 
     def __init__(self, reduction: Reduction, record: Record | None) -> None:
+        reduction.follow()
+        self.outdated = record is not None and reduction.schedule.flops is not None and _spread_anew(reduction, record)
         if record is not None and 0 < len(record.counts) < reduction.geometry.depth:
             reduction = reduction.cut(len(record.counts))  # of a model that was cut, or a forward that stopped early
-        patched, reduction = reduction, as_it_is_now(reduction)
-        same = patched.geometry.costs == reduction.geometry.costs
-        self.outdated = reduction.schedule.flops is not None and not same
+        reduction = as_it_is_now(reduction)
         self._reduction, self._record = reduction, record
         geometry = reduction.geometry
         self.method = reduction.reducer.name
@@ -126,7 +125,7 @@ class Report:
         if self.passed_through:
             lines.insert(1, f"{self.input_tokens} tokens cannot meet the budget, and all of them passed through")
         if self.outdated:
-            lines.insert(1, "layers were changed after the model was patched; patch it again to meet the budget")
+            lines.insert(1, "layers were changed after this forward; the next one meets the budget")
         if self.uncounted:
             more = f" and {len(self.uncounted) - 3} more" if len(self.uncounted) > 3 else ""
             lines.insert(1, f"not counted: {', '.join(self.uncounted[:3])}{more}")
@@ -147,13 +146,21 @@ class Report:
         return self._record
 
 
+def _spread_anew(reduction: Reduction, record: Record) -> bool:
+    """Whether a budget gives other counts now than in the forward of this record."""
+    try:
+        return reduction.counts(record.entered)[: len(record.counts)] != record.counts
+    except InvalidValueError:  # it cannot be met any more, which the next forward says
+        return True
+
+
 def as_it_is_now(reduction: Reduction) -> Reduction:
     """The patch with the costs of the layers that its model has now, which may have been wrapped or replaced since."""
     owner, depth = reduction.owner, reduction.geometry.depth
     backbone = None if owner is None else owner.backbone
     if owner is None or backbone is None:
         return reduction
-    costs = wrapped_costs(owner.adapter.geometry(backbone).costs, backbone)
+    costs = owner.adapter.costs_now(backbone)
     if len(costs.mlp) < depth:  # of a model that was cut and has not run since
         return reduction
     return replace(reduction, geometry=replace(reduction.geometry, costs=costs.first(depth)))
