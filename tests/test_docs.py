@@ -192,7 +192,7 @@ def test_all_commands_are_listed() -> None:
     assert {name for name in listed if name.startswith("tokenreduce ")} == {f"tokenreduce {name}" for name in commands}
     with_json = {name for name, command in commands.items() if "--json" in [o for p in command.params for o in p.opts]}
     # These write their results by `--out`.
-    assert set(commands) - with_json == {"calibrate", "compare"}
+    assert set(commands) - with_json == {"compare"}
 
 
 def test_all_keys_are_listed() -> None:

@@ -17,7 +17,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(a @ b) / (max(float(a.norm()), 1e-6) * max(float(b.norm()), 1e-6))
 
 
-def reference(case: Case, places: list, windows: int, local: bool, keep: int) -> list[list[int]]:
+def reference(case: Case, places: list, windows: int, even: bool, local: bool, keep: int) -> list[list[int]]:
     """The members of each output, its representative first."""
 
     def window(i: int) -> tuple[int, ...]:
@@ -38,14 +38,18 @@ def reference(case: Case, places: list, windows: int, local: bool, keep: int) ->
         same = [b for b in targets if window(a) == window(b)]
         (inside if same else outside).append(best(a, same or targets))
     order = [sorted(edges, key=lambda edge: (-edge[0], edge[1])) for edges in (inside, outside)]
+    if even and local:  # the best of each window, then the second best of each
+        places = [window(a) for _, a, _ in order[0]]
+        turns = sorted((places[:i].count(place), i) for i, place in enumerate(places))
+        order[0] = [order[0][i] for _, i in turns]
     edges = order[0] + order[1]
     merged, rest = edges[: case.n - keep], edges[case.n - keep :]
     return [[a] for a in sorted(a for _, a, _ in rest)] + [[b] + [a for _, a, t in merged if t == b] for b in targets]
 
 
 @settings(max_examples=150, deadline=None)
-@given(cases(least=2), st.integers(1, 3), st.booleans(), st.integers(0, 11), st.data())
-def test_matches_the_specification(case, windows, moved, layer, data) -> None:
+@given(cases(least=2), st.integers(1, 3), st.booleans(), st.booleans(), st.integers(0, 11), st.data())
+def test_matches_the_specification(case, windows, even, moved, layer, data) -> None:
     keep = data.draw(st.integers(case.n - case.n // 2, case.n - 1))
     height, width = case.grid
     places = torch.tensor([[y, x] for y in range(height) for x in range(width)], dtype=torch.float)
@@ -60,9 +64,10 @@ def test_matches_the_specification(case, windows, moved, layer, data) -> None:
         layer=layer,
         depth=12,
         windows=windows,
+        even=even,
         **case.arguments("keys"),
     )
-    groups = reference(case, places, windows, layer < 8, keep)  # blocks 4 to 7 are the first half after the delay
+    groups = reference(case, places, windows, even, layer < 8, keep)  # blocks 4 to 7 are the first half after the delay
     assert token_map.rep[0].tolist() == [group[0] for group in groups]
     assert token_map.dest[0].tolist() == [next(m for m, g in enumerate(groups) if i in g) for i in range(case.n)]
     y, sizes = tokenreduce.apply(token_map, case.x, case.sizes)
@@ -78,6 +83,18 @@ def test_windows_of_7_on_a_grid_of_14() -> None:
     for i, m in enumerate(token_map.dest[0].tolist()):
         j = int(token_map.rep[0, m])
         assert (i // 14 // 7, i % 14 // 7) == (j // 14 // 7, j % 14 // 7)
+
+
+def test_every_window_merges_a_quarter() -> None:
+    """As the README of the authors' repository says; not so by default."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 196, 8, generator=g) + torch.linspace(0, 3, 196)[:, None]  # more alike further down
+    arguments = {"keep": 156, "grid": (14, 14), "layer": 4, "depth": 12}
+    for even in (True, False):
+        token_map = tokenreduce.plan(x, "dsm", even=even, **arguments)
+        windows = token_map.rep // 14 // 7 * 2 + token_map.rep % 14 // 7
+        left = [torch.bincount(image, minlength=4).tolist() for image in windows]
+        assert (left == [[39] * 4] * 2) == even
 
 
 def test_one_window_and_late_blocks_are_tome() -> None:
@@ -108,5 +125,7 @@ def test_options_are_checked_and_a_grid_is_needed() -> None:
         create("dsm", {"windows": 0})
     with pytest.raises(TypeError, match=r"windows is 2\.0; it must be of type int"):
         create("dsm", {"windows": 2.0})
+    with pytest.raises(TypeError, match=r"even is 1; it must be of type bool"):
+        create("dsm", {"even": 1})
     with pytest.raises(ValueError, match="dsm needs grid, positions; pass it to plan"):
         tokenreduce.plan(torch.randn(1, 8, 4), "dsm", keep=5)

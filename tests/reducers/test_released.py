@@ -112,6 +112,20 @@ RELEASED: list[tuple[str, dict[str, Any], str, float, float]] = [
         47.6654,
         0.0,
     ),
+    (
+        "kmedoids",
+        {"metric": "features", "seeding": "kkz", "iterations": 60},
+        "0 1 2 3 3 5 3 7 7 7 10 0 10 10 10 15 15 0 15 0 20 20 15 3 20 20 15 0 15 0 10 15 0 0 0 0",
+        41.7256,
+        0.0,
+    ),
+    (
+        "spectral",  # whose authors' sigma is absolute: half a median distance here
+        {"iterations": 60},
+        "0 1 0 3 3 0 3 7 7 7 10 11 12 10 10 10 12 17 12 17 20 20 0 0 20 20 0 17 12 17 10 12 11 11 11 11",
+        42.0362,
+        0.0,
+    ),
 ]
 
 

@@ -56,7 +56,7 @@ class ATM(Reducer):
     paper: ClassVar[str] = "arXiv 2505.15160"
     year: ClassVar[int] = 2025
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; its authors published no code"
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     adaptive: ClassVar[bool] = True
     budgeted: ClassVar[str] = "merges the most similar pairs of the same bipartition; thresholds are not used"

@@ -27,7 +27,7 @@ class DPCKNN(Clustering):
     every token joins its nearest one, a centre itself. Outputs stand in the order of their centres.
 
     Departures: logs, since rho underflows; equally dense tokens are ordered by index, where the published code adds
-    noise; the learned weights of the mean are the sizes here.
+    noise below 1e-6 to all densities; the learned weights of the mean are the sizes here.
 
     Args:
         metric: "keys", or "features" for the residual stream, whose largest channels decide then.
@@ -41,7 +41,9 @@ class DPCKNN(Clustering):
     paper: ClassVar[str] = "arXiv 2204.08680"
     year: ClassVar[int] = 2022
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "JoakimHaurum/TokenReduction@88fe07e: centres, clusters and means equal"
+    checked: ClassVar[str] = (
+        "zengwang430521/TCFormer@1ea72a8, JoakimHaurum/TokenReduction@88fe07e: equal but for their noise and rounding"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,7 +44,7 @@ class KMeans(Clustering):
     paper: ClassVar[str] = "arXiv 2110.03860"
     year: ClassVar[int] = 2023
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; its authors published no code"
 
     def __post_init__(self) -> None:
         super().__post_init__()

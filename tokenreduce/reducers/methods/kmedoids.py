@@ -27,7 +27,8 @@ class KMedoids(Clustering):
     `sum_t w_t |f_i - f_t|` over the members t. Outputs stand in the order of their medoids.
 
     Departures: as for `kmeans`; a medoid always belongs to its own cluster, also where another one equals it, so that
-    no cluster is empty.
+    no cluster is empty. The authors published no code. That of JoakimHaurum/TokenReduction takes the member with the
+    least sum over all tokens, weighted by its own weight, which favours tokens of little weight: other medoids.
 
     Args:
         metric: "keys", or "features" for the residual stream.
@@ -46,7 +47,9 @@ class KMedoids(Clustering):
     paper: ClassVar[str] = "arXiv 2110.03860"
     year: ClassVar[int] = 2023
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = (
+        "its specification; mzhaoshuai/CenterCLIP@886fe73, clusters and medoids equal but for ties of two"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,6 +36,8 @@ class MaMe(Reducer):
     one image without a budget that is the paper's rule; in a batch each image keeps its own distinctive sources and
     not those of the others, at the same count.
 
+    Without a budget the first two thirds of the blocks merge, as in the README; with one, all of them do.
+
     Our definitions, since the paper is not confirmed: residual tokens as the features, the alternating split, the
     default tau (the paper's for another model), the form with a budget, and that a column whose entries are all equal
     to their mean, such as one with a single entry, keeps them (taken literally, it would vanish).
@@ -51,7 +53,7 @@ class MaMe(Reducer):
     paper: ClassVar[str] = "arXiv 2604.13432"
     year: ClassVar[int] = 2026
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; cominder/mame@a5c07de holds no code"
     pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "freeze", "delta")
     adaptive: ClassVar[bool] = True
