@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tokenreduce import Schedule, patch, save_patch
+from tokenreduce.lab import environment
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.data import fashion_mnist
 from tokenreduce.lab.quality import loading, sharing
@@ -90,16 +91,18 @@ def test_the_processor_of_a_model(key: Callable[[Evaluation], str], tmp_path: Pa
     assert keys[0] == keys[1] != keys[2]
 
 
-@pytest.mark.parametrize("changed", ["version", "place_of"])
-def test_versions_and_devices(key: Callable[[Evaluation], str], monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+@pytest.mark.parametrize(("room", "changed"), [(environment, "version"), (sharing, "place_of")])
+def test_versions_and_devices(
+    key: Callable[[Evaluation], str], monkeypatch: pytest.MonkeyPatch, room: Any, changed: str
+) -> None:
     before = key(classification(ARMS, setup()))
-    monkeypatch.setattr(sharing, changed, lambda of: "another")
+    monkeypatch.setattr(room, changed, lambda of: "another")
     assert key(classification(ARMS, setup())) != before
 
 
 def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "LIBRARIES", ("torch", "no_such_library"))
-    assert sharing.versions()["no_such_library"] is None and sharing.versions()["torch"]
+    monkeypatch.setattr(environment, "COMPUTING", ("torch", "no_such_library"))
+    assert environment.installed()["no_such_library"] is None and environment.installed()["torch"]
     assert sharing.place_of(fashion_vit(pretrained=False)) == "cpu"
 
 

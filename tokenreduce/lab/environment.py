@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ LIBRARIES = {name: name for name in (
     "torch", "torchvision", "timm", "transformers", "open_clip", "peft", "numpy", "numba", "triton", "onnx",
     "onnxscript", "onnxruntime", "optuna", "safetensors", "torchmetrics", "ray", "pyarrow", "plotly",
 )} | {"open_clip": "open_clip_torch"}  # fmt: skip
+# Distributions on which kept results depend: a run that goes on with other ones would mix two kinds of figures.
+COMPUTING = ("tokenreduce", "torch", "torchvision", "timm", "transformers", "open_clip_torch", "pillow", "pycocotools")
 
 
 def versions() -> dict[str, str]:
@@ -21,6 +23,18 @@ def versions() -> dict[str, str]:
     loaded = {name: sys.modules[name] for name in LIBRARIES if name in sys.modules}
     numbers = {name: str(module.__version__) for name, module in loaded.items() if hasattr(module, "__version__")}
     return {"tokenreduce": version("tokenreduce"), **numbers}
+
+
+def installed() -> dict[str, str | None]:
+    """Of what decodes and resizes images, and computes, whether it was loaded or not; None if it is not installed."""
+    return {name: _installed(name) for name in COMPUTING}
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def environment() -> dict[str, Any]:

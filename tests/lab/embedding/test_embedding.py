@@ -22,6 +22,7 @@ from torch import nn
 
 import tokenreduce
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.lab import environment
 from tokenreduce.lab.data import fashion_mnist
 from tokenreduce.lab.data.inputs import fashion_input
 from tokenreduce.lab.embedding import embedding
@@ -233,7 +234,7 @@ def test_settings_say_versions_and_code(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.undo()
     store = Store(tmp_path / "out")
     store.begin(before, parts_of(images, 8))
-    monkeypatch.setattr(embedding, "version", lambda name: "99")
+    monkeypatch.setattr(environment, "version", lambda name: "99")
     after = prepare(*patched)[1]
     with pytest.raises(InvalidValueError, match=r"made otherwise \(versions: .*'torch': '99'"):
         store.begin(after, parts_of(images, 8))

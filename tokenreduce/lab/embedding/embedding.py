@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from tokenreduce.lab.embedding.listing import parts_of
 from tokenreduce.lab.embedding.pooling import try_out
 from tokenreduce.lab.embedding.stages import Embedder, Work, read
 from tokenreduce.lab.embedding.store import Store
+from tokenreduce.lab.environment import installed
 from tokenreduce.lab.journal import digest_of_method, digest_of_model
 from tokenreduce.lab.rows import Progress
 from tokenreduce.lab.shipped.named import load_model
@@ -31,7 +30,6 @@ from tokenreduce.patching.verbs import change_patch, patch
 DEVICES = ("cpu", "cuda")
 BLOCKS = 10_000  # of Ray; beyond it a block holds several parts
 MOST = 2**31 - 1  # bytes of a part that Arrow takes in one piece
-LIBRARIES = ("tokenreduce", "torch", "timm", "transformers", "pillow")  # whose versions may change features
 # Of a core: on CPUs as many parts are read as models run, and both shares fit on every core.
 MODEL, READER = 0.75, 0.25
 
@@ -132,16 +130,7 @@ def prepare(
         network = change_patch(network, restoring=restoring)
     patched = reduction_of(network).to_json() if is_patched(network) else None
     told |= {"patch": patched, "code": digest_of_method(patched["method"])[:16] if patched else None}
-    return network, told | {"versions": versions()}
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that are installed, whether this process has loaded them or not."""
-    found = {}
-    for name in LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    return network, told | {"versions": installed()}
 
 
 def run(

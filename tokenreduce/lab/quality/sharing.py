@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.data.class_folders import Tolerant, of_one_size, sort_out
 from tokenreduce.lab.data.folders import Data
 from tokenreduce.lab.data.samples import DenseData, Sample
+from tokenreduce.lab.environment import installed
 from tokenreduce.lab.journal import digest, digest_of_method, digest_of_model
 from tokenreduce.lab.shards import Ledger, Shards
 from tokenreduce.lab.team import ALONE, Team
-
-# Figures may depend on these: they decode and resize images, and compute.
-LIBRARIES = ("tokenreduce", "torch", "torchvision", "timm", "transformers", "open_clip_torch", "pillow", "pycocotools")
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Sharing:
         if self.resume is None:
             return None
         told = {name: str(value) for name, value in settings.items()}
-        key = digest(digest_of_model(model), list(map(facts_of, arms)), told, versions(), place_of(model))
+        key = digest(digest_of_model(model), list(map(facts_of, arms)), told, installed(), place_of(model))
         return Ledger(self.resume, self.team, key)
 
 
@@ -47,19 +44,6 @@ UNSHARED = Sharing()
 def facts_of(arm: Arm) -> list[str]:
     """What an arm is: also the text of a file that holds its schedule, and the code of its method."""
     return [arm.method, repr(sorted(arm.arguments.items())), arm.content, digest_of_method(arm.method)]
-
-
-def versions() -> dict[str, str | None]:
-    """Of all libraries that figures may depend on, whether they are imported or not."""
-    return {name: version_of(name) for name in LIBRARIES}
-
-
-def version_of(name: str) -> str | None:
-    """The version of an installed package; None if it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def place_of(model: nn.Module) -> str:
