@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.maps.grid_walks import GridWalks, left_of_grid
@@ -80,7 +79,7 @@ class ScanState:
 
     def _walk(self, batch: int, device: torch.device, taps: int, sizes: Tensor | None) -> tuple[Walk, Walk]:
         rank, owners = self.ranks(batch, device), self.owners(batch, device)
-        held = None if sizes is None else F.pad(sizes, (self.prefix, 0), value=1.0)
+        held = None if sizes is None else torch.cat([sizes.new_ones(batch, self.prefix), sizes], 1)
         both = walks(rank, owners, taps, self.rules.conv, self.rules.gap, not self.middle, held)
         if self.frozen is None:
             return both
@@ -89,7 +88,7 @@ class ScanState:
     def ranks(self, batch: int, device: torch.device) -> Tensor:
         """`(B, prefix + M)`: the place of each row in the whole sequence."""
         origin = counting(self.entered, device).expand(batch, -1) if self.origin is None else self.origin
-        after = origin + self.prefix * (origin >= self.place)
+        after = torch.add(origin, origin >= self.place, alpha=self.prefix) if self.place else origin + self.prefix
         protected = counting(self.prefix, device).expand(origin.shape[0], -1) + self.place
         return torch.cat([protected, after], 1)
 
@@ -98,7 +97,8 @@ class ScanState:
         stands = counting(self.entered, device).expand(batch, -1) if self.stands is None else self.stands
         protected = counting(self.prefix, device).expand(stands.shape[0], -1)
         rows = stands + self.prefix
-        return torch.cat([rows[:, : self.place], protected, rows[:, self.place :]], 1)
+        around = (rows[:, : self.place], protected, rows[:, self.place :]) if self.place else (protected, rows)
+        return torch.cat(around, 1)
 
     def follow(self, token_map: TokenMap, steps: list[Tensor] | None = None) -> None:
         """Let the places follow a map whose outputs are in order; `steps`, for "frozen": the time steps `(B, L, E)` of

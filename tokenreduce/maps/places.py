@@ -25,14 +25,13 @@ class Places:
     def __init__(self, entered: int, grid: tuple[int, ...] | None, reads: frozenset[str]) -> None:
         self.entered, self.grid, self.reads = entered, grid, reads
         self._positions: Tensor | None = None
+        self._since: list[tuple[TokenMap, Tensor | None]] = []  # maps that positions have not followed yet
         self._origin: Tensor | None = None
 
     def follow(self, token_map: TokenMap, sizes: Tensor | None) -> None:
         """Let the places follow `token_map`, applied to tokens of these `sizes`."""
         if "positions" in self.reads:
-            dest = token_map.dest_or_argmax()
-            mean = TokenMap(token_map.count, dest=dest, weight=token_map.weight)
-            self._positions = mean.apply(self.positions(dest.shape[0], dest.device), sizes)
+            self._since.append((token_map, sizes))
         if "origin" in self.reads:
             if token_map.rep is None:
                 raise InvalidValueError("a method that reads the origin of tokens must name representatives (rep)")
@@ -41,9 +40,14 @@ class Places:
 
     def positions(self, batch: int, device: torch.device) -> Tensor:
         """`(B, N, 2)`: mean row and column of the input tokens in each token."""
-        if self._positions is not None:
-            return self._positions
-        return grid_positions(self.grid or (1, self.entered), device).expand(batch, -1, -1)
+        found = self._positions
+        if found is None:
+            found = grid_positions(self.grid or (1, self.entered), device).expand(batch, -1, -1)
+        for token_map, sizes in self._since:  # not before they are read: some methods and last layers never do
+            mean = TokenMap(token_map.count, dest=token_map.dest_or_argmax(), weight=token_map.weight)
+            found = self._positions = mean.apply(found, sizes)
+        self._since.clear()
+        return found
 
     def origin(self, batch: int, device: torch.device) -> Tensor:
         """`(B, N)`: the input token that represents each token."""
