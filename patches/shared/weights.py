@@ -13,6 +13,7 @@ from torch import nn
 
 from tokenreduce.budget.counting import count_flops
 from tokenreduce.budget.geometry import Costs
+from tokenreduce.errors import InvalidValueError
 
 KNOWN = {
     "torch",
@@ -46,8 +47,13 @@ def stem_macs(stem: nn.Module, height: int, width: int) -> int:
     """MACs of a patch embedding on one image, for stems with convolutions on other grids than the tokens'."""
     # A copy, so that batch norms in training see no image of ours.
     stem = copy.deepcopy(stem).to("meta")
-    channels = next(m.in_channels for m in stem.modules() if isinstance(m, nn.Conv2d))
-    dtype = next(stem.parameters()).dtype
+    channels = next((m.in_channels for m in stem.modules() if isinstance(m, nn.Conv2d)), None)
+    dtype = next((weight.dtype for weight in stem.parameters() if weight.is_floating_point()), None)
+    if channels is None or dtype is None:
+        raise InvalidValueError(
+            f"the patch embedding ({type(stem).__name__}) has no convolution of floating-point weights, so that its "
+            "multiply-adds cannot be counted; patch with ratio= or r= in place of flops="
+        )
     return count_flops(stem, torch.zeros(1, channels, height, width, device="meta", dtype=dtype)).total
 
 

@@ -96,7 +96,8 @@ def stamp(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     if output is None or isinstance(output, tuple):
         return
     grids, sizes = (rows_of(kwargs.get(name)) for name in ("grid_thw", "image_sizes"))
-    pairs, padding = pairs_of(projected, tower), padding_of(kwargs.get("patch_attention_mask"))
+    pairs = pairs_of(projected, tower)
+    padding = padding_of(kwargs.get("patch_attention_mask")) if asked else None  # it may wait for the device
     shown = {name: mean_over_layers(FOUND[name], pairs, padding) for name in asked}
     shown |= {"received_attention": received[0]} if received else {}
     output[STAMP] = Encoded(grids, **shown, sizes=sizes, taken=numbers_of(kwargs.get("output_hidden_states")))

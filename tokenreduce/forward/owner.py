@@ -62,6 +62,8 @@ class Owner:
         heads: the module around the backbone whose auxiliary predictions the method reads, if it does.
     """
 
+    parts = Parts()  # of models that were pickled before there were any
+
     def __init__(self, backbone: nn.Module, adapter: Any, reads: str, heads: Any = None) -> None:
         self._backbone, self._heads = Weakly(backbone), Weakly(heads)
         self.adapter, self.reads = adapter, reads

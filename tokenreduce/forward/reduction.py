@@ -1,8 +1,9 @@
-"""`Reduction`: everything static about one patch. Blocks share it; it makes no tensor and survives pickle and
-deepcopy."""
+"""`Reduction`: everything static about one patch; only `follow` changes it. Blocks share it; it makes no tensor and
+survives pickle and deepcopy."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,6 +24,8 @@ from tokenreduce.forward.scan_state import ScanRules
 from tokenreduce.maps.restoring import Restoring
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.contract import Reducer
+
+_spreading = threading.Lock()  # only one thread spreads a budget anew
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,26 +82,28 @@ class Reduction:
         """Image tokens left after each layer when `n` enter the first."""
         if torch.compiler.is_compiling():  # a guard on the dict would fail once the dict has grown
             return self._resolve(n, self.key)
-        return self._counts[n] if n in self._counts else self._resolve(n, self.key)
+        found = self._counts.get(n)
+        return self._resolve(n, self.key) if found is None else found
 
     @constant_result
     def _resolve(self, n: int, key: str) -> Counts:
         """The counts of `n`, remembered; a constant to the compiler, which must not trace a search."""
-        if n not in self._counts:
+        known, passing = self._counts, self._passing  # another thread may put new ones in their place meanwhile
+        if n not in known:
             rehearsal = self.rehearsal(n)  # one for the whole search: its state is made once
             searches = self.schedule.flops is not None
             cost = (lambda counts: self.share(n, counts, rehearsal)) if searches else None
             shape = self.geometry
             least = partial(self.reducer.least_of, grid=shape.grid)
             try:
-                self._counts[n] = self.schedule.resolve(n, shape.depth, least, cost, shape.needs_all)
+                known[n] = self.schedule.resolve(n, shape.depth, least, cost, shape.needs_all)
             except InvalidValueError:
                 if n >= shape.count or self.schedule.rule != "budget":
                     raise
                 # A smaller image than the budget was made for, in the middle of serving: what cannot be reduced passes.
-                self._passing.add(n)
-                self._counts[n] = (n,) * shape.depth
-        return self._counts[n]
+                passing.add(n)
+                known[n] = (n,) * shape.depth
+        return known[n]
 
     def is_identity(self, n: int) -> bool:
         """Whether nothing is ever removed of `n` tokens."""
@@ -127,19 +132,26 @@ class Reduction:
         backbone = None if owner is None or self.schedule.flops is None else owner.backbone
         if owner is None or backbone is None or owner.parts.stand():
             return
+        with _spreading:
+            if not owner.parts.stand():  # else another thread has done it meanwhile
+                self._spread_anew(owner, backbone)
+
+    def _spread_anew(self, owner: Owner, backbone: Any) -> None:
+        parts = Parts(backbone)
         try:
             with _disable_current_modes():  # also in the middle of an export
                 costs = owner.adapter.costs_now(backbone)
-        except AttributeError:  # not of the family any more, which the layer says when it runs
+        except (AttributeError, InvalidValueError):  # not of the family any more, which the layer says when it runs
             return
         except RuntimeError:  # an export holds weights that cannot be copied; the next forward asks again
             return
-        owner.parts = Parts(backbone)
         if len(costs.mlp) == self.geometry.depth and costs != self.geometry.costs:
-            object.__setattr__(self, "geometry", replace(self.geometry, costs=costs))
-            object.__setattr__(self, "key", uuid4().hex)
-            self._counts.clear()
-            self._passing.clear()
+            # What was found by the old costs stays in the old dict, which a thread may be writing to.
+            geometry = replace(self.geometry, costs=costs)
+            anew = {"geometry": geometry, "key": uuid4().hex, "_counts": {}, "_passing": set()}
+            for name, value in anew.items():
+                object.__setattr__(self, name, value)
+        owner.parts = parts
 
     @constant_result
     def stands(self, layer: int) -> bool:

@@ -42,7 +42,7 @@ class Places:
         """`(B, N, 2)`: mean row and column of the input tokens in each token."""
         found = self._positions
         if found is None:
-            found = grid_positions(self.grid or (1, self.entered), device).expand(batch, -1, -1)
+            found = grid_positions(self.grid or (1, self.entered), device).expand(batch, -1, -1).clone()
         for token_map, sizes in self._since:  # not before they are read: some methods and last layers never do
             mean = TokenMap(token_map.count, dest=token_map.dest_or_argmax(), weight=token_map.weight)
             found = self._positions = mean.apply(found, sizes)

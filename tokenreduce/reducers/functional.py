@@ -140,7 +140,7 @@ def _entries(x: Tensor, given: dict[str, Tensor], grid: tuple[int, ...] | None, 
     if "attention" in found:
         found = from_attention(found["attention"], prefix) | {k: v for k, v in found.items() if k != "attention"}
     if "positions" not in found and grid is not None and math.prod(grid) == n:
-        found["positions"] = grid_positions(grid, x.device).expand(batch, -1, -1)
+        found["positions"] = grid_positions(grid, x.device).expand(batch, -1, -1).clone()
     for name in ("class_attention", "text_attention", "received_attention", "positions"):
         if name in found:
             found[name] = found[name].float()

@@ -134,7 +134,7 @@ def test_the_page_is_small_and_whole(comparison: Comparison, folder: Path) -> No
     assert (folder / "report.html").stat().st_size <= LARGEST
     assert "tokenreduce compare --model &#x27;x &lt; y&#x27;" in text and "{{" not in text.split("<script")[0]
     assert text.split("<script")[0].count('src="data:image/png;base64,') == 2 and "auxiliary" in text
-    for word in ('lang="en"', "torch", "model_and_images", "At 60% of the multiply-adds"):
+    for word in ('lang="en"', "torch", "pixels", "weights", "At 60% of the multiply-adds"):
         assert word in text
     assert "<script src" not in text and '<link rel="stylesheet' not in text
 

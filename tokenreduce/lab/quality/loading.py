@@ -145,7 +145,7 @@ def load(setup: Setup = DEFAULT, head: Head = FITTING, *, all_images: bool = Fal
     read: dict[str, Any] = {"by_name": head.kind in (None, "trained"), "labels": head.kind != "none"}
     images = load_data(data, network, all_images=all_images, limit=setup.limit, **read, **place)
     kind = head.kind or ("trained" if images.class_names else "none")
-    refuse_unused(head, kind, data, all_images, setup.data_dir)
+    refuse_unused(head, kind, data, all_images)
     encode = partial(batches_of, batch_size=batch_size, workers=workers)
     settings = {"model": model, "pretrained": setup.pretrained, "data": data}
     settings |= {"images": len(images), "head": kind, "batch_size": batch_size}
@@ -164,14 +164,13 @@ def judge_features(network: nn.Module, arms: Sequence[Arm], salient: bool) -> Ju
     return Judge(meaning, lanes, refused, measure_features, {})
 
 
-def refuse_unused(head: Head, kind: str, data: str, all_images: bool, data_dir: Path | None) -> None:
+def refuse_unused(head: Head, kind: str, data: str, all_images: bool) -> None:
     """Raise for what was given and would not be used."""
     foreign = {"--gallery": head.gallery is not None, "--gallery-size": head.gallery_size != GALLERY_SIZE}
     unused = [(name, f"--head {kind}") for name, given in foreign.items() if given and kind != "knn"]
     foreign = {"--text-embeddings": head.text_embeddings is not None, "--text-model": head.text_model is not None}
     unused += [(name, f"--head {kind}") for name, given in foreign.items() if given and kind != "zero-shot"]
     unused += [("--all-images", data)] if all_images and data != FASHION else []
-    unused += [("--data-dir", data)] if data_dir is not None and data not in (FASHION, "imagenet") else []
     if all(foreign.values()):
         unused.append(("--text-model", "--text-embeddings, which has the texts encoded,"))
     if unused:
