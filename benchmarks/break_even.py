@@ -45,6 +45,9 @@ def measure(width: int, side: int, rounds: int) -> list[dict[str, Any]]:
     image = torch.randn(1, 3, side * PATCH, side * PATCH)
     arms = [Arm(method, flops=FLOPS) for method in METHODS]
     unpatched, *patched = compare(model, image, arms, rounds=rounds, min_time=0.05)
+    refused = [row["refused"] for row in patched if "refused" in row]
+    if refused:
+        raise SystemExit(f"nothing to compare: {'; '.join(refused)}")
     keys = ("method", "speedup", "speedup_interval", "limit_share", "median_ms")
     given = {"width": width, "layers": LAYERS[width], "tokens": side**2, "unpatched_ms": unpatched["median_ms"]}
     return [given | {key: row[key] for key in keys} for row in patched]

@@ -21,9 +21,6 @@ from tokenreduce.reducers.registry import lookup
 PACKAGE = Path(__file__).parents[1]
 ROOMS = ("ops", "maps", "reducers", "budget", "forward", "patches", "patching")  # what a patched model runs
 CODE = (".py", ".cpp", ".h", ".cu", ".cuh")
-PACKAGE = Path(__file__).parents[1]
-ROOMS = ("ops", "maps", "reducers", "budget", "forward", "patches", "patching")
-CODE = (".py", ".cpp", ".h", ".cu", ".cuh")
 
 
 class Journal:

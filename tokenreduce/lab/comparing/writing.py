@@ -37,8 +37,9 @@ def write_report(comparison: Comparison, out: str | Path, command: str = "") -> 
         write_whole(folder / "rows.csv", as_csv(comparison.rows))
         pictures = draw_all(comparison, folder)
         write_whole(folder / "report.html", page(comparison, pictures, folder, about, command))
-        for litter in folder.glob("*.part"):  # of runs that were killed
-            litter.unlink(missing_ok=True)
+        for name in ("report.html", "rows.csv", "rows.json"):
+            for litter in folder.glob(f"{name}.*.part"):  # of runs that were killed
+                litter.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidValueError(f"{folder} could not be written ({error}); the rows are kept, run again") from None
     return [folder / name for name in ("report.html", "rows.csv", "rows.json", *pictures)]

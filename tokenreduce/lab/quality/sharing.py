@@ -29,8 +29,8 @@ class Sharing:
     resume: Path | None = None
 
     def ledger(self, model: nn.Module, arms: Sequence[Arm], settings: dict[str, Any]) -> Ledger | None:
-        """The file, for an evaluation with these settings. Images count as the same where the name and the number of
-        the data are."""
+        """The file, for an evaluation with these settings. Images are not read for this: they count as the same if all
+        settings are, the name and the number of the data among them."""
         if self.resume is None:
             return None
         told = {name: str(value) for name, value in settings.items()}

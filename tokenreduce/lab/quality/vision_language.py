@@ -26,8 +26,8 @@ MEANING = (
     "made to say; means over its words, then over prompts"
 )
 EXACT = (
-    "exact: answers that equal a right one, in lower case, without articles and punctuation, none and numbers to ten "
-    "as digits; change: against the unpatched model"
+    'exact: answers that equal a right one, in lower case, without articles and punctuation, with "none" and '
+    "numbers to ten as digits; change: against the unpatched model"
 )
 
 

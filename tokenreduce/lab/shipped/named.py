@@ -52,6 +52,7 @@ def load_model(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.
         if image_size is not None:
             with torch.inference_mode():
                 model(torch.zeros(1, *shape))  # some sizes fail only here
+            model.command_line = name, (channels, *own)  # for `advise`: what the name alone builds
             model.pretrained_cfg = {**model.pretrained_cfg, "input_size": shape}  # what pictures are scaled to
     except (TypeError, RuntimeError, OSError, AssertionError) as error:
         given = f" with --image-size {image_size}" if image_size else ""
