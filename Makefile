@@ -49,6 +49,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tokenreduce patches
+	$(BIN)/python benchmarks/make_table.py --check
 
 # Into site/, without the network; a dead link or anchor is an error.
 docs: setup

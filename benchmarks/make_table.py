@@ -1,6 +1,6 @@
 """Tables of the docs: of a results file (`python benchmarks/make_table.py results/demo.json`) and of all methods
 (`python benchmarks/make_table.py methods`). With `--write` all tables, and sentences with figures, in the README and
-docs/ are made anew."""
+docs/ are made anew; `--check` fails where one is not what would be written."""
 
 from __future__ import annotations
 
@@ -258,6 +258,16 @@ def write() -> None:
         (ROOT / file).write_text(replaced((ROOT / file).read_text(), marker, table))
 
 
+def outdated() -> list[tuple[str, str]]:
+    """(file, marker) of each table that is not what would be written: its results, its facts or the code that it
+    measures are others than when it was."""
+    return [
+        (file, marker)
+        for (file, marker), table in tables().items()
+        if replaced(text := (ROOT / file).read_text(), marker, table) != text
+    ]
+
+
 def replaced(text: str, marker: str, table: str) -> str:
     """`text` with this table between its two comments; it may have none there yet.
 
@@ -273,5 +283,9 @@ def replaced(text: str, marker: str, table: str) -> str:
 if __name__ == "__main__":
     if sys.argv[1] == "--write":
         write()
+    elif sys.argv[1] == "--check":
+        if found := outdated():
+            places = "\n".join(f"  {file}: {marker}" for file, marker in found)
+            sys.exit(f"tables that are not of this code (python benchmarks/make_table.py --write):\n{places}")
     else:
         print(methods() if sys.argv[1] == "methods" else markdown(json.loads(Path(sys.argv[1]).read_text())["rows"]))
