@@ -221,6 +221,8 @@ def test_tuple_and_dict_inputs() -> None:
 def test_other_inputs_are_refused() -> None:
     with pytest.raises(TypeError, match="input is a list; give a tensor, a tuple"):
         count_flops(nn.Linear(16, 32), [X])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model is None; give a torch"):
+        count_flops(None, X)  # type: ignore[arg-type]
 
 
 def global_state() -> list[object]:

@@ -154,6 +154,8 @@ def test_unreachable_budgets_name_the_minimum() -> None:
         (lambda: Schedule.keep({2: 1.5}), InvalidValueError, r"keep ratio lies in \(0, 1\]"),
         (lambda: Schedule.keep({2: "a"}), InvalidTypeError, "keeps 'a'"),
         (lambda: Schedule.budget("constant", ratio=0.5, layers=[]), InvalidTypeError, "list of layer numbers"),
+        (lambda: Schedule.budget("constant", ratio=0.5, layers=2.5), InvalidTypeError, "list of layer numbers"),
+        (lambda: Schedule.budget([], ratio=0.5), InvalidValueError, r"unknown shape \[\]"),
         (lambda: Schedule.keep({12: 0.5}).check_layers(12), InvalidValueError, "12 layers, numbered 0 to 11"),
     ],
 )

@@ -98,7 +98,9 @@ def checkpointing() -> nn.Module:
             ValueError,
             "restore is 'yes'; valid: True, False, \"auto\"",
         ),
+        ({"method": "tome", "ratio": 0.5, "restore": [True]}, ValueError, r"restore is \[True\]; valid: True"),
         ({"method": "tome", "ratio": 0.5, "prop_attn": 1.5}, ValueError, "prop_attn is 1.5"),
+        ({"method": "tome", "ratio": 0.5, "layers": torch.tensor([1, 2])}, TypeError, "list of layer"),
     ],
 )
 @pytest.mark.parametrize("before", [None, {"method": "pool", "ratio": 0.5}], ids=["unpatched", "patched"])

@@ -59,10 +59,33 @@ def test_what_does_not_agree_is_named(file: Path) -> None:
         patch(model, flops=0.5)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"tokenreduce": 2}', "\xff"])
+START = '{"tokenreduce": 1, "method": "tome", "options": {}, '
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"tokenreduce": 2}',
+        "\xff",
+        START + '"schedule": {"rule": "keep", "events": [[1]]}}',
+        START + '"schedule": {"rule": "keep", "events": [["one", 0.5]]}}',
+        START + '"keep": {"one": 0.5}, "positions": "auto"}',
+    ],
+)
 def test_files_of_something_else_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content.encode("latin1"))
     with pytest.raises(InvalidValueError, match=r"x\.json"):
         patch(small_vit(), schedule=tmp_path / "x.json")
     with pytest.raises(InvalidValueError, match="cannot be read"):
         patch(small_vit(), schedule=tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    model = patch(small_vit(), "tome", ratio=0.5)
+    with pytest.raises(InvalidValueError, match=r"nowhere.x\.json cannot be written .*; name a file in a folder"):
+        save_patch(model, tmp_path / "nowhere" / "x.json")
+    with pytest.raises(InvalidValueError, match="None cannot be written"):
+        save_patch(model, None)  # type: ignore[arg-type]

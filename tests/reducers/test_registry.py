@@ -36,6 +36,58 @@ def test_functional_layer_errors() -> None:
         tokenreduce.restore(token_map, x)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ratio": "0.5"}, "ratio is '0.5'; it must be a number"),
+        ({"ratio": True}, "ratio is True"),
+        ({"keep": 5, "grid": 8}, "grid is 8"),
+        ({"keep": 5, "grid": (8,)}, r"grid is \(8,\)"),
+        ({"keep": 5, "grid": (2.0, 4.0)}, r"side of the grid is 2\.0"),
+        ({"keep": 5, "grid": (-2, -4)}, "side of the grid is -2; it must be 1 or more"),
+        ({"keep": 5, "prefix": -1}, "prefix is -1; it must be 0 or more"),
+        ({"keep": 5, "prefix": "a"}, "prefix is 'a'"),
+        ({"keep": 5, "layer": -1}, "layer is -1"),
+        ({"keep": 5, "depth": 0}, "depth is 0; it must be 1 or more"),
+        ({"keep": 5, "sizes": [1] * 8}, r"sizes is \[1, .*; it must be a tensor"),
+        ({"keep": 5, "x": torch.ones(2, 8, 4, dtype=torch.long)}, r"x holds torch\.int64"),
+        ({"keep": 5, "x": torch.ones(8, 4)}, r"x has shape \(8, 4\)"),
+        ({"keep": 5, "x": None}, "x is a NoneType"),
+    ],
+)
+def test_what_plan_cannot_read_is_refused(arguments, message) -> None:
+    with pytest.raises(tokenreduce.TokenReduceError, match=message):
+        tokenreduce.plan(**{"x": torch.randn(2, 8, 4), "method": "pool", **arguments})
+
+
+def test_a_grid_may_be_a_list() -> None:
+    x = torch.randn(2, 8, 4)
+    as_list, as_tuple = (tokenreduce.plan(x, "pool", keep=4, grid=grid) for grid in ([2, 4], (2, 4)))
+    assert torch.equal(as_list.dest, as_tuple.dest)
+
+
+@pytest.mark.parametrize("method", ["tome", "random", "expedit"])
+def test_maps_take_tokens_of_their_own_batch_only(method) -> None:
+    x = torch.randn(2, 8, 4)
+    token_map = tokenreduce.plan(x, method, keep=5, grid=(2, 4))
+    y, _ = tokenreduce.apply(token_map, x)
+    for batch in (1, 3):
+        with pytest.raises(ValueError, match=r"the map takes \(B, 8, C\) with B = 2"):
+            tokenreduce.apply(token_map, torch.randn(batch, 8, 4))
+        with pytest.raises(ValueError, match=r"the map leaves \(B, 5, C\) with B = 2"):
+            tokenreduce.restore(token_map, torch.randn(batch, 5, 4))
+        with pytest.raises(ValueError, match=r"sizes has shape .*; it must be \(B, N\) = \(2, 8\)"):
+            tokenreduce.apply(token_map, x, torch.ones(batch, 8))
+    with pytest.raises(TypeError, match=r"x holds torch\.int64"):
+        tokenreduce.apply(token_map, torch.ones(2, 8, 4, dtype=torch.long))
+    with pytest.raises(TypeError, match="y is a NoneType"):
+        tokenreduce.restore(token_map, None)
+    with pytest.raises(TypeError, match="token_map is 3; it must be a TokenMap"):
+        tokenreduce.apply(3, x)
+    with pytest.raises(TypeError, match="token_map is None"):
+        tokenreduce.restore(None, y)
+
+
 def test_a_new_method_is_one_class() -> None:
     from tokenreduce.reducers import registry
 

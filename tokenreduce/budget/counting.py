@@ -49,6 +49,8 @@ def count_flops(model: Callable[..., Any], input: torch.Tensor | tuple[Any, ...]
 
     Runs without gradients and, if the model is compiled, eagerly; train or eval mode stays as it is.
     """
+    if not callable(model):
+        raise InvalidTypeError(f"model is {model!r}; give a torch.nn.Module, or a function that runs one")
     if not isinstance(input, torch.Tensor | tuple | Mapping):
         raise InvalidTypeError(
             f"input is a {type(input).__name__}; give a tensor, a tuple of positional arguments or a dict of keyword "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class Schedule:
         cls, shape: str, ratio: float | None = None, flops: float | None = None, layers: Sequence[int] | None = None
     ) -> Schedule:
         """Scale a `shape` so that the fraction `ratio` of the image tokens is gone, or `flops` of the MACs are left."""
-        if shape not in SHAPES:
+        if not isinstance(shape, str) or shape not in SHAPES:
             raise unknown("shape", shape, SHAPES)
         if (ratio is None) == (flops is None):
             raise InvalidTypeError("give exactly one of ratio and flops")
@@ -190,6 +190,6 @@ def _check_layer(layer: object) -> int:
 def _check_layers(layers: Sequence[int] | None) -> tuple[int, ...] | None:
     if layers is None:
         return None
-    if isinstance(layers, (str, int)) or not layers:
+    if isinstance(layers, str) or not isinstance(layers, (Sequence, Set)) or not layers:
         raise InvalidTypeError(f"layers is {layers!r}; give a list of layer numbers such as [3, 6, 9]")
     return tuple(sorted({_check_layer(layer) for layer in layers}))

@@ -17,7 +17,7 @@ def check_restore(reducer: Reducer, asked: object) -> None:
     """Raise unless `restore=asked` means something to this method."""
     if not (isinstance(asked, bool) or asked == "auto" or asked in reducer.modes):
         names = ", ".join(f'"{mode}"' for mode in ("auto", *reducer.modes))
-        reason = f" ({reducer.name} has no such way)" if asked in MODES else ""
+        reason = f" ({reducer.name} has no such way)" if isinstance(asked, str) and asked in MODES else ""
         raise InvalidValueError(f"restore is {asked!r}; valid: True, False, {names}{reason}")
 
 

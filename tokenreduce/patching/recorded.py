@@ -61,7 +61,9 @@ def read_patch(path: str | Path) -> Recorded:
         schedule = Schedule.from_json(data["schedule"])
         scan = {name: data[name] for name in ("scan_conv", "scan_gap") if name in data}
         return Recorded(str(path), method, options, schedule, data["restore"], data["prop_attn"], **scan)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except InvalidValueError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise InvalidValueError(f"{path} is not a patch written by save_patch ({error!r})") from None
     except OSError as error:
         raise InvalidValueError(f"{path} cannot be read ({error}); name a file of save_patch or calibrate") from None

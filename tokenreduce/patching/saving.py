@@ -16,7 +16,8 @@ from tokenreduce.patching.verbs import Model, patch
 def save_patch(model: nn.Module, path: str | Path) -> None:
     """Write the model's patch (method, options, schedule or budget, modes) as JSON; weights are not part of it.
 
-    Raises: ValueError if the model is not patched, or both its vision tower and what enters its language model are.
+    Raises: ValueError if the model is not patched, both its vision tower and what enters its language model are, or the
+    file cannot be written.
     """
     language = language_reduction_of(model)
     if language is not None and is_patched(model):
@@ -25,7 +26,11 @@ def save_patch(model: nn.Module, path: str | Path) -> None:
             "a file holds one patch; save that of the tower from the tower, and load this one onto a model without it"
         )
     data = {"tokenreduce": FORMAT} | (reduction_of(model) if language is None else language).to_json()
-    Path(path).write_text(json.dumps(data, indent=2) + "\n")
+    text = json.dumps(data, indent=2) + "\n"
+    try:
+        Path(path).write_text(text)
+    except (OSError, TypeError) as error:
+        raise InvalidValueError(f"{path} cannot be written ({error}); name a file in a folder that exists") from None
 
 
 def load_patch(model: Model, path: str | Path) -> Model:

@@ -15,6 +15,7 @@ from tokenreduce.maps.token_map import TokenMap, identity
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.modes import without_autocast
 from tokenreduce.reducers.entries import ENTRIES, from_attention
+from tokenreduce.reducers.given import as_grid, need_map, need_sizes, need_tokens, need_whole
 from tokenreduce.reducers.registry import create
 from tokenreduce.reducers.tokens import Tokens
 
@@ -66,10 +67,10 @@ def plan(
 
     Raises: ValueError for a count that the method cannot reach or something it needs and did not get.
     """
-    if not isinstance(x, Tensor) or x.ndim != 3:
-        raise InvalidTypeError(
-            f"x must be a tensor (B, N, C), not {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
-        )
+    need_tokens("x", x)
+    grid = as_grid(grid)
+    for name, number, least_number in (("prefix", prefix, 0), ("layer", layer, 0), ("depth", depth, 1)):
+        need_whole(name, number, least_number)
     reducer, n = create(method, options), x.shape[1]
     decides = reducer.adaptive and keep is None and ratio is None
     if not decides:
@@ -81,7 +82,7 @@ def plan(
     given |= {"text_attention": text_attention, "attention": attention, "positions": positions, "pixels": pixels}
     given |= {"received_attention": received_attention, "crops": crops}
     given |= {"auxiliary_logits": auxiliary_logits, "scan_output": scan_output, "time_step": time_step}
-    for name, tensor in {**given, "sizes": sizes}.items():
+    for name, tensor in given.items():
         if tensor is not None and not isinstance(tensor, Tensor):
             raise InvalidTypeError(f"{name} is {tensor!r}; it must be a tensor, see the docstring of plan")
     entries = _entries(x, {name: tensor for name, tensor in given.items() if tensor is not None}, grid, prefix)
@@ -89,8 +90,8 @@ def plan(
         name: (lambda tensor=tensor: tensor)  # type: ignore[misc]
         for name, tensor in entries.items()
     }
-    if sizes is not None and sizes.shape != x.shape[:2]:
-        raise InvalidValueError(f"sizes has shape {tuple(sizes.shape)}; it must be (B, N) = {tuple(x.shape[:2])}")
+    if sizes is not None:
+        need_sizes(sizes, x)
     if keep == n:
         return identity(x.shape[0], n, x.device)
     tokens = Tokens(x, None if sizes is None else sizes.float(), sources, grid, prefix, 0, layer, depth)
@@ -105,9 +106,15 @@ def plan(
 
 
 def apply(token_map: TokenMap, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Reduced tokens `(B, M, C)` and their sizes `(B, M)` from `x (B, N, C)` and sizes `(B, N)` (None: one each)."""
-    if x.ndim != 3 or x.shape[1] != token_map.entered:
-        raise InvalidValueError(f"x has shape {tuple(x.shape)}; the map takes (B, {token_map.entered}, C)")
+    """Reduced tokens `(B, M, C)` and their sizes `(B, M)` from `x (B, N, C)` and sizes `(B, N)` (None: one each).
+
+    Raises: ValueError, TypeError for tensors that are not of the map's batch and count.
+    """
+    need_map(token_map)
+    need_tokens("x", x, token_map.batch, token_map.entered, "the map takes")
+    if sizes is not None:
+        need_sizes(sizes, x)
+        sizes = sizes.float()
     return token_map.apply(x, sizes), token_map.sizes(sizes)
 
 
@@ -115,9 +122,11 @@ def restore(token_map: TokenMap, y: Tensor) -> Tensor:
     """Tokens `(B, N, C)` in their first order from reduced ones `(B, M, C)`.
 
     Every token, merged or dropped, gets a copy of the token that stands for it.
+
+    Raises: ValueError, TypeError for tokens that are not of the map's batch and count.
     """
-    if y.ndim != 3 or y.shape[1] != token_map.count:
-        raise InvalidValueError(f"y has shape {tuple(y.shape)}; the map leaves (B, {token_map.count}, C)")
+    need_map(token_map)
+    need_tokens("y", y, token_map.batch, token_map.count, "the map leaves")
     return token_map.restore(y)
 
 
@@ -153,6 +162,8 @@ def _count(keep: int | None, ratio: float | None, n: int) -> int:
     if (keep is None) == (ratio is None):
         raise InvalidTypeError("give exactly one of keep (tokens left) and ratio (fraction removed)")
     if ratio is not None:
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
+            raise InvalidTypeError(f"ratio is {ratio!r}; it must be a number")
         if not 0 <= ratio < 1:
             raise InvalidValueError(f"ratio is {ratio}; it is the fraction of tokens removed and lies in [0, 1)")
         return max(1, math.floor(n * (1 - ratio) + 1e-9))
