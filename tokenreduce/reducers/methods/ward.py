@@ -37,7 +37,8 @@ class Ward(Reducer):
     merged with others that merely resemble them. In the first quarter of the layers the points are keys, mean over
     heads; later they are the directions of features, because the norm in front of every layer that reads a token
     removes its length. Features merge by size-weighted means. Every block after the first twelfth reduces by the same
-    ratio, the last one by that of a third of all blocks: no other token reads what it merges. Restored tokens are what they were plus the change since of the token that stood for them.
+    ratio, the last one by that of a third of all blocks: no other token reads what it merges. Restored tokens are what
+    they were plus the change since of the token that stood for them.
 
     Distances of directions are those of a sketch: channels are added up in `width` groups with fixed random signs,
     which keeps distances on average (count sketch, Charikar et al. 2002) and costs no multiplication.
