@@ -29,6 +29,14 @@ class LowRank(nn.Module):
         return weight + self.up @ self.down
 
 
+class HighRank(LowRank):
+    """The same of a rank that makes it cost more than the layers themselves."""
+
+    def __init__(self, out: int, into: int) -> None:
+        super().__init__(out, into)
+        self.down, self.up = nn.Parameter(torch.zeros(4096, into)), nn.Parameter(torch.zeros(out, 4096))
+
+
 class Foreign(nn.Module):
     """A matrix of a class that nobody knows, which does not say its sides."""
 
@@ -93,6 +101,51 @@ def test_layers_wrapped_after_the_patch_are_counted_too(backbone: Backbone, how:
     said = report(model)
     assert said.tokens == counts and not said.outdated
     assert said.flops_share == pytest.approx(reduced.total / whole.total, abs=0.02)
+
+
+def high_rank(model: nn.Module) -> nn.Module:
+    """Making the weights costs more than all images."""
+    for name in projections(model):
+        module = model.get_submodule(name)
+        parametrize.register_parametrization(module, "weight", HighRank(*module.weight.shape))
+    return model
+
+
+def test_a_report_says_what_the_next_forward_refuses() -> None:
+    model = patch(fresh_model(MAIN), "tome", flops=0.5)
+    model(MAIN.images())
+    before = report(model)
+    assert before.refused == "" and before.to_json()["refused"] == "" and "refused" not in str(before)
+    high_rank(model)
+    said = report(model)
+    with pytest.raises(ValueError, match=r"flops=0\.5 cannot be reached with 64 image tokens") as error:
+        model(MAIN.images())
+    assert said.refused == said.to_json()["refused"] == str(error.value)
+    assert said.outdated and said.tokens == before.tokens
+    assert str(error.value) in str(said) and "the next one meets the budget" not in str(said)
+
+
+def exchanged(model: nn.Module) -> None:
+    model.blocks[1], model.blocks[2] = model.blocks[2], model.blocks[1]
+
+
+def cut(model: nn.Module) -> None:
+    model.blocks = model.blocks[:2]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [(exchanged, "the blocks are in another order"), (cut, "to which its budget is spread otherwise")]
+)
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_report_says_what_is_wrong_with_a_changed_model(change, what: str, ran: bool) -> None:
+    model = patch(fresh_model(MAIN), "tome", ratio=0.5)
+    if ran:
+        model(MAIN.images())
+    change(model)
+    said = report(model)
+    with pytest.raises(ValueError, match=what) as error:
+        model(MAIN.images())
+    assert said.refused == str(error.value) and said.outdated == ran
 
 
 @every_backbone()
