@@ -264,7 +264,8 @@ def check_shown(name: str, units: Sequence[Unit], required: bool) -> None:
     shown that of others."""
     for unit in units:
         shown = getattr(unit.facts, name)
-        if required if shown is None else len(shown) != len(unit.places):
+        wrong = required if shown is None else len(shown) != len(unit.places)
+        if wrong:
             raise InvalidValueError(
                 f"the vision tower has not shown the {name} of each of these tokens: it is reduced by a patch of its "
                 "own, or was changed since; unpatch the tower, or patch the model again"

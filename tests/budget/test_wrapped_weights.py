@@ -134,7 +134,8 @@ def cut(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "what"), [(exchanged, "the blocks are in another order"), (cut, "to which its budget is spread otherwise")]
+    ("change", "what"),
+    [(exchanged, "the blocks are in another order"), (cut, "to which its budget is spread otherwise")],
 )
 @pytest.mark.parametrize("ran", [False, True])
 def test_a_report_says_what_is_wrong_with_a_changed_model(change, what: str, ran: bool) -> None:
