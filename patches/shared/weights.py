@@ -110,4 +110,14 @@ def uncounted(model: nn.Module) -> Iterator[str]:
 def parametrised_work(model: nn.Module) -> int:
     """MACs a forward spends on making weights, whatever the images: products of low ranks, norms of matrices."""
     held: list[Any] = [m for m in model.modules() if nn.utils.parametrize.is_parametrized(m)]
-    return count_flops(lambda: [getattr(m, name) for m in held for name in m.parametrizations], ()).total if held else 0
+    return sum(count_flops(made_beside, (m.parametrizations,)).total for m in held)
+
+
+def made_beside(parametrizations: Any) -> None:
+    """Make the weights of a module by copies of what makes them, which may change with each forward (spectral_norm in
+    training) or draw random numbers; what they are made from is not copied."""
+    originals = {id(p): p for each in parametrizations.values() for p in each.parameters(recurse=False)}
+    devices = {p.device for p in originals.values() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
+        for each in copy.deepcopy(parametrizations, dict(originals)).values():
+            each()

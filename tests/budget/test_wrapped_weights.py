@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from backbones import BY_NAME, Backbone, fresh_model
@@ -101,6 +103,36 @@ def test_layers_wrapped_after_the_patch_are_counted_too(backbone: Backbone, how:
     said = report(model)
     assert said.tokens == counts and not said.outdated
     assert said.flops_share == pytest.approx(reduced.total / whole.total, abs=0.02)
+
+
+class Counted(nn.Module):
+    """A parametrisation that draws random numbers, and sets a parameter of its own when it first runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = nn.Parameter(torch.zeros(1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.noise.copy_(torch.rand(1) + 1)
+        return weight * self.noise
+
+
+CHANGING = {
+    "spectral_norm": lambda m: parametrizations.spectral_norm(m),
+    "random": lambda m: parametrize.register_parametrization(m, "weight", Counted()),
+}
+
+
+@pytest.mark.parametrize("how", CHANGING)
+def test_looking_at_parametrised_weights_changes_nothing(how: str) -> None:
+    model = patch(fresh_model(MAIN), "tome", flops=0.6).train()
+    every_projection(model, CHANGING[how])
+    state, chance = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert report(model).flops_share < 1
+    patch(model, "tome", flops=0.5)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), chance)
 
 
 def high_rank(model: nn.Module) -> nn.Module:

@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from tokenreduce.budget.geometry import AuxiliaryHeads, Geometry
 from tokenreduce.budget.rehearsal import Rehearsal, Work
@@ -22,6 +21,7 @@ from tokenreduce.forward.owner import Owner
 from tokenreduce.forward.parts import Parts
 from tokenreduce.forward.scan_state import ScanRules
 from tokenreduce.maps.restoring import Restoring
+from tokenreduce.ops.modes import without_modes
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.contract import Reducer
 
@@ -139,7 +139,7 @@ class Reduction:
     def _spread_anew(self, owner: Owner, backbone: Any) -> None:
         parts = Parts(backbone)
         try:
-            with _disable_current_modes():  # also in the middle of an export
+            with without_modes():
                 costs = owner.adapter.costs_now(backbone)
         except (AttributeError, InvalidValueError):  # not of the family any more, which the layer says when it runs
             return
