@@ -166,12 +166,13 @@ def _next_forward(reduction: Reduction, record: Record | None) -> tuple[bool, st
 
 
 def as_it_is_now(reduction: Reduction) -> Reduction:
-    """The patch with the costs of the layers that its model has now, which may have been wrapped or replaced since."""
+    """The patch with the costs of the layers that its model has now, which may have been wrapped or replaced since;
+    as it is where that cannot be read."""
     owner, depth = reduction.owner, reduction.geometry.depth
     backbone = None if owner is None else owner.backbone
     if owner is None or backbone is None:
         return reduction
-    costs = owner.adapter.costs_now(backbone)
-    if len(costs.mlp) < depth:  # of a model that was cut and has not run since
+    costs = reduction.costs_now(backbone)
+    if costs is None or len(costs.mlp) < depth:  # of a model that was cut and has not run since
         return reduction
     return replace(reduction, geometry=replace(reduction.geometry, costs=costs.first(depth)))
