@@ -203,3 +203,7 @@ def test_weights_that_nothing_counts_are_listed() -> None:
     assert report(model).uncounted == ("blocks.1.mlp.fc1.matrix",)
     assert report(model).to_json()["uncounted"] == ["blocks.1.mlp.fc1.matrix"]
     assert "not counted: blocks.1.mlp.fc1.matrix" in str(report(model))
+    for block in (0, 2, 3):
+        model.blocks[block].mlp.fc1 = Foreign(model.blocks[block].mlp.fc1)
+        said = str(report(patch(model, "tome", ratio=0.5)))
+        assert ("fc1.matrix and 1 more" in said) == (block == 3) and "0 more" not in said
