@@ -63,6 +63,6 @@ def test_copies_have_none_and_nothing_is_held() -> None:
 
 def test_a_part_that_is_alone_is_seen_too() -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU())
-    parts = Parts(model)
+    parts, before = Parts(model), model[0][0]  # as a wrapper keeps it
     model[0][0] = nn.Linear(2, 2)
-    assert not parts.stand()
+    assert not parts.stand() and before is not None
