@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tabular import table
+
 Data = dict[str, Any]
 NOT_MEASURED = "Not measured for this version yet: `python benchmarks/{name}.py` does it."
 # images, tokens, heads; images, tokens, channels
@@ -14,12 +16,11 @@ MERGING = ((256, 196, 384), (32, 196, 384), (32, 1369, 1024), (1, 1369, 1024))
 def compiled(data: Data) -> str:
     """Kernels for methods: milliseconds of the reference and of the kernel, and the gain."""
     heads = ("kernel", "batch", "tokens", "channels", "removed", "reference, ms", "compiled, ms", "gain")
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * 7]
+    rows = []
     for row in data["rows"]:
-        cells = [f"`{row['kernel']}`".replace(" + ", "` and `")]
-        cells += [f"{row[key]:,}" for key in ("batch", "tokens", "key_channels", "removed")]
-        lines.append(f"| {' | '.join([*cells, *times(row)])} |")
-    return "\n".join(lines)
+        sizes = [f"{row[key]:,}" for key in ("batch", "tokens", "key_channels", "removed")]
+        rows.append([f"`{row['kernel']}`".replace(" + ", "` and `"), *sizes, *times(row)])
+    return table(heads, rows)
 
 
 def times(row: Data) -> list[str]:
@@ -30,38 +31,34 @@ def scanned(data: Data) -> str:
     """One walk of the scan, and a whole model, with the kernel and with the loop."""
     if "scans" not in data:
         return NOT_MEASURED.format(name="kernels")
-    lines = ["| what | batch | threads | loop of PyTorch, ms | compiled, ms | gain |", "|---|" + "---:|" * 5]
+    heads = ("what", "batch", "threads", "loop of PyTorch, ms", "compiled, ms", "gain")
+    rows = []
     for row in data["scans"]:
         name = "`selective_scan`" if row["kernel"] == "selective_scan" else row["kernel"]
-        lines.append(f"| {name} | {row['batch']} | {row['threads']} | {' | '.join(times(row))} |")
-    return "\n".join(lines)
+        rows.append([name, str(row["batch"]), str(row["threads"]), *times(row)])
+    return table(heads, rows)
 
 
 def scan_model(data: Data | None) -> str:
     """Speed of a scan model, of the median run, with all runs."""
     if data is None:
         return NOT_MEASURED.format(name="vim_speed")
-    lines = [
-        f"{data['model']}, {data['threads']} threads, flops={data['flops']}:",
-        "",
-        "| method | batch | unpatched, ms | patched, ms | speed-up | all runs | time / limit | all runs |",
-        "|---|" + "---:|" * 7,
-    ]
+    heads = ("method", "batch", "unpatched, ms", "patched, ms", "speed-up", "all runs", "time / limit", "all runs")
+    rows = []
     for row in data["rows"]:
         cells = [f"`{row['method']}`", str(row["batch_size"]), f"{row['unpatched_ms']:.0f}", f"{row['median_ms']:.0f}"]
         for key, unit in (("speedup", " x"), ("limit_share", "")):
             cells += [f"{row[key]:.2f}{unit}", ", ".join(f"{one[key]:.2f}" for one in row["runs"])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return f"{data['model']}, {data['threads']} threads, flops={data['flops']}:\n\n{table(heads, rows)}"
 
 
 def launches(data: Data | None) -> str:
     """Kernels that a reducing layer launches, by method."""
     if data is None:
         return NOT_MEASURED.format(name="launch_counts")
-    heads = " | ".join(f"`{row['method']}`" for row in data["rows"])
-    figures = " | ".join(f"{row['kernels']:g}" for row in data["rows"])
-    return f"| {heads} |\n|{'---:|' * len(data['rows'])}\n| {figures} |"
+    rows = data["rows"]
+    return table([f"`{row['method']}`" for row in rows], [[f"{row['kernels']:g}" for row in rows]], left=0)
 
 
 def attention(data: Data) -> str:
@@ -76,14 +73,12 @@ def attention(data: Data) -> str:
     for row in data["rows"]:
         if row["stage"] == "sweep" and row["tiles"] != ["none"]:
             own.setdefault((row["batch"], row["tokens"], row["heads"]), row["us"])
-    lines = [
-        "| images, tokens, heads | no sizes, PyTorch | mask, PyTorch | channels, PyTorch | Triton's operator |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    heads = ("images, tokens, heads", "no sizes, PyTorch", "mask, PyTorch", "channels, PyTorch", "Triton's operator")
+    rows = []
     for shape in ATTENTION:
         values = [found[(*shape, way)] for way in ("none", "mask", "channels")] + [own[shape]]
-        lines.append(f"| {named(shape)} | {' | '.join(f'{value:.0f}' for value in values)} |")
-    return "\n".join(lines)
+        rows.append([named(shape), *(f"{value:.0f}" for value in values)])
+    return table(heads, rows)
 
 
 def named(shape: tuple[int, ...]) -> str:
@@ -97,20 +92,21 @@ def extension(data: Data) -> str:
         for row in data["rows"]
         if row["stage"] == "micro" and "graph_us" in row
     }
-    lines = [f"| | {' | '.join(map(named, MERGING))} |", "|---|" + "---:|" * len(MERGING)]
+    rows = []
     for operator, title in (("match", "bipartite_match"), ("merge", "merge_apply")):
         for choice, by in (("triton", "Triton"), ("cuda", "extension")):
             cells = [f"{found[operator, shape, choice]:.1f}" for shape in MERGING]
-            lines.append(f"| `{title}`, {by} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([f"`{title}`, {by}", *cells])
+    return table(["", *map(named, MERGING)], rows)
 
 
 def size_errors(data: Data) -> str:
     """Root mean square errors of both ways of giving sizes to attention."""
-    lines = ["| type | channels of a head | error, sizes in channels | error, mask |", "|---|---:|---:|---:|"]
-    for row in data["rows"]:
-        lines.append(f"| {row['dtype']} | {row['head_width']} | {row['channels']:.1e} | {row['mask']:.1e} |")
-    return "\n".join(lines)
+    heads = ("type", "channels of a head", "error, sizes in channels", "error, mask")
+    rows = [
+        [row["dtype"], str(row["head_width"]), f"{row['channels']:.1e}", f"{row['mask']:.1e}"] for row in data["rows"]
+    ]
+    return table(heads, rows)
 
 
 def tables(read: dict[str, Data]) -> dict[tuple[str, str], str]:

@@ -142,9 +142,7 @@ class OpenClipViT(LayeredAdapter):
 def model_costs(model: Any, layers: Sequence[Any], width: int) -> Costs:
     """Some matrices are parameters of no Linear: `proj`, and the input projection of OpenCLIP's own attention."""
     costs = layered_costs(model, layers, "attn", model.conv1, width)
-    extra = [
-        0 if isinstance(layer.attn, nn.MultiheadAttention) else layer.attn.in_proj_weight.numel() for layer in layers
-    ]
+    extra = [0 if isinstance(layer.attn, nn.MultiheadAttention) else 3 * width**2 for layer in layers]
     proj = 0 if model.proj is None else model.proj.numel()
     per_token, fixed, projected = 0, 0, 1
     if model.attn_pool is not None:

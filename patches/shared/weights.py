@@ -45,6 +45,11 @@ def layered_costs(model: Any, layers: Sequence[Any], attention: str, embedding: 
 
 def stem_macs(stem: nn.Module, height: int, width: int) -> int:
     """MACs of a patch embedding on one image, for stems with convolutions on other grids than the tokens'."""
+    if any(isinstance(part, nn.Conv2d) and part.weight.ndim != 4 for part in stem.modules()):
+        raise InvalidValueError(
+            "the weights of the patch embedding are not whole (FSDP has them in parts), so that its multiply-adds "
+            "cannot be counted; patch the model first, and wrap it then"
+        )
     # A copy, so that batch norms in training see no image of ours.
     stem = copy.deepcopy(stem).to("meta")
     channels = next((m.in_channels for m in stem.modules() if isinstance(m, nn.Conv2d)), None)
@@ -69,7 +74,7 @@ def matrix_size(module: Any) -> int:
     Quantised and parametrised layers count by their sides. One that wraps another (LoRA) is counted by those inside it.
     """
     if isinstance(module, nn.MultiheadAttention) and isinstance(module.in_proj_weight, torch.Tensor):
-        return module.in_proj_weight.numel()
+        return 3 * int(module.embed_dim) ** 2  # also where the weight here is one part of it (FSDP)
     if any(has_sides(part) for part in module.modules() if part is not module):
         return 0
     if is_convolution(module):
@@ -110,4 +115,14 @@ def uncounted(model: nn.Module) -> Iterator[str]:
 def parametrised_work(model: nn.Module) -> int:
     """MACs a forward spends on making weights, whatever the images: products of low ranks, norms of matrices."""
     held: list[Any] = [m for m in model.modules() if nn.utils.parametrize.is_parametrized(m)]
-    return count_flops(lambda: [getattr(m, name) for m in held for name in m.parametrizations], ()).total if held else 0
+    return sum(count_flops(made_beside, (m.parametrizations,)).total for m in held)
+
+
+def made_beside(parametrizations: Any) -> None:
+    """Make the weights of a module by copies of what makes them, which may change with each forward (spectral_norm in
+    training) or draw random numbers; what they are made from is not copied."""
+    originals = {id(p): p for each in parametrizations.values() for p in each.parameters(recurse=False)}
+    devices = {p.device for p in originals.values() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
+        for each in copy.deepcopy(parametrizations, dict(originals)).values():
+            each()

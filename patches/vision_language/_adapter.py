@@ -29,6 +29,7 @@ from ._tower import (
     STAMP,
     Encoded,
     enter_tower,
+    from_the_start,
     numbers_of,
     show,
     show_both,
@@ -120,6 +121,11 @@ class VisionLanguageAdapter(Adapter):
         """What is known of the images or videos as they were encoded."""
         return ()
 
+    def tower_layers(self, model: Any) -> Sequence[nn.Module]:
+        """The layers of the tower among which the configuration names those whose states are taken; none where none of
+        them shows its attention."""
+        return ()
+
     def showing(self, model: Any) -> Sequence[nn.Module]:
         """The projections of the tower to queries and keys, layer by layer, of the attention that features are ranked
         by."""
@@ -173,7 +179,7 @@ class VisionLanguageAdapter(Adapter):
                     f"with inputs_embeds it is not known where the {modality}s stand in the prompts; give input_ids, "
                     "or call tokenreduce.unpatch(model)"
                 )
-            check_taken(reduction.reducer, model, seal)
+            check_taken(reduction.reducer, model, seal, len(self.tower_layers(model)))
             lengths = self.lengths(model, parts)
             token = getattr(model.config, f"{modality}_token_id")
             units = find_units(ids == token, lengths, self.facts(model, seal, lengths))
@@ -240,11 +246,12 @@ def take_off_hooks(module: nn.Module) -> None:
         module._forward_hooks_always_called.pop(key, None)
 
 
-def check_taken(reducer: Reducer, model: Any, encoded: Encoded) -> None:
-    """Raise where features are of other layers of the tower than those whose attention ranks them."""
+def check_taken(reducer: Reducer, model: Any, encoded: Encoded, depth: int) -> None:
+    """Raise where features are of other layers of the tower, of so many, than those whose attention ranks them."""
     reads = OF_TOWER & (reducer.required() | reducer.uses)
     own = numbers_of(getattr(model.config, "vision_feature_layer", None))
-    if reads and encoded.taken and own and encoded.taken != own:
+    taken, expected = (from_the_start(states, depth) for states in (encoded.taken, own))
+    if reads and taken and expected and taken != expected:
         raise InvalidValueError(
             f"{reducer.name} reads the attention of the layer of the vision tower whose features are taken, which is "
             f"{list(own)} in the configuration, but vision_feature_layer={list(encoded.taken)} was asked for; set "
@@ -257,7 +264,8 @@ def check_shown(name: str, units: Sequence[Unit], required: bool) -> None:
     shown that of others."""
     for unit in units:
         shown = getattr(unit.facts, name)
-        if required if shown is None else len(shown) != len(unit.places):
+        wrong = required if shown is None else len(shown) != len(unit.places)
+        if wrong:
             raise InvalidValueError(
                 f"the vision tower has not shown the {name} of each of these tokens: it is reduced by a patch of its "
                 "own, or was changed since; unpatch the tower, or patch the model again"

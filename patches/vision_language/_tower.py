@@ -123,8 +123,12 @@ def rows_of(table: Any) -> tuple[tuple[int, ...], ...]:
 
 def layers_taken(states: Any, layers: Any) -> list[Any]:
     """The layers whose outputs are the hidden `states`, a number or several, from the end where negative."""
-    taken = [states] if isinstance(states, int) else states
-    return [layers[state % (len(layers) + 1) - 1] for state in taken]  # state 0 is the embedding
+    return [layers[state - 1] for state in from_the_start(numbers_of(states), len(layers))]
+
+
+def from_the_start(states: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """The same hidden states of a tower of so many layers, none counted from the end: state 0 is the embedding."""
+    return tuple(state % (depth + 1) for state in states)
 
 
 def pairs_of(projected: list[Tensor], tower: Any) -> list[tuple[Tensor, Tensor]]:

@@ -38,8 +38,11 @@ class TransformersInternVL(VisionLanguageAdapter):
         rows = [behind(x, 1, (height, width), group) for x in attention]
         return [Facts(grid, *shown) for _, *shown in zip(lengths, *rows, strict=False)]
 
+    def tower_layers(self, model: Any) -> Sequence[nn.Module]:
+        return list(model.vision_tower.encoder.layer)
+
     def showing(self, model: Any) -> Sequence[nn.Module]:
-        shown = layers_taken(model.config.vision_feature_layer, model.vision_tower.encoder.layer)
+        shown = layers_taken(model.config.vision_feature_layer, self.tower_layers(model))
         return [norm for layer in shown for norm in (layer.attention.q_norm, layer.attention.k_norm)]
 
 

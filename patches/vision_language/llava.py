@@ -53,11 +53,14 @@ class TransformersLlava(VisionLanguageAdapter):
         rows = [behind(x, protected, (side, side)) for x in (encoded.class_attention, encoded.received_attention)]
         return [Facts(grid, *shown) for grid, *shown in zip(grids, *rows, strict=False)]
 
+    def tower_layers(self, model: Any) -> Sequence[nn.Module]:
+        return list(model.vision_tower.encoder.layers) if self.side(model) else []
+
     def showing(self, model: Any) -> Sequence[nn.Module]:
-        return projections(layers_taken(model.config.vision_feature_layer, model.vision_tower.encoder.layers))
+        return projections(layers_taken(model.config.vision_feature_layer, self.tower_layers(model)))
 
     def showing_all(self, model: Any) -> Sequence[nn.Module]:
-        layers = list(model.vision_tower.encoder.layers) if self.side(model) else []
+        layers = list(self.tower_layers(model))
         taken = layers_taken(model.config.vision_feature_layer, layers) if layers else []
         return projections(layers[: max(map(layers.index, taken), default=-1) + 1])
 

@@ -126,6 +126,32 @@ def test_layers_that_need_all_tokens_cannot_be_named() -> None:
             wrong.check_layers(6, WHOLE)
 
 
+@pytest.mark.parametrize("n", range(60, 70))
+def test_the_minimum_that_is_named_can_be_asked_for(n: int) -> None:
+    def cost(counts: tuple[int, ...]) -> float:
+        return sum(counts) / (4 * n)
+
+    with pytest.raises(InvalidValueError, match="reachable minimum") as said:
+        Schedule.budget("constant", flops=0.05).resolve(n, 4, half, cost)
+    named = float(str(said.value).split("the reachable minimum is flops=")[1].split(";")[0])
+    assert cost(Schedule.budget("constant", flops=named).resolve(n, 4, half, cost)) <= named
+
+
+def test_a_keep_ratio_may_be_one_token_below_what_the_method_leaves() -> None:
+    """Which is rounding; two are not, and nothing is never kept."""
+    assert Schedule.keep({1: 31 / 64}).resolve(64, 4, half) == (64, 32, 32, 32)
+    with pytest.raises(InvalidValueError, match="this method leaves 32 at least in one layer"):
+        Schedule.keep({1: 30 / 64}).resolve(64, 4, half)
+    for nothing in (0, 0.0):
+        with pytest.raises(InvalidValueError, match="a keep ratio lies in"):
+            Schedule.keep({1: nothing})
+
+
+def test_the_whole_budget_removes_nothing_whatever_the_method_costs() -> None:
+    found = Schedule.budget("constant", flops=1.0).resolve(64, 4, half, lambda counts: 0.1 + sum(counts) / 256)
+    assert found == (64,) * 4
+
+
 def test_unreachable_budgets_name_the_minimum() -> None:
     with pytest.raises(InvalidValueError, match=r"flops=0\.05 cannot be reached .* reachable minimum is flops=0\.\d+"):
         Schedule.budget("constant", flops=0.05).resolve(64, 4, half, lambda counts: sum(counts) / 256)

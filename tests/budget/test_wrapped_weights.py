@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from backbones import BY_NAME, Backbone, fresh_model
@@ -27,6 +29,14 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.up @ self.down
+
+
+class HighRank(LowRank):
+    """The same of a rank that makes it cost more than the layers themselves."""
+
+    def __init__(self, out: int, into: int) -> None:
+        super().__init__(out, into)
+        self.down, self.up = nn.Parameter(torch.zeros(4096, into)), nn.Parameter(torch.zeros(out, 4096))
 
 
 class Foreign(nn.Module):
@@ -95,6 +105,82 @@ def test_layers_wrapped_after_the_patch_are_counted_too(backbone: Backbone, how:
     assert said.flops_share == pytest.approx(reduced.total / whole.total, abs=0.02)
 
 
+class Counted(nn.Module):
+    """A parametrisation that draws random numbers, and sets a parameter of its own when it first runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = nn.Parameter(torch.zeros(1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.noise.copy_(torch.rand(1) + 1)
+        return weight * self.noise
+
+
+CHANGING = {
+    "spectral_norm": lambda m: parametrizations.spectral_norm(m),
+    "random": lambda m: parametrize.register_parametrization(m, "weight", Counted()),
+}
+
+
+@pytest.mark.parametrize("how", CHANGING)
+def test_looking_at_parametrised_weights_changes_nothing(how: str) -> None:
+    model = patch(fresh_model(MAIN), "tome", flops=0.6).train()
+    every_projection(model, CHANGING[how])
+    state, chance = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert report(model).flops_share < 1
+    patch(model, "tome", flops=0.5)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def high_rank(model: nn.Module) -> nn.Module:
+    """Making the weights costs more than all images."""
+    for name in projections(model):
+        module = model.get_submodule(name)
+        parametrize.register_parametrization(module, "weight", HighRank(*module.weight.shape))
+    return model
+
+
+def test_a_report_says_what_the_next_forward_refuses() -> None:
+    model = patch(fresh_model(MAIN), "tome", flops=0.5)
+    model(MAIN.images())
+    before = report(model)
+    assert before.refused == "" and before.to_json()["refused"] == "" and "refused" not in str(before)
+    high_rank(model)
+    said = report(model)
+    with pytest.raises(ValueError, match=r"flops=0\.5 cannot be reached with 64 image tokens") as error:
+        model(MAIN.images())
+    assert said.refused == said.to_json()["refused"] == str(error.value)
+    assert said.outdated and said.tokens == before.tokens
+    assert str(error.value) in str(said) and "the next one meets the budget" not in str(said)
+
+
+def exchanged(model: nn.Module) -> None:
+    model.blocks[1], model.blocks[2] = model.blocks[2], model.blocks[1]
+
+
+def cut(model: nn.Module) -> None:
+    model.blocks = model.blocks[:2]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(exchanged, "the blocks are in another order"), (cut, "to which its budget is spread otherwise")],
+)
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_report_says_what_is_wrong_with_a_changed_model(change, what: str, ran: bool) -> None:
+    model = patch(fresh_model(MAIN), "tome", ratio=0.5)
+    if ran:
+        model(MAIN.images())
+    change(model)
+    said = report(model)
+    with pytest.raises(ValueError, match=what) as error:
+        model(MAIN.images())
+    assert said.refused == str(error.value) and said.outdated == ran
+
+
 @every_backbone()
 def test_a_patched_model_costs_what_it_did(backbone: Backbone) -> None:
     model = patch(fresh_model(backbone), "random", ratio=0.3)
@@ -117,3 +203,7 @@ def test_weights_that_nothing_counts_are_listed() -> None:
     assert report(model).uncounted == ("blocks.1.mlp.fc1.matrix",)
     assert report(model).to_json()["uncounted"] == ["blocks.1.mlp.fc1.matrix"]
     assert "not counted: blocks.1.mlp.fc1.matrix" in str(report(model))
+    for block in (0, 2, 3):
+        model.blocks[block].mlp.fc1 = Foreign(model.blocks[block].mlp.fc1)
+        said = str(report(patch(model, "tome", ratio=0.5)))
+        assert ("fc1.matrix and 1 more" in said) == (block == 3) and "0 more" not in said

@@ -54,8 +54,15 @@ def test_weights_and_modes_are_no_parts() -> None:
 
 def test_copies_have_none_and_nothing_is_held() -> None:
     model = fresh_model(MAIN)
-    parts, gone = Parts(model), weakref.ref(model)
+    parts, gone = Parts(model), [weakref.ref(module) for module in model.modules()]
     assert not copy.deepcopy(parts).stand() and not pickle.loads(pickle.dumps(parts)).stand()
     del model
     gc.collect()
-    assert gone() is None and not parts.stand()
+    assert not any(module() for module in gone) and not parts.stand()
+
+
+def test_a_part_that_is_alone_is_seen_too() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU())
+    parts, before = Parts(model), model[0][0]  # as a wrapper keeps it
+    model[0][0] = nn.Linear(2, 2)
+    assert not parts.stand() and before is not None

@@ -5,12 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import threading
+from collections.abc import Callable
 
 import pytest
+import torch
 from patches_by_hand import COUNT, GRID, geometry, reduction
+from torch import nn
 
-from tokenreduce import Schedule
+from tokenreduce import InvalidValueError, Schedule
 from tokenreduce.budget.geometry import Costs
+from tokenreduce.forward.owner import Owner
+from tokenreduce.forward.reduction import Reduction
 from tokenreduce.maps.restoring import Restoring
 from tokenreduce.reducers.registry import lookup
 
@@ -71,6 +77,16 @@ def test_a_flops_budget_is_met_by_the_share() -> None:
     assert patch.share(60, counts) == pytest.approx(macs((60, *counts[:-1]), counts) / macs((60,) * 4, (60,) * 4))
 
 
+class Free:
+    """A rehearsal of work that costs nothing."""
+
+    def begin(self) -> int:
+        return 0
+
+    def plan(self, layer: int, n: int, keep: int) -> int:
+        return 0
+
+
 class Bill:
     """A rehearsal with prices that tell layers, counts and kinds of work apart."""
 
@@ -129,3 +145,118 @@ def test_a_patch_can_be_copied_and_written() -> None:
     written = dataclasses.replace(patch, requested={"restore": "auto", "prop_attn": True}).to_json()
     assert written["method"] == "random" and written["restore"] == "auto" and written["prop_attn"] is True
     assert Schedule.from_json(written["schedule"]) == patch.schedule and written["options"] == patch.reducer.options()
+
+
+def test_too_few_tokens_for_a_budget_pass_through_and_no_others() -> None:
+    """Where the image is smaller than that of the patch; a schedule says itself what it removes."""
+    schedule = Schedule.budget("constant", ratio=0.9, layers=[3])
+    patch = dataclasses.replace(reduction(costs=COSTS), reducer=AtMostHalf(), schedule=schedule)
+    assert patch.counts(4) == (4,) * 4 and patch.passes(4) and patch.is_identity(4)
+    assert not patch.passes(3) and not patch.passes(COUNT)
+    for count in (COUNT, COUNT + 1):
+        with pytest.raises(InvalidValueError, match="this method and its layers reach"):
+            patch.counts(count)
+        assert not patch.passes(count)
+    said = dataclasses.replace(patch, schedule=Schedule.keep({3: 0.1}))
+    with pytest.raises(InvalidValueError, match=r"layer 3 should keep 0\.1 of 10 image tokens"):
+        said.counts(10)
+
+
+class Priced:
+    """In the place of an adapter: says what a model costs now."""
+
+    def __init__(self, answer: Callable[[], Costs]) -> None:
+        self.answer = answer
+
+    def costs_now(self, model: nn.Module) -> Costs:
+        return self.answer()
+
+
+def owned(answer: Callable[[], Costs]) -> tuple[nn.Sequential, Reduction]:
+    """A model with a patch whose budget was spread, and a part that was replaced then."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    schedule, owner = Schedule.budget("constant", flops=0.6), Owner(model, Priced(answer), "tokens")
+    patch = dataclasses.replace(reduction(costs=COSTS), schedule=schedule, owner=owner)
+    patch.counts(60)
+    patch._passing.add(5)
+    model[1] = nn.Linear(2, 2)
+    return model, patch
+
+
+DEARER = dataclasses.replace(COSTS, mlp=(110, 120, 130, 140))
+
+
+def test_what_a_budget_was_by_the_old_costs_is_forgotten() -> None:
+    _model, patch = owned(lambda: DEARER)
+    key, before, known, passing = patch.key, patch.counts(60), patch._counts, patch._passing
+    patch.follow()
+    assert patch.geometry.costs == DEARER and patch.key != key and not patch.passes(5)
+    assert patch.counts(60) != before and known == {60: before} and passing == {5}
+
+
+@pytest.mark.parametrize("error", [AttributeError, InvalidValueError, RuntimeError, None])
+def test_a_model_whose_costs_cannot_be_read_keeps_its_budget(error: type[Exception] | None) -> None:
+    """And is asked again in its next forward; so does one that was cut, which is not."""
+    asked = []
+
+    def answer() -> Costs:
+        asked.append(1)
+        if error is not None:
+            raise error("unknown")
+        return DEARER.first(2)
+
+    _model, patch = owned(answer)
+    key, before = patch.key, patch.counts(60)
+    patch.follow()
+    patch.follow()
+    assert len(asked) == (1 if error is None else 2)
+    assert patch.key == key and patch.counts(60) is before and patch.geometry.costs == COSTS
+
+
+def test_one_thread_alone_spreads_a_budget_anew() -> None:
+    others, calls = threading.Event(), []
+
+    def answer() -> Costs:
+        calls.append(1)
+        if len(calls) > 1:
+            others.set()
+        others.wait(0.3)  # for a second thread, which must not come
+        return DEARER
+
+    _model, patch = owned(answer)
+    threads = [threading.Thread(target=patch.follow) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1 and patch.geometry.costs == DEARER
+    patch.follow()
+    assert len(calls) == 1
+
+
+def test_a_patch_for_the_first_layers_alone() -> None:
+    patch = reduction({0: 8, 1: 4}, costs=COSTS, needs_all=frozenset({2, 3}))
+    patch.counts(12)
+    first = patch.cut(2)
+    assert first.geometry.depth == 2 and first.geometry.needs_all == frozenset()
+    assert first.geometry.costs == COSTS.first(2) and first.counts(12) == patch.counts(12)[:2]
+    assert first._work is not patch._work and first._counts is not patch._counts
+    assert patch.cut(3).geometry.needs_all == frozenset({2})
+
+
+@pytest.mark.parametrize("placement", ["pre", "mid", "post"])
+def test_the_share_is_of_the_places_where_the_method_reduces(placement: str) -> None:
+    class Placed(lookup("random")):
+        pass
+
+    Placed.placement = placement
+    patch = dataclasses.replace(reduction(costs=COSTS), reducer=Placed())
+    whole, counts = (12,) * 4, (10, 8, 8, 7)
+    expected = COSTS.macs((12, 10, 8, 8), counts, 3, placement) / COSTS.macs(whole, whole, 3, "mid")
+    assert patch.share(12, counts, Free()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_image_tokens_are_all_but_the_protected_ones_and_decide_where_they_may() -> None:
+    patch = dataclasses.replace(reduction(needs_all=frozenset({1})), schedule=Schedule.adaptive([0, 1, 3]))
+    assert patch.image_tokens(torch.zeros(1, COUNT + 3, 8)) == COUNT
+    assert patch.deciding_layers == (0, 3)

@@ -10,8 +10,9 @@ from patches_by_hand import dropping_map, merging_map
 from torch import Tensor
 
 from tokenreduce import TokenMap
-from tokenreduce.forward.scan_state import ScanRules, ScanState, missing_before, scan_rules
+from tokenreduce.forward.scan_state import ScanRules, ScanState, missing_before, scan_rules, walks_of_all
 from tokenreduce.maps.ordering import in_order
+from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, Walk
 
 BATCH, ENTERED, WIDTH = 2, 12, 3
 CPU = torch.device("cpu")
@@ -141,3 +142,23 @@ def test_frozen_steps_must_have_been_shown() -> None:
     state, [one, _] = ScanState(ScanRules(gap="frozen"), ENTERED, 1, middle=True), maps("merging")
     with pytest.raises(ValueError, match='placement "pre" comes before them; give another scan_gap'):
         state.follow(one)
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+@pytest.mark.parametrize("prefix", [1, 2])
+def test_walks_over_all_tokens_are_kept_of_one_image(conv: str, gap: str, prefix: int) -> None:
+    """However many images a forward has."""
+    walks_of_all.cache_clear()
+    rules, batch, taps, kept = ScanRules(conv, gap), 64, 4, 0
+    for images in (batch, 1, 3):
+        state = ScanState(rules, ENTERED, prefix, True)
+        both, anew = state.walks(images, CPU, taps, None), state._walk(images, CPU, taps, None)
+        assert both is not None
+        for found, expected in zip(both, anew, strict=True):
+            for name in Walk.tables:
+                one, other = getattr(found, name), getattr(expected, name)
+                assert (one is None and other is None) or torch.equal(one, other)
+                kept += 0 if one is None or images != batch else one.untyped_storage().nbytes()
+    assert walks_of_all.cache_info().currsize == 1
+    assert kept <= 2 * (ENTERED + prefix) * (taps + 3) * 8  # of each direction taps, order, missing and before

@@ -231,7 +231,10 @@ def test_methods_of_language_models_without_a_budget(method: str) -> None:
         patch(fresh(LLAVA), method)
 
 
-@pytest.mark.parametrize("name", ["llava", "internvl"])
+LAYERS = {"llava": 3, "internvl": 2}  # of the towers
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_features_of_another_layer_than_their_attention(name: str) -> None:
     row = BY_NAME[name]
     model, given = fresh(row), row.inputs([PROMPTS[0]])
@@ -239,13 +242,25 @@ def test_features_of_another_layer_than_their_attention(name: str) -> None:
     sentence = rf"features are taken, which is \[{own}\] in the configuration, but vision_feature_layer=\[1\]"
     for method, read in (("fastervlm", True), ("divprune", False)):
         patch(model, method, keep=0.25)
-        assert torch.isfinite(model(**given, vision_feature_layer=own).logits).all()
+        for same in (own, own + 1 + LAYERS[name]):  # the same layer, counted from the start
+            assert torch.isfinite(model(**given, vision_feature_layer=same).logits).all()
         for call in (model, lambda **more: generate(model, more)):
             if read:
                 with pytest.raises(ValueError, match=sentence):
                     call(**given, vision_feature_layer=1)
             else:
                 call(**given, vision_feature_layer=1)
+
+
+def test_features_of_several_layers_by_other_numbers() -> None:
+    config = fresh(LLAVA).config.to_dict() | {"vision_feature_layer": [-3, -2]}
+    model = type(fresh(LLAVA))(type(fresh(LLAVA).config).from_dict(config)).eval()
+    model, given = patch(model, "fastervlm", keep=0.25), LLAVA.inputs([PROMPTS[0]])
+    for same in ([1, 2], [-3, 2], [1, -2]):
+        assert torch.isfinite(model(**given, vision_feature_layer=same).logits).all()
+    for other in ([2, 1], [-2, -3], [1, 3]):
+        with pytest.raises(ValueError, match=r"which is \[-3, -2\] in the configuration, but vision_feature_layer="):
+            model(**given, vision_feature_layer=other)
 
 
 def test_the_warning_of_the_tower_names_the_budget() -> None:

@@ -119,28 +119,19 @@ def test_towers_without_a_class_token() -> None:
         patch(fresh(BY_NAME["qwen2_vl"]), "fastervlm", keep=0.25)
 
 
-def test_a_tower_that_is_reduced_itself() -> None:
+@pytest.mark.parametrize("method", ["fastervlm", "todre"])
+def test_a_tower_that_is_reduced_itself(method: str) -> None:
+    """Its facts are of other tokens; `todre` would do without them where there are none."""
     model = fresh(LLAVA)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch(model, "tome", r=2)
-    patch(model, "fastervlm", keep=0.25)
+    patch(model, method, keep=0.25)
     with pytest.raises(ValueError, match="the vision tower has not shown the class_attention of each of these tokens"):
         generate(model, LLAVA.inputs(PROMPTS))
     unpatch(model.model.vision_tower)
     generate(model, LLAVA.inputs(PROMPTS))
     assert report(model).visual_left == 12
-
-
-def test_a_fact_of_other_tokens_is_not_read_either_where_it_need_not_be_there() -> None:
-    """`todre` takes the class token's attention where there is one."""
-    model = fresh(LLAVA)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch(model, "tome", r=2)
-    patch(model, "todre", keep=0.25)
-    with pytest.raises(ValueError, match="the vision tower has not shown the class_attention of each of these tokens"):
-        generate(model, LLAVA.inputs(PROMPTS))
 
 
 def test_nothing_is_kept_after_an_exception_in_the_tower() -> None:

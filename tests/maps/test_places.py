@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tokenreduce import InvalidValueError, TokenMap
+from tokenreduce.maps import places as module
 from tokenreduce.maps.places import Places, grid_positions
 from tokenreduce.maps.token_map import keep_tokens
 
@@ -63,6 +65,36 @@ def test_positions_are_means_by_size_and_origins_are_representatives(kind: str) 
         sizes = token_map.sizes(sizes)
         assert torch.allclose(places.positions(BATCH, CPU), positions, atol=1e-5)
         assert torch.equal(places.origin(BATCH, CPU), origin)
+
+
+def test_positions_follow_maps_in_their_order_when_they_are_read_at_last() -> None:
+    often, once = (Places(12, (3, 4), BOTH) for _ in range(2))
+    for step, (n, m) in enumerate(((12, 8), (8, 5), (5, 3))):
+        token_map = random_map(n, m, step, "merging")
+        often.follow(token_map, None)
+        once.follow(token_map, None)
+        expected = often.positions(BATCH, CPU)
+    assert torch.equal(once.positions(BATCH, CPU), expected)
+    assert torch.equal(once.positions(BATCH, CPU), expected), "each map is followed once"
+
+
+def test_positions_of_all_tokens_are_the_reader_s_own() -> None:
+    expected = Places(12, (3, 4), BOTH).positions(BATCH, CPU).clone()
+    Places(12, (3, 4), BOTH).positions(BATCH, CPU).zero_()
+    assert torch.equal(Places(12, (3, 4), BOTH).positions(BATCH, CPU), expected)
+
+
+def test_kept_positions_can_be_used_in_training_and_hold_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    module._kept_positions.cache_clear()
+    with torch.inference_mode():
+        assert not grid_positions((3, 5), CPU).is_inference()
+    with FakeTensorMode():
+        grid_positions((5, 3), CPU)
+    monkeypatch.setattr(module, "capturing", lambda: True)
+    grid_positions((5, 3), CPU)
+    assert module._kept_positions.cache_info().currsize == 1
+    monkeypatch.undo()
+    assert type(grid_positions((5, 3), CPU)) is Tensor and grid_positions((5, 3), CPU)[-1].tolist() == [4, 2]
 
 
 def test_mass_moves_the_mean() -> None:

@@ -9,7 +9,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenreduce.ops import sized_attention
-from tokenreduce.ops.modes import asking_torch, dispatch_modes, function_transform, is_tracing
+from tokenreduce.ops.modes import (
+    asking_torch,
+    backward_pass,
+    dispatch_modes,
+    function_transform,
+    is_tracing,
+    without_modes,
+)
 from tokenreduce.ops.native import dispatch
 
 ASKED = {
@@ -57,3 +64,22 @@ def test_where_pytorch_cannot_be_asked_its_own_operators_run(name, monkeypatch, 
     like = torch.zeros(1, 2, 4, dtype=torch.half)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     assert "takes the mask" in sized_attention.why_not(like)
+
+
+@pytest.mark.parametrize("path", ["_C._current_graph_task_id", "utils._python_dispatch._disable_current_modes"])
+def test_what_stands_in_the_place_of_what_is_gone(path, monkeypatch, caplog) -> None:
+    *holder, name = path.split(".")
+    owner = torch._C if len(holder) == 1 else torch.utils._python_dispatch
+    monkeypatch.delattr(owner, name)
+    with caplog.at_level(logging.WARNING, "tokenreduce"):
+        assert asking_torch(path, lambda: 7, "less is said")() == 7
+    assert f"PyTorch {torch.__version__} has no torch.{path}: less is said" in caplog.text
+
+
+def test_blocks_that_no_mode_sees() -> None:
+    with Looking():
+        assert dispatch_modes() == 1
+        with without_modes():
+            assert dispatch_modes() == 0
+        assert dispatch_modes() == 1
+    assert backward_pass() == -1

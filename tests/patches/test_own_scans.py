@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from rows.scan.scanned import ToyMixer, ToyModel
+from tokenreduce.patches.scan.scanned import OwnScans
 from torch import Tensor, nn
 
 import tokenreduce
@@ -129,3 +131,11 @@ def test_frozen_gaps_need_time_steps() -> None:
     assert not torch.allclose(frozen, model(x))
     with pytest.raises(InvalidValueError, match=r"scan_gap.*step_projections"):
         patch(with_mixer(Short()), "tome", ratio=0.5, scan_gap="frozen")
+
+
+@pytest.mark.parametrize(
+    ("class_token", "held", "reads"),
+    [("first", [], "protected"), ("first", [nn.Identity()], "tokens"), ("", [], "tokens")],
+)
+def test_what_holds_a_model_reads_its_tokens(class_token: str, held: list[nn.Module], reads: str) -> None:
+    assert OwnScans().reads(SimpleNamespace(class_token=class_token), held) == reads

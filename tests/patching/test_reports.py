@@ -11,6 +11,9 @@ from choosing import MAIN
 from torch import nn
 
 from tokenreduce import Schedule, load_patch, patch, report, save_patch
+from tokenreduce.forward.records import Record, keep_record
+from tokenreduce.forward.reduction import Reduction
+from tokenreduce.patching.finding import reduction_of
 
 X = MAIN.images()
 
@@ -36,6 +39,39 @@ def test_report(model) -> None:
     assert torch.equal(counted, result.sizes)
     assert "tome(metric='keys'): 64 image tokens + 1 protected" in str(result)
     assert json.loads(json.dumps(result.to_json()))["tokens"] == [56, 56, 40, 40]
+
+
+def test_a_report_before_the_first_and_behind_the_last_reduction(model) -> None:
+    patch(model, "tome", schedule=Schedule.remove([0, 8, 16]).restore_after(1))
+    model(X)
+    result = report(model)
+    assert result.map_after(0).dest.shape == (2, 64) and result.map_after(0).count == 64
+    assert result.map_after(1).count == 56 and result.map_after(2).count == 48, "all tokens enter layer 2"
+    assert result.sizes_after(2).shape == (2, 48)
+    assert result.tokens == (64, 56, 48, 48) and result.tokens_left == 48
+    assert [line.split() for line in str(result).splitlines()[-4:]] == [
+        ["0", "64", "0"],
+        ["1", "56", "8"],
+        ["2", "48", "16"],
+        ["3", "48", "0"],
+    ]
+    patch(model, "tome", schedule=Schedule.remove([0, 8]).restore_after(1))
+    assert report(model).tokens_left == 56
+
+
+def test_a_forward_that_stopped_early_is_not_outdated(model) -> None:
+    tokens = report(patch(model, "tome", flops=0.6)).tokens
+    keep_record(reduction_of(model), Record(64, tokens[:2], ()))
+    assert report(model).tokens == tokens[:2] and not report(model).outdated and not report(model).refused
+
+
+def test_the_share_is_of_the_model_as_it_is_now_or_as_it_was(model, monkeypatch) -> None:
+    patch(model, "tome", ratio=0.5)
+    before = report(model).flops_share
+    model.blocks[3].mlp.fc1 = nn.Sequential(nn.Linear(32, 4096), nn.Linear(4096, model.blocks[3].mlp.fc1.out_features))
+    assert report(model).flops_share != before
+    monkeypatch.setattr(Reduction, "costs_now", lambda self, backbone: None)
+    assert report(model).flops_share == before, "where it cannot be read"
 
 
 def test_restore_of_the_report_equals_forced_restoring(model) -> None:

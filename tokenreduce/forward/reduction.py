@@ -11,9 +11,8 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
-from tokenreduce.budget.geometry import AuxiliaryHeads, Geometry
+from tokenreduce.budget.geometry import AuxiliaryHeads, Costs, Geometry
 from tokenreduce.budget.rehearsal import Rehearsal, Work
 from tokenreduce.budget.schedule import Schedule
 from tokenreduce.budget.spreading import Counts
@@ -22,6 +21,7 @@ from tokenreduce.forward.owner import Owner
 from tokenreduce.forward.parts import Parts
 from tokenreduce.forward.scan_state import ScanRules
 from tokenreduce.maps.restoring import Restoring
+from tokenreduce.ops.modes import without_modes
 from tokenreduce.ops.tracing import constant_result
 from tokenreduce.reducers.contract import Reducer
 
@@ -136,14 +136,20 @@ class Reduction:
             if not owner.parts.stand():  # else another thread has done it meanwhile
                 self._spread_anew(owner, backbone)
 
-    def _spread_anew(self, owner: Owner, backbone: Any) -> None:
-        parts = Parts(backbone)
+    def costs_now(self, backbone: Any) -> Costs | None:
+        """What the model costs as it is now; None where that cannot be read."""
         try:
-            with _disable_current_modes():  # also in the middle of an export
-                costs = owner.adapter.costs_now(backbone)
+            with without_modes():
+                found: Costs = self.owner.adapter.costs_now(backbone)  # type: ignore[union-attr]
+                return found
         except (AttributeError, InvalidValueError):  # not of the family any more, which the layer says when it runs
-            return
-        except RuntimeError:  # an export holds weights that cannot be copied; the next forward asks again
+            return None
+        except RuntimeError:  # weights that cannot be copied: an export holds them, or FSDP
+            return None
+
+    def _spread_anew(self, owner: Owner, backbone: Any) -> None:
+        parts, costs = Parts(backbone), self.costs_now(backbone)
+        if costs is None:  # the next forward asks again
             return
         if len(costs.mlp) == self.geometry.depth and costs != self.geometry.costs:
             # What was found by the old costs stays in the old dict, which a thread may be writing to.

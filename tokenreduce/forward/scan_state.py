@@ -63,7 +63,8 @@ class ScanState:
             return None
         if self._walks is None:
             if self.origin is None and sizes is None and device.type == "cpu" and not watched() and not capturing():
-                self._walks = walks_of_all(self.rules, self.entered, self.prefix, self.middle, batch, taps)
+                ahead, back = walks_of_all(self.rules, self.entered, self.prefix, self.middle, taps)
+                self._walks = ahead.expanded(batch), back.expanded(batch)
             else:
                 self._walks = self._walk(batch, device, taps, sizes)
         return self._walks
@@ -131,10 +132,10 @@ class ScanState:
 
 
 @lru_cache(maxsize=8)
-def walks_of_all(rules: ScanRules, entered: int, prefix: int, middle: bool, batch: int, taps: int) -> tuple[Walk, Walk]:
-    """The walks before anything is removed, on the CPU, where they are the same in each forward."""
+def walks_of_all(rules: ScanRules, entered: int, prefix: int, middle: bool, taps: int) -> tuple[Walk, Walk]:
+    """The walks of one image before anything is removed, on the CPU, where they are the same in each forward."""
     with torch.inference_mode(False):  # else they could not take part in training later
-        return ScanState(rules, entered, prefix, middle)._walk(batch, torch.device("cpu"), taps, None)
+        return ScanState(rules, entered, prefix, middle)._walk(1, torch.device("cpu"), taps, None)
 
 
 def missing_before(rank: Tensor, stays: Tensor, step: Tensor, already: Tensor, sign: int) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.forward.run import Run
+from tokenreduce.ops.modes import backward_pass
 from tokenreduce.ops.tracing import is_left_free, to_old_onnx
 
 UNDO = "or call tokenreduce.unpatch(model)"
@@ -21,7 +21,7 @@ def why_no_run(reduction: Reduction, layer: int, here: Sequence[Run], elsewhere:
     Args:
         here, elsewhere: the runs of this thread and of all others.
     """
-    if torch._C._current_graph_task_id() != -1:
+    if backward_pass() != -1:
         return (
             f"block {layer} of a reduced model was called again in the backward pass, outside a forward pass: gradient "
             f"checkpointing does that; switch it off (set_grad_checkpointing(False)) {UNDO}"

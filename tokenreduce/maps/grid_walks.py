@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,11 +34,7 @@ class GridWalk(Walk):
     reverse: bool = False
     shown: Tensor | None = None
     moves: Tensor | None = None
-
-    def expanded(self, batch: int) -> GridWalk:
-        """The walk over a whole grid, of one image, for several."""
-        tables = {name: getattr(self, name).expand(batch, -1) for name in ("order", "shown", "moves")}
-        return replace(self, **tables)
+    tables: ClassVar[tuple[str, ...]] = (*Walk.tables, "shown", "moves")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ GAPS = {
     "frozen": "it decays by the steps that the missing tokens had when they were last computed",
 }
 
-
+Directed = TypeVar("Directed", bound="Walk")
 NOT_MISSED = ("size", "hold")  # of GAPS, those that do not ask how many tokens are missing where
 
 
@@ -52,6 +53,13 @@ class Walk:
     gap: str = "hold"
     frozen: Tensor | None = None
     sizes: Tensor | None = None
+    tables: ClassVar[tuple[str, ...]] = ("order", "taps", "missing", "before")  # what says which rows are read
+
+    def expanded(self: Directed, batch: int) -> Directed:
+        """The walk of one image, of which nothing is gone, for several."""
+        tables = {name: getattr(self, name) for name in self.tables}
+        wide = {name: table.expand(batch, *table.shape[1:]) for name, table in tables.items() if table is not None}
+        return replace(self, **wide)
 
     def steps(self, raw: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The time steps and how long the state decays before each, `(B, L, E)`, from steps before softplus. Where

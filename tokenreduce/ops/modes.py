@@ -13,22 +13,36 @@ import torch
 from tokenreduce.ops.tracing import constant_result
 
 
-def asking_torch(path: str) -> Callable[[], Any]:
-    """The function `path` of PyTorch's private API, which no public one replaces; it says yes where it is missing, so
-    that every kernel leaves the work to PyTorch's own operators, which are always right."""
+def yes() -> bool:
+    """The answer in the place of a question that PyTorch no longer has."""
+    return True
+
+
+def asking_torch(path: str, otherwise: Callable[[], Any] = yes, then: str = "no compiled kernel is used") -> Any:
+    """The function `path` of PyTorch's private API, which no public one replaces, or what stands in its place where it
+    is missing. The answer yes leaves the work to PyTorch's own operators, which are always right.
+    """
     try:
-        return reduce(getattr, path.split("."), torch)  # type: ignore[return-value]
+        return reduce(getattr, path.split("."), torch)
     except AttributeError:
-        log = logging.getLogger("tokenreduce")
-        log.warning("PyTorch %s has no torch.%s: no compiled kernel is used", torch.__version__, path)
-        return lambda: True
+        logging.getLogger("tokenreduce").warning("PyTorch %s has no torch.%s: %s", torch.__version__, path, then)
+        return otherwise
 
 
-# All private names of PyTorch that the library asks. Whoever calls them imports them by name: between two matrix
+# All private functions of PyTorch that the library calls. Whoever calls them imports them by name: between two matrix
 # products every look into another module costs a wait for slow memory.
 dispatch_modes = asking_torch("_C._len_torch_dispatch_stack")  # how many look at operators: counting, fake tensors
 function_transform = asking_torch("_C._functorch.peek_interpreter_stack")  # the innermost of torch.func, or None
 is_tracing = asking_torch("_C._is_tracing")  # torch.jit.is_tracing asks more first
+# A block in which no mode sees the operators: what a model costs is counted on tensors of its own also in the middle
+# of an export, which would else record the counting, or count on tensors without data.
+without_modes = asking_torch(
+    "utils._python_dispatch._disable_current_modes", nullcontext, "budgets are not spread anew within an export"
+)
+# The same for the subclasses of tensors.
+without_subclasses = asking_torch("_C._DisableTorchDispatch", nullcontext, "sizes in attention may not run on fakes")
+# The number of the backward pass that runs in this thread, or -1.
+backward_pass = asking_torch("_C._current_graph_task_id", lambda: -1, "gradient checkpointing is refused less clearly")
 
 
 def capturing() -> bool:

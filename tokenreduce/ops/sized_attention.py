@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.ops import size_channels
-from tokenreduce.ops.modes import dispatch_modes, function_transform, is_tracing
+from tokenreduce.ops.modes import dispatch_modes, function_transform, is_tracing, without_subclasses
 from tokenreduce.ops.size_channels import attended_type, with_channels
 from tokenreduce.ops.tracing import exporting, to_onnx
 from tokenreduce.ops.triton import launching
@@ -146,7 +146,7 @@ def size_bias_of(logs: Tensor, kind: torch.dtype) -> SizeBias:
     if is_plain(logs):
         made = logs.as_subclass(SizeBias)
     else:  # fake tensors are a subclass themselves
-        with torch._C._DisableTorchDispatch():
+        with without_subclasses():
             made = torch.empty(0, device="meta").as_subclass(SizeBias)
     made.logs, made.kind = logs, kind
     return made

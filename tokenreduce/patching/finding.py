@@ -19,7 +19,14 @@ from tokenreduce.patches.shared.adapter import Adapter
 from tokenreduce.patching.foreign import foreign
 
 # Modules that pass on what the module inside returns: containers, and wrappers that distribute, compile or adapt.
-TRANSPARENT = ("torch.nn.modules.container", "torch.nn.parallel", "torch._dynamo", "peft.", "tokenreduce.lab.")
+TRANSPARENT = (
+    "torch.nn.modules.container",
+    "torch.nn.parallel",
+    "torch.distributed.fsdp.fully_sharded_data_parallel",
+    "torch._dynamo",
+    "peft.",
+    "tokenreduce.lab.",
+)
 PATCHES = "tokenreduce.patches"  # a folder for each library in it, a file for each family there
 LANGUAGE = "vision_language"  # the folder of transformers' models that hold a vision tower and a language model
 # The libraries with adapters, and what to install for each.

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.forward.records import Record
 from tokenreduce.forward.reduction import Reduction
+from tokenreduce.forward.stack import check_cut
 from tokenreduce.maps.restoring import undoing
 from tokenreduce.maps.token_map import TokenMap, identity
 
@@ -19,7 +20,8 @@ class Report:
     """Tokens left in each layer, and lazily the maps and sizes of the last forward, without gradient.
 
     `flops_share` is of the model as it is now. Where layers were wrapped or replaced since the last forward, and a
-    `flops` budget is spread otherwise now, `outdated` says so: the next forward meets it.
+    `flops` budget is spread otherwise now, `outdated` says so: the next forward meets it. Where the next forward is
+    refused instead, `refused` is what it says; else it is empty.
 
     `uncounted` names the weights in layers of other tools whose work `flops_share` leaves out.
 
@@ -29,8 +31,8 @@ class Report:
     """
 
     def __init__(self, reduction: Reduction, record: Record | None) -> None:
-        reduction.follow()
-        self.outdated = record is not None and reduction.schedule.flops is not None and _spread_anew(reduction, record)
+        self.outdated, self.refused = _next_forward(reduction, record)
+        self.passed_through = reduction.passes(record.entered if record is not None else reduction.geometry.count)
         if record is not None and 0 < len(record.counts) < reduction.geometry.depth:
             reduction = reduction.cut(len(record.counts))  # of a model that was cut, or a forward that stopped early
         reduction = as_it_is_now(reduction)
@@ -46,7 +48,6 @@ class Report:
             )
         self.tokens = record.counts if record is not None else reduction.counts(geometry.count)
         self.flops_share = reduction.share(self.input_tokens, self.tokens)
-        self.passed_through = reduction.passes(self.input_tokens)
         self.uncounted = geometry.costs.uncounted
 
     @property
@@ -112,6 +113,7 @@ class Report:
             "flops_share": self.flops_share,
             "passed_through": self.passed_through,
             "outdated": self.outdated,
+            "refused": self.refused,
             "uncounted": list(self.uncounted),
         }
 
@@ -124,7 +126,9 @@ class Report:
         ]
         if self.passed_through:
             lines.insert(1, f"{self.input_tokens} tokens cannot meet the budget, and all of them passed through")
-        if self.outdated:
+        if self.refused:
+            lines.insert(1, f"the model was changed, and the next forward is refused: {self.refused}")
+        elif self.outdated:
             lines.insert(1, "layers were changed after this forward; the next one meets the budget")
         if self.uncounted:
             more = f" and {len(self.uncounted) - 3} more" if len(self.uncounted) > 3 else ""
@@ -146,21 +150,29 @@ class Report:
         return self._record
 
 
-def _spread_anew(reduction: Reduction, record: Record) -> bool:
-    """Whether a budget gives other counts now than in the forward of this record."""
+def _next_forward(reduction: Reduction, record: Record | None) -> tuple[bool, str]:
+    """Whether the next forward of as many tokens has other counts than that of this record, and the sentence with which
+    it is refused, if it is."""
+    entered = reduction.geometry.count if record is None else record.entered
     try:
-        return reduction.counts(record.entered)[: len(record.counts)] != record.counts
-    except InvalidValueError:  # it cannot be met any more, which the next forward says
-        return True
+        depth = reduction.depth_now()
+        if depth < reduction.geometry.depth:
+            check_cut(reduction, depth, entered)
+        if record is None or reduction.schedule.flops is None:
+            return False, ""
+        return reduction.counts(record.entered)[: len(record.counts)] != record.counts, ""
+    except InvalidValueError as error:
+        return record is not None, str(error)
 
 
 def as_it_is_now(reduction: Reduction) -> Reduction:
-    """The patch with the costs of the layers that its model has now, which may have been wrapped or replaced since."""
+    """The patch with the costs of the layers that its model has now, which may have been wrapped or replaced since;
+    as it is where that cannot be read."""
     owner, depth = reduction.owner, reduction.geometry.depth
     backbone = None if owner is None else owner.backbone
     if owner is None or backbone is None:
         return reduction
-    costs = owner.adapter.costs_now(backbone)
-    if len(costs.mlp) < depth:  # of a model that was cut and has not run since
+    costs = reduction.costs_now(backbone)
+    if costs is None or len(costs.mlp) < depth:  # of a model that was cut and has not run since
         return reduction
     return replace(reduction, geometry=replace(reduction.geometry, costs=costs.first(depth)))

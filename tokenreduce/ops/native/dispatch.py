@@ -43,8 +43,8 @@ KERNELS = {
     "causal_conv": "their short convolution, with taps of any rows, and SiLU",
     "causal_conv_backward": "its gradients",
 }
-# What each kind of kernel has.
 NOT_TRITON = {"attention_statistics", "pitome_energy", "ward_in_place", "causal_conv", "causal_conv_backward"}
+# What each kind of kernel has.
 TRITON = frozenset(KERNELS) - NOT_TRITON
 COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"}
 CHOICES = {

@@ -32,7 +32,7 @@ class Spectral(Clustering):
     means of their clusters in the order of their representatives.
 
     Departures: sigma is a multiple of the median distance in the image (the paper's 2 makes W the identity for features
-    of large norm, and the eigenvectors then are chance). No nearest-neighbour graph, no masks. The signs of the
+    of large norm, whose eigenvectors are arbitrary). No nearest-neighbour graph, no masks. The signs of the
     eigenvectors are left as they come: no distance between rows depends on them. As the paper, but more of a problem
     where most tokens are kept: the last of many eigenvectors carry little, so that copies of a token may end up in
     different clusters. KKZ starts at the row of largest norm before normalising (the published code looks for it among
