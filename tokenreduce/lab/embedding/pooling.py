@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError, unknown
-from tokenreduce.lab.quality.heads import class_place, features_of, image_tokens, whole_forward
+from tokenreduce.lab.quality.heads import features_of, whole_forward
+from tokenreduce.lab.token_places import class_place, image_tokens
 from tokenreduce.patching.finding import find_backbone
 
 POOLS = ("features", "class", "mean")

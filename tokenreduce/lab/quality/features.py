@@ -14,10 +14,11 @@ from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.lanes import patched_lane, restored_lane, try_arms
 from tokenreduce.lab.quality.distance import distance
 from tokenreduce.lab.quality.engine import Lane, measure_lanes
-from tokenreduce.lab.quality.heads import image_tokens, whole_forward
+from tokenreduce.lab.quality.heads import whole_forward
 from tokenreduce.lab.quality.metric import Metric, as_lists, as_tensors
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shards import Shards
+from tokenreduce.lab.token_places import image_tokens
 from tokenreduce.patching.finding import find_backbone
 from tokenreduce.patching.verbs import report
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenreduce.budget.geometry import Geometry
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.pretrained import FAILURES, Pretrained, first_line
 
@@ -39,20 +38,6 @@ def whole_forward(model: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return model.whole(images)
     out = model.forward_features(images)
     return out, model.forward_head(out, pre_logits=True), out
-
-
-def image_tokens(tokens: Tensor, geometry: Geometry) -> Tensor:
-    """`(B, N, C)` of all tokens `(B, prefix + N + suffix, C)`: YOLOS has its detection tokens behind them, Vim its
-    class token in their middle."""
-    if geometry.ordered == "middle":
-        place = class_place(tokens, geometry)
-        return torch.cat([tokens[:, :place], tokens[:, place + 1 :]], 1)
-    return tokens[:, geometry.prefix : tokens.shape[1] - geometry.suffix]
-
-
-def class_place(tokens: Tensor, geometry: Geometry) -> int:
-    """Where the class token stands among all tokens `(B, prefix + N + suffix, C)`."""
-    return (tokens.shape[1] - 1) // 2 if geometry.ordered == "middle" else 0
 
 
 @dataclass(frozen=True)

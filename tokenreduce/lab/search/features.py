@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenreduce.budget.geometry import Geometry
 from tokenreduce.errors import InvalidTypeError
-from tokenreduce.lab.quality.heads import image_tokens
+from tokenreduce.lab.token_places import image_tokens
 
 KINDS = ("class_error", "token_error")
 
