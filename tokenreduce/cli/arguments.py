@@ -149,7 +149,8 @@ def usable_device(name: str) -> torch.device:
 def progress_bar(shown: bool = True) -> Iterator[Callable[[float, str], None]]:
     """A progress bar on stderr, gone at the end; without a terminal a line about every minute. The value is the
     function that moves it."""
-    columns = (BarColumn(), TextColumn("{task.percentage:.0f} % {task.description}", markup=False), TimeRemainingColumn())
+    told = TextColumn("{task.percentage:.0f} % {task.description}", markup=False)
+    columns = (BarColumn(), told, TimeRemainingColumn())
     stderr = Console(stderr=True, markup=False)
     if not shown or not stderr.is_terminal:
         yield lines_on(stderr) if shown else lambda fraction, what: None
