@@ -69,11 +69,14 @@ def test_eval_refuses_with_a_sentence(run: Callable[..., str], arguments: list[s
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--gallery", "x"], "--head trained does not use --gallery; leave that out"),
-        (["--gallery-size", "9"], "--head trained does not use --gallery-size"),
-        (["--head", "none", "--text-model", "a:b"], "--head none does not use --text-model"),
-        (["--text-embeddings", "x"], "--head trained does not use --text-embeddings"),
-        (["--head", "zero-shot", "--text-embeddings", "x", "--text-model", "a:b"], "does not use --text-model"),
+        (["--gallery", "x"], "--gallery is for --head knn, and the head here is trained; give that, or leave"),
+        (["--gallery-size", "9"], "--gallery-size is for --head knn, and the head here is trained"),
+        (["--head", "none", "--text-model", "a:b"], "--text-model is for --head zero-shot, and the head here is none"),
+        (["--text-embeddings", "x"], "--text-embeddings is for --head zero-shot, and the head"),
+        (
+            ["--head", "zero-shot", "--text-embeddings", "x", "--text-model", "a:b"],
+            "--text-model and --text-embeddings both say what classes",
+        ),
     ],
 )
 def test_what_a_head_does_not_use(run: Callable[..., str], arguments: list[str], sentence: str) -> None:
@@ -83,7 +86,10 @@ def test_what_a_head_does_not_use(run: Callable[..., str], arguments: list[str],
 
 @pytest.mark.parametrize(
     ("option", "said"),
-    [(["--all-images"], "{} does not use --all-images; leave that out"), (["--data-dir", "."], "{} does not use it")],
+    [
+        (["--all-images"], "--all-images is for fashion-mnist, and the data here are {}; leave"),
+        (["--data-dir", "."], "{} does not use it"),
+    ],
 )
 def test_what_a_folder_does_not_use(run: Callable[..., str], tmp_path: Path, option: list[str], said: str) -> None:
     Image.new("L", (28, 28)).save(tmp_path / "a.png")

@@ -90,6 +90,10 @@ def test_files_of_language_models(run: Callable[..., str], tmp_path: Path, kept:
     assert [row["tokens_left"] for row in read(tmp_path / "v.json")[0]] == [25]
     run("eval", "--task", "vlm", "--schedule", kept, "--limit", 1, "--no-pretrained", "--json", tmp_path / "e.json")
     assert [row["method"] for row in read(tmp_path / "e.json")[0]] == ["unpatched", "divprune"]
+    with pytest.raises(
+        InvalidTypeError, match=f"visualize of {kept}, which is for language models, does not use --flops"
+    ):
+        run("visualize", "--schedule", kept, "--flops", "0.6")
     for command in (["eval"], ["bench"]):
         with pytest.raises(InvalidValueError, match="is a schedule for what enters a language model"):
             run(*command, "--schedule", kept)
@@ -113,6 +117,11 @@ def test_files_that_are_none(run: Callable[..., str], tmp_path: Path) -> None:
         (["eval", "--task", "segmentation", "--r", "4", "--workers", "1"], "segmentation does not use --workers"),
         (["eval", "--task", "segmentation", "--r", "4", "--gallery-size", "9"], "does not use --gallery-size"),
         (["eval", "--r", "4", "--data", "photographs", "--data-dir", "x"], "photographs does not use it, leave it out"),
+        (["eval", "--r", "4", "--no-exif"], "--no-exif is for pictures in files; fashion-mnist does not use it"),
+        (["compare", "--model", "fashion_vit", "--no-exif"], "--no-exif is for pictures in files; fashion-mnist"),
+        (["eval", "--r", "4", "--data", "photographs", "--no-exif"], "pictures in files; photographs does not"),
+        (["eval", "--task", "vlm", "--keep", "1.0", "--no-exif"], "pictures in files; scenes does not use it"),
+        (["visualize", "--r", "4", "--no-exif"], "visualize without --image does not use --no-exif"),
         (["visualize", "--r", "4", "--question", "why"], "visualize without --keep does not use --question"),
         (["visualize", "--keep", "0.1", "--flops", "0.6"], "visualize with --keep does not use --flops; leave that"),
     ],

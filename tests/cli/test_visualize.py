@@ -136,3 +136,8 @@ def test_visualize_adaptive_methods_without_a_budget(
 def test_visualize_refuses_with_a_sentence(run: Callable[..., str], arguments: list[str], sentence: str) -> None:
     with pytest.raises(InvalidValueError, match=re.escape(sentence)):
         run("visualize", *arguments)
+
+
+def test_names_of_files_are_no_markup(run: Callable[..., str], tmp_path: Path) -> None:
+    out = tmp_path / "v[red].png"
+    assert "v[red].png" in run("visualize", "--r", "4", "--out", out) and out.exists()

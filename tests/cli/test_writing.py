@@ -89,13 +89,14 @@ def test_an_older_file_survives_a_failure_and_results_are_printed_where_nothing_
     def full(*arguments: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
     printed: list[object] = []
     monkeypatch.setattr(writing.console, "print", lambda text, **more: printed.append(text))
     with pytest.raises(InvalidValueError, match=r"No space left on device.*the results are printed above"):
         writing.write_data(path, {"rows": [1]})
-    assert path.read_text() == "older" and json.loads(str(printed[0])) == {"rows": [1]}
+    assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
+    assert json.loads(str(printed[0])) == {"rows": [1]}
 
 
 @pytest.mark.parametrize("variable", ["TOKENREDUCE_KERNELS", "TOKENREDUCE_ATTENTION"])

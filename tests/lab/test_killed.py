@@ -78,7 +78,7 @@ def test_a_comparison_keeps_every_finished_row(tmp_path: Path, kills: int) -> No
         check_journal(folder, "rows.jsonl", one["kills"], first=2)  # the settings and the unpatched model
         kept = [entry["value"] for entry in whole_lines(folder / "rows.jsonl")]
         assert all(row in kept for row in data["rows"] if "dtop" not in row["method"])
-        assert (folder / "report.html").read_text().endswith("</html>\n") and not list(folder.glob("*.part"))
+        assert (folder / "report.html").read_text().endswith("</html>\n") and not list(folder.glob("*.writing"))
 
 
 @often

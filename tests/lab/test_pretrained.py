@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     BeitConfig,
     BeitForImageClassification,
@@ -16,12 +17,17 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
+    YolosConfig,
+    YolosForObjectDetection,
+    YolosImageProcessor,
 )
 
 import tokenreduce
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.lab.comparing.reading import read_images
 from tokenreduce.lab.pretrained import first_line, load_pretrained
 from tokenreduce.lab.quality.classification import distance
+from tokenreduce.lab.quality.loading import Setup, load
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 32, "patch_size": 4}
 
@@ -86,6 +92,28 @@ def test_one_forward_gives_logits_features_and_tokens(classifier: Path) -> None:
 def test_untrained_weights_and_other_sizes(classifier: Path) -> None:
     model = load_pretrained(str(classifier), False, image_size=48)
     assert model(torch.randn(1, *model.input_shape)).shape == (1, 10) and model.input_shape == (3, 48, 48)
+
+
+def test_pictures_of_several_sizes(run: Callable[..., str], tmp_path: Path) -> None:
+    """YOLOS keeps the aspect ratio, and its configuration has a pair of sizes. compare times images of one size."""
+    sizes = SIZES | {"image_size": [32, 32], "patch_size": 8, "intermediate_size": 64}
+    YolosForObjectDetection(YolosConfig(**sizes, num_detection_tokens=3)).save_pretrained(tmp_path / "yolos")
+    YolosImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(tmp_path / "yolos")
+    (tmp_path / "images").mkdir()
+    for number, width in enumerate((32, 64, 32, 64)):
+        Image.new("RGB", (width, 32), (60 * number, 9, 9)).save(tmp_path / "images" / f"{number}.png")
+    words = ("--model", f"hf:{tmp_path / 'yolos'}", "--data", tmp_path / "images", "--workers", 0)
+    timed = ("--batch-size", 1, "--budgets", 0.9, "--methods", "tome", "--rounds", 1, "--speed-batch-size", 2)
+    run("compare", *words, *timed, "--out", tmp_path / "report")
+    assert all(row["median_ms"] > 0 for row in rows_in(tmp_path / "report" / "rows.json"))
+    loaded = load(Setup(words[1], str(words[3]), batch_size=1))
+    assert read_images(loaded, 3).first.shape == (2, 3, 32, 32)
+    run("eval", *words, "--flops", 0.9, "--image-size", 32, "--json", tmp_path / "e.json")
+    assert rows_in(tmp_path / "e.json")[0]["tokens_left"] == 16
+    with pytest.raises(
+        InvalidValueError, match=r"yolos with --image-size 99'.*; leave that out: its weights may fit one"
+    ):
+        run("eval", *words, "--flops", 0.9, "--image-size", 99)
 
 
 @pytest.mark.parametrize("pretrained", [True, False])

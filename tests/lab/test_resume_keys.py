@@ -110,8 +110,8 @@ def test_what_a_file_of_a_schedule_holds(tmp_path: Path) -> None:
     file, told = tmp_path / "schedule.json", []
     for share in (0.5, 0.6):
         save_patch(patch(fashion_vit(), "tome", schedule=Schedule.keep({3: share})), file)
-        told.append(sharing.facts_of(Arm("tome", schedule=str(file))))
-    assert told[0] != told[1] and sharing.facts_of(Arm("tome", r=4))[2] == ""
+        told.append(sharing.facts_of_arm(Arm("tome", schedule=str(file))))
+    assert told[0] != told[1] and sharing.facts_of_arm(Arm("tome", r=4))[2] == ""
 
 
 def test_texts_are_encoded_once_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:

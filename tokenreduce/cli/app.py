@@ -49,5 +49,5 @@ def run() -> None:
         sized_attention.check()
         app()
     except TokenReduceError as error:
-        Console(stderr=True).print(f"tokenreduce: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True, markup=False).print(f"tokenreduce: {error}", style="red", highlight=False)
         sys.exit(2)

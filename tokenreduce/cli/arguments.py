@@ -149,8 +149,9 @@ def usable_device(name: str) -> torch.device:
 def progress_bar(shown: bool = True) -> Iterator[Callable[[float, str], None]]:
     """A progress bar on stderr, gone at the end; without a terminal a line about every minute. The value is the
     function that moves it."""
-    columns = (BarColumn(), TextColumn("{task.percentage:.0f} % {task.description}"), TimeRemainingColumn())
-    stderr = Console(stderr=True)
+    told = TextColumn("{task.percentage:.0f} % {task.description}", markup=False)
+    columns = (BarColumn(), told, TimeRemainingColumn())
+    stderr = Console(stderr=True, markup=False)
     if not shown or not stderr.is_terminal:
         yield lines_on(stderr) if shown else lambda fraction, what: None
         return
@@ -167,7 +168,7 @@ def lines_on(stderr: Console) -> Callable[[float, str], None]:
         nonlocal last
         if time.monotonic() - last >= EVERY:
             last = time.monotonic()
-            stderr.print(f"{fraction:.0%} {what}", highlight=False, markup=False)
+            stderr.print(f"{fraction:.0%} {what}", highlight=False)
 
     return tell
 

@@ -81,7 +81,7 @@ def calibrate(
     find_backbone(network)  # the reason comes before images are read
     data = load_unlabelled(images, network, limit, data_dir=data_dir, by_folder=by_folder, upright=exif)
     for sentence in data.left_out:
-        console.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False)
+        console.print(f"left out: {sentence}", style="yellow", highlight=False)
     resume = out.with_suffix(".trials.jsonl")
     with progress_bar() as progress:
         found = search(
@@ -89,7 +89,7 @@ def calibrate(
             trials=trials, greedy=greedy, seed=seed, batch_size=batch_size, resume=resume, progress=progress,
         )  # fmt: skip
         rows = layer_rows(network, data, found, resume, progress) if layers_out is not None else []
-    console.print(str(found), highlight=False, markup=False)
+    console.print(str(found), highlight=False)
     about = {"model": model, "images_of": images, "environment": environment()}
     found = dataclasses.replace(found, figures=found.figures | about | ({"sensitivities": rows} if rows else {}))
     with saying("--out", out):

@@ -103,7 +103,7 @@ def compare(
     print_table([{key: row[key] for key in SHOWN if key in row} for row in found.rows if "refused" not in row], model)
     print_refused(found.rows)
     for remark in found.remarks:
-        console.print(remark, style="yellow", highlight=False, markup=False)
+        console.print(remark, style="yellow", highlight=False)
     for sentence in answers(found.rows, found.settings["budgets"]):
-        console.print(sentence, highlight=False, markup=False)
+        console.print(sentence, highlight=False)
     console.print(f"wrote {files[0]}, and beside it {', '.join(file.name for file in files[1:])}", highlight=False)

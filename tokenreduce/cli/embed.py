@@ -70,7 +70,7 @@ def embed(
     if found.bad:
         console.print(f"{len(found.bad)} images cannot be read, see {out / BAD}:", style="yellow", highlight=False)
     for _, why in found.bad[:SHOWN]:
-        console.print(why, style="yellow", highlight=False, markup=False)
+        console.print(why, style="yellow", highlight=False)
     if json_file is not None:
         row = {"records": found.records, "parts": found.parts, "parts_before": found.before, "bad": len(found.bad)}
         settings: dict[str, Any] = {"data": data, "model": model, "out": out, "pool": pool, "pretrained": pretrained}

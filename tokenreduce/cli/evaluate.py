@@ -177,7 +177,7 @@ def evaluate(
     print_table(rows, ready.title)
     console.print(ready.meaning, highlight=False)
     for remark in ready.remarks:
-        console.print(remark, style="yellow", highlight=False, markup=False)
+        console.print(remark, style="yellow", highlight=False)
     print_refused(rows)
     if json_file is not None:
         write_json(json_file, "eval", rows, **ready.settings, device=place_name(place))
@@ -193,7 +193,7 @@ def evaluate_vlm(
         raise InvalidValueError(f"{SCENES} answers questions about scenes alone; leave out --data {data}")
     asked = load_asked(data, setup.limit, question, setup.upright)
     for sentence in asked.left_out:
-        console.print(f"left out: {sentence}", style="yellow", highlight=False, markup=False)
+        console.print(f"left out: {sentence}", style="yellow", highlight=False)
     prompted = load_prompted(model, setup.pretrained)
     prompted.model.to(setup.device)
     batch_size, words = setup.batch_size or 8, words or (3 if model == SCENES else WORDS)

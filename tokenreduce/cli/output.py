@@ -11,8 +11,8 @@ from rich.table import Table
 
 from tokenreduce.lab.rows import COLUMNS, Row
 
-# Where there is no terminal, as in a log, lines may be long.
-console = Console(width=None if sys.stdout.isatty() else 140)
+# Where there is no terminal, as in a log, lines may be long. Names of files may look like markup.
+console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
 
 
 def print_table(rows: Sequence[Row], title: str) -> None:
@@ -36,4 +36,4 @@ def print_refused(rows: Sequence[Row]) -> None:
         if "refused" not in row:
             continue
         what = f"{row['method']} at {row['budget']} was not run: {row['refused']}"
-        console.print(what, style="yellow", highlight=False, markup=False)
+        console.print(what, style="yellow", highlight=False)

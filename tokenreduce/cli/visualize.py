@@ -76,8 +76,12 @@ def visualize(
     if out.suffix.lower() not in FORMATS:
         raise unknown("kind of picture in --out", out.suffix, FORMATS)
     budgets = {"flops": flops, "ratio": ratio, "r": r}
-    if keep is not None or any(read_patch(file).keep is not None for file in schedule or ()):
-        refuse("with --keep", {**{f"--{name}": text for name, text in budgets.items()}, "--layers": layers})
+    if image is None:
+        refuse("without --image", {"--no-exif": None if exif else "given"})
+    of_language = next((file for file in schedule or () if read_patch(file).keep is not None), None)
+    if keep is not None or of_language is not None:
+        how = "with --keep" if of_language is None else f"of {of_language}, which is for language models,"
+        refuse(how, {**{f"--{name}": text for name, text in budgets.items()}, "--layers": layers})
         arms = with_files(
             schedule, [method, keep, option], lambda: keep_arms(method or "tome", keep, option or []), language=True
         )

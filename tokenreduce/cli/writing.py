@@ -93,6 +93,6 @@ def keep(text: str) -> str:
         with tempfile.NamedTemporaryFile("w", prefix="tokenreduce_", suffix=".json", delete=False) as file:
             file.write(text)
     except OSError:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, highlight=False, soft_wrap=True)
         return "the results are printed above"
     return f"the results are kept in {file.name}"

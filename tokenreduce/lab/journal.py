@@ -106,7 +106,7 @@ def digest_of_method(name: str) -> str:
     if file is not None and Path(file).is_file():
         return digest(digest_of_library(), Path(file).read_bytes().hex())
     members = {name: getattr(member, "__func__", member) for name, member in vars(own).items()}
-    codes = {name: facts_of(member.__code__) for name, member in members.items() if hasattr(member, "__code__")}
+    codes = {name: facts_of_code(member.__code__) for name, member in members.items() if hasattr(member, "__code__")}
     return digest(digest_of_library(), codes)
 
 
@@ -123,9 +123,9 @@ def digest_of_library() -> str:
     return found.hexdigest()
 
 
-def facts_of(code: CodeType) -> list[Any]:
+def facts_of_code(code: CodeType) -> list[Any]:
     """What a function does, without where its lines stood."""
-    inner = [facts_of(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    inner = [facts_of_code(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
     return [code.co_code.hex(), list(code.co_names), inner]
 
 

@@ -89,6 +89,14 @@ class Pretrained(nn.Module):
         return create_transform((height, width), crop_pct=1.0 if whole else None)
 
 
+def introduce(model: nn.Module) -> None:
+    """Make a model of transformers that came from another process known in this one. transformers learns which outputs
+    a class can give when one is made, and gives None for hidden states until then."""
+    if isinstance(model, Pretrained):
+        with torch.device("meta"):
+            type(model.model)(model.model.config)
+
+
 def _processed(processor: Any, more: dict[str, Any], image: Image.Image) -> Tensor:
     return processor(images=image, return_tensors="pt", **more)["pixel_values"][0]
 
@@ -116,20 +124,25 @@ def load_pretrained(name: str, pretrained: bool, image_size: int | None = None) 
             f"hf:{name} needs transformers, which is not installed: pip install 'tokenreduce[transformers]'"
         ) from None
     transformers.logging.set_verbosity_error()
-    sized = {} if image_size is None else {"image_size": image_size}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **sized)
+        config = transformers.AutoConfig.from_pretrained(name)
+        if image_size is not None:  # some configurations take numbers alone, and others pairs
+            pair = isinstance(getattr(config, "image_size", None), (list, tuple))
+            size: Any = [image_size] * 2 if pair else image_size
+            config = transformers.AutoConfig.from_pretrained(name, image_size=size)
         kind = getattr(transformers, next(iter(config.architectures or ()), "AutoModel"))
         single: dict[str, Any] = {"config": config, "dtype": torch.float32}
         model = kind.from_pretrained(name, **single) if pretrained else _untrained(kind, config).float()
     except FAILURES as error:
-        raise cannot_load(name, error) from None
+        raise cannot_load(name, error, image_size) from None
     return Pretrained(model.eval(), _processor(name, image_size))
 
 
-def cannot_load(name: str, error: Exception) -> InvalidValueError:
-    """The error for a model of transformers that cannot be loaded, and what to do."""
+def cannot_load(name: str, error: Exception, image_size: int | None = None) -> InvalidValueError:
+    """The error for a model of transformers that cannot be loaded, with this size if one is given, and what to do."""
     advice = "check the name or the folder"
+    if image_size is not None:
+        name, advice = f"{name} with --image-size {image_size}", "leave that out: its weights may fit one size alone"
     if isinstance(error, AttributeError):
         advice = "its configuration asks for what this version of transformers does not have: install another version"
     elif isinstance(error, ImportError):

@@ -192,9 +192,10 @@ def test_wrong_arguments_are_named(tmp_path: Path, case: str) -> None:
 def test_files_say_the_same_and_keep_to_the_contract(tmp_path: Path) -> None:
     pytest.importorskip("plotly")
     found = compare_methods(["tome", "dtop"], [0.8], out=tmp_path, setup=SMALL, speed=Speed(2, 1, 0.0))
+    (tmp_path / ".rows.csv.0.writing").write_text("of a run that was killed")
     files = {path.name for path in write_report(found, tmp_path, "tokenreduce compare --x")}
     pictures = {"errors.png", "accuracy.png", "speed.png", "tokens.png", "layers.png"}
-    assert files == {"report.html", "rows.csv", "rows.json", *pictures} and not list(tmp_path.glob("*.part"))
+    assert files == {"report.html", "rows.csv", "rows.json", *pictures} and not list(tmp_path.glob("*.writing"))
     data = json.loads((tmp_path / "rows.json").read_text())
     assert data.keys() == {"command", "settings", "environment", "rows"} and data["rows"] == found.rows
     contract = {"method", "flops_share", "macs", "tokens_left", "top1", "class_error", "token_error"}

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_pooling import yolos
 from torch import nn
 
 import tokenreduce
@@ -29,13 +30,16 @@ from tokenreduce.lab.embedding import embedding
 from tokenreduce.lab.embedding.cluster import connect
 from tokenreduce.lab.embedding.embedding import embed, prepare
 from tokenreduce.lab.embedding.listing import parts_of
-from tokenreduce.lab.embedding.pooling import try_out
+from tokenreduce.lab.embedding.pooling import pooled
 from tokenreduce.lab.embedding.store import Store
 from tokenreduce.lab.shipped.fashion_vit import fashion_vit
 
 ray = pytest.importorskip("ray", reason="embed is NOT TESTED: pip install 'tokenreduce[ray]'")
 pq = pytest.importorskip("pyarrow.parquet")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the tests
+
+
+LEADER = os.getpid()
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +220,31 @@ def test_a_wrong_address_is_told_at_once(address: str, sentence: str) -> None:
         connect(ray, address)
 
 
-def test_pools() -> None:
-    model: Any = fashion_vit()
-    assert try_out(model, fashion_input, "class") == ((1, 28, 28), 64)
-    assert try_out(model, fashion_input, "mean") == ((1, 28, 28), 64)
-    with pytest.raises(InvalidValueError, match="does not give features of a picture"):
-        try_out(model, lambda picture: torch.zeros(3, 5, 5), "features")
+def test_a_model_of_transformers(runtime: str, images: Path, tmp_path: Path) -> None:
+    """Its hooks of a forward cannot go to workers, which have to learn what the class can give."""
+    model = yolos()
+    embed(images, model, tmp_path / "out", pool="mean", part_size=64)
+    with torch.inference_mode():
+        wanted = pooled(model, model.transform()(Image.open(images / "00.png").convert("RGB"))[None], "mean")
+    np.testing.assert_allclose(records(tmp_path / "out")["00.png"], wanted[0], atol=1e-5)
+    with pytest.raises(
+        InvalidValueError, match=r"^this Pretrained cannot be sent to workers \(cannot pickle .*by name"
+    ):
+        embed(images, model, tmp_path / "other", pool="mean", part_size=64)
+
+
+def fail(module: nn.Module, args: Any) -> None:
+    if os.getpid() != LEADER:
+        raise KeyError("a fault of the model")
+
+
+def test_what_fails_in_a_worker_is_said(runtime: str, images: Path, tmp_path: Path) -> None:
+    model = fashion_vit()
+    model.norm.register_forward_pre_hook(fail)  # type: ignore[union-attr]
+    with pytest.raises(
+        InvalidValueError, match=r"^a worker failed \(KeyError: 'a fault of the model'\); what is written"
+    ):
+        embed(images, model, tmp_path / "out", part_size=64)
 
 
 def test_settings_say_versions_and_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: Path) -> None:

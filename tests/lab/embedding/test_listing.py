@@ -222,3 +222,13 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
     with pytest.raises(InvalidValueError, match=r"cannot be read \(Permission denied\)") as told:
         Store(tmp_path / "out").begin({}, parts_of(tmp_path, 3))
     assert "--out" not in str(told.value)
+
+
+def test_a_list_that_is_gone_is_said(tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    store.begin({}, parts_of(write_folder(tmp_path / "images"), 8))
+    (tmp_path / "out" / "_listing.jsonl").unlink()
+    with pytest.raises(
+        InvalidValueError, match=r"_listing.jsonl, the list of the images, cannot be read \(No such file"
+    ):
+        list(store.places())

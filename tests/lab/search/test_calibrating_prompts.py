@@ -159,7 +159,7 @@ def test_methods_without_text_may_begin_before_the_model() -> None:
     ("more", "error", "sentence"),
     [
         ({"flops": 0.5}, TypeError, r"counted in tokens: give keep=0\.3 instead of flops"),
-        ({"keep": 0.5, "error": 0.1}, TypeError, "give exactly one of flops, error"),
+        ({"keep": 0.5, "error": 0.1}, TypeError, "give exactly one of keep and error, for example keep=0.6"),
         ({"keep": 1.0}, ValueError, r"keep is 1\.0; it lies between 0 and 1"),
         (
             {"keep": 0.5, "methods": ["fastv", "evit"]},

@@ -12,7 +12,7 @@ from tokenreduce import calibrate
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no budget": ({}, "exactly one of flops, error and latency"),
+    "no budget": ({}, "exactly one of flops, error and latency, for example flops=0.6$"),
     "two budgets": ({"flops": 0.6, "error": 0.1}, "exactly one of flops, error and latency"),
     "three budgets": ({"error": 0.1, "latency": 0.6}, "exactly one of flops, error and latency"),
     "time": ({"latency": 1.5}, "lies between 0 and 1"),
@@ -22,7 +22,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "method": ({"flops": 0.6, "methods": ["tomme"]}, "did you mean 'tome'"),
     "second method": ({"flops": 0.6, "methods": ["tome", "warrd"]}, "did you mean 'ward'"),
     "second option": ({"flops": 0.6, "methods": ["ward", ("tome", {"colour": 1})]}, "unknown option of tome"),
-    "keep and more": ({"flops": 0.6, "keep": 0.1}, "for prompts one of keep and error"),
+    "keep and more": ({"flops": 0.6, "keep": 0.1}, "keep is for prompts with images"),
     "misfit": ({"flops": 0.6, "methods": ["dtop"]}, "cannot run on this model"),
     "one name": ({"flops": 0.6, "methods": "tome"}, r"give a list, such as \['tome'\]"),
     "none": ({"flops": 0.6, "methods": []}, "is empty"),

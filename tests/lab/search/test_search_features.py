@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from tokenreduce.budget.geometry import Costs, Geometry
 from tokenreduce.errors import InvalidTypeError
 from tokenreduce.lab.search.features import features
 
+AROUND = Geometry(1, 1, 1, 1, (5,), 3, 1, 3, Costs(0, 1, (1,), (1,), (1,)))
 STATES = torch.arange(2 * 7 * 3.0).view(2, 7, 3)  # a class token, five image tokens, one token behind them
 
 
@@ -33,7 +36,7 @@ class Timm(nn.Module):
 
 
 def seen(model: nn.Module) -> list[torch.Tensor]:
-    return features(model, torch.zeros(2, 3, 8, 8), 1, 5)
+    return features(model, torch.zeros(2, 3, 8, 8), AROUND, 5)
 
 
 def test_features_and_image_tokens_where_the_model_shows_them() -> None:
@@ -43,6 +46,16 @@ def test_features_and_image_tokens_where_the_model_shows_them() -> None:
     assert torch.equal(pooled, STATES[:, 3]) and torch.equal(tokens, STATES[:, 1:6])
     pooled, _ = seen(Stub(SimpleNamespace(last_hidden_state=STATES)))
     assert torch.equal(pooled, STATES[:, 0])
+
+
+def test_image_tokens_around_a_class_token_in_their_middle() -> None:
+    middle = replace(AROUND, suffix=0, ordered="middle")
+    tokens = features(Timm(), torch.zeros(2, 3, 8, 8), middle, 6)[1]
+    assert torch.equal(tokens, STATES[:, [0, 1, 2, 4, 5, 6]])
+
+
+def test_tokens_that_are_not_those_of_the_image_are_not_compared() -> None:
+    assert len(features(Timm(), torch.zeros(2, 3, 8, 8), AROUND, 4)) == 1
 
 
 def test_the_answer_where_it_is_all_there_is() -> None:

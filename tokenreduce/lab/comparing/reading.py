@@ -26,7 +26,7 @@ class Images:
         kept: whether they are in memory.
         marks: a hash of each image that could be read.
         labels: of the same images.
-        first: some of the first images, `(n, ...)`.
+        first: the first images, as far as they have one size, `(n, ...)`.
     """
 
     batches: Iterable[Batch]
@@ -37,7 +37,7 @@ class Images:
 
 
 def read_images(loaded: Loaded, count: int) -> Images:
-    """Read all images; the first `count` are kept in any case.
+    """Read all images; the first `count` of one size are kept in any case.
 
     Raises: ValueError if no image can be read.
     """
@@ -50,7 +50,8 @@ def read_images(loaded: Loaded, count: int) -> Images:
     for images, numbers in stream:
         small = small and len(loaded.images) * images[0].nbytes <= MEMORY
         batches += [(images, numbers)] if small else []
-        first += [images[: count - len(marks)]] if len(marks) < count else []
+        if sum(map(len, first)) < count and (not first or images.shape[1:] == first[0].shape[1:]):
+            first.append(images[: count - sum(map(len, first))])
         marks += marks_of(images)
         labels += numbers.tolist()
     if not marks:

@@ -15,7 +15,7 @@ from tokenreduce.lab.comparing.pictures import draw_all
 from tokenreduce.lab.comparing.running import Comparison
 from tokenreduce.lab.environment import environment
 from tokenreduce.lab.rows import Row
-from tokenreduce.lab.whole import write_whole
+from tokenreduce.lab.whole import remove_unfinished, write_whole
 
 
 def write_report(comparison: Comparison, out: str | Path, command: str = "") -> list[Path]:
@@ -38,8 +38,7 @@ def write_report(comparison: Comparison, out: str | Path, command: str = "") -> 
         pictures = draw_all(comparison, folder)
         write_whole(folder / "report.html", page(comparison, pictures, folder, about, command))
         for name in ("report.html", "rows.csv", "rows.json"):
-            for litter in folder.glob(f"{name}.*.part"):  # of runs that were killed
-                litter.unlink(missing_ok=True)
+            remove_unfinished(folder, name)
     except OSError as error:
         raise InvalidValueError(f"{folder} could not be written ({error}); the rows are kept, run again") from None
     return [folder / name for name in ("report.html", "rows.csv", "rows.json", *pictures)]

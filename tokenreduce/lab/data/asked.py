@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.data import photographs, scene_questions, scenes
-from tokenreduce.lab.data.decoding import UnreadableError, decode, looking
+from tokenreduce.lab.data.decoding import UnreadableError, decode, looking, refuse_unturned
 from tokenreduce.lab.data.plain_folders import list_plain
 from tokenreduce.lab.data.samples import spread
 
@@ -60,9 +60,12 @@ def load_asked(data: str, limit: int | None = None, question: str | None = None,
         limit: use so many images, spread evenly; of a file so many lines.
         question: asked of each image that brings none; lines of a file must bring one without it.
 
-    Raises: ValueError that says what is wrong with a file or line, TypeError for a `question` about scenes.
+    Raises: ValueError that says what is wrong with a file or line, TypeError for a `question` or `upright=False` that
+        is not used.
     """
     said = question or QUESTION
+    if data in ("scenes", photographs.NAME):
+        refuse_unturned(data, upright)
     if data == "scenes":
         if question is not None:
             raise InvalidTypeError("scenes bring questions of their own, with answers; leave --question out")

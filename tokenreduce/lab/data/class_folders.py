@@ -15,6 +15,9 @@ from torch.utils.data import Dataset, default_collate
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data.decoding import ENDINGS, hidden, is_image, looking, read_input
 
+# What to type where pictures must become one size; weights with positions may fit one size alone.
+SQUARE = "--image-size N, which scales each picture to N x N where the weights allow it"
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -107,17 +110,17 @@ def of_one_size(found: tuple[Any, list[str]]) -> tuple[Any, list[str]]:
     Raises: ValueError for images of several sizes, which no batch can hold.
     """
     if isinstance(found[0], list) and isinstance(found[0][0], tuple):
-        check_sizes([image for image, _ in found[0]])
+        check_sizes([image for image, _ in found[0]], "--batch-size 1")
     return found
 
 
-def check_sizes(images: Sequence[Tensor]) -> None:
-    """Raise unless all images have one shape."""
+def check_sizes(images: Sequence[Tensor], cure: str) -> None:
+    """Raise unless all images have one shape; `cure` is what to type else."""
     one, *others = dict.fromkeys(tuple(image.shape) for image in images)
     if others:
         raise InvalidValueError(
             f"the model's image processor keeps the aspect ratio: it makes {one} of one picture and {others[0]} of "
-            "another, which no batch can hold; give --batch-size 1, or pictures of one size"
+            f"another, which no batch can hold; give {cure}, or pictures of one size"
         )
 
 

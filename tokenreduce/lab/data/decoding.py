@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tokenreduce.errors import InvalidValueError
+from tokenreduce.errors import InvalidTypeError, InvalidValueError
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
 LITTER = frozenset({"thumbs.db", "desktop.ini"})  # what Windows leaves in folders
@@ -32,6 +32,12 @@ class NotAnImageError(UnreadableError):
 def printable(text: str) -> str:
     """The text with escapes for bytes of file names that are not UTF-8, which no table and no file could hold."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def refuse_unturned(name: str, upright: bool) -> None:
+    """Raise if pictures that lie in no files of the user's are asked for as these are stored."""
+    if not upright:
+        raise InvalidTypeError(f"--no-exif is for pictures in files; {name} does not use it, leave it out")
 
 
 @contextmanager

@@ -15,12 +15,13 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.lab.data import fashion_mnist, photographs
 from tokenreduce.lab.data.class_folders import Batches, FolderImages, Listing, Tolerant, list_folder, more, sort_out
 from tokenreduce.lab.data.class_names import number_folders
-from tokenreduce.lab.data.decoding import looking
+from tokenreduce.lab.data.decoding import looking, refuse_unturned
 from tokenreduce.lab.data.inputs import image_transform, input_side, takes_fashion
 from tokenreduce.lab.data.plain_folders import NO_LABEL, is_plain, list_plain
 from tokenreduce.lab.data.samples import thin
 
 SPLITS = {"test": ("val", "validation", "valid", "test"), "train": ("train", "training")}
+IN_MEMORY = ("fashion-mnist", photographs.NAME)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Data:
     @property
     def in_memory(self) -> bool:
         """Whether nothing is to be read and decoded any more."""
-        return self.name in ("fashion-mnist", photographs.NAME)
+        return self.name in IN_MEMORY
 
     def batches(self, batch_size: int, workers: int = 0) -> Batches:
         """Batches of images `(B, C, H, W)` and labels `(B,)`, in order, without the images that cannot be read."""
@@ -83,9 +84,11 @@ def load_data(
             pictures as they are stored.
         labels: False takes the images of a folder at any depth, without labels.
 
-    Raises: ValueError if there is no such data, TypeError for a `data_dir` that is not asked for.
+    Raises: ValueError if there is no such data, TypeError for a `data_dir` or `upright=False` that they do not use.
     """
     refuse_data_dir(name, data_dir, ("fashion-mnist", "imagenet"))
+    if name in IN_MEMORY:
+        refuse_unturned(name, upright)
     if name == photographs.NAME:
         squares = photographs.Squares(image_transform(model, whole=True), input_side(model), limit or photographs.COUNT)
         return Data(name, squares, ())

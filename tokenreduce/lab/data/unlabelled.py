@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.data import fashion_mnist, photographs
-from tokenreduce.lab.data.class_folders import check_sizes
-from tokenreduce.lab.data.decoding import UnreadableError, looking, read_input
-from tokenreduce.lab.data.folders import FashionImages, refuse_data_dir
+from tokenreduce.lab.data.class_folders import SQUARE, check_sizes
+from tokenreduce.lab.data.decoding import UnreadableError, looking, read_input, refuse_unturned
+from tokenreduce.lab.data.folders import IN_MEMORY, FashionImages, refuse_data_dir
 from tokenreduce.lab.data.inputs import image_transform, input_side
 from tokenreduce.lab.data.plain_folders import list_plain
 from tokenreduce.lab.data.samples import spread
@@ -49,9 +49,11 @@ def load_unlabelled(
         data_dir: where the files of Fashion-MNIST lie.
         by_folder: images of a folder come from one source where they lie in one folder; else each is its own.
 
-    Raises: ValueError if there are none, TypeError for a `data_dir` that is not asked for.
+    Raises: ValueError if there are none, TypeError for a `data_dir` or `upright=False` that they do not use.
     """
     refuse_data_dir(name, data_dir, ("fashion-mnist",))
+    if name in IN_MEMORY:
+        refuse_unturned(name, upright)
     if name == photographs.NAME:
         data: Any = photographs.Squares(image_transform(model, whole=True), input_side(model), limit)
         return Unlabelled(torch.stack([data[i][0] for i in range(len(data))]), data.names)
@@ -81,5 +83,5 @@ def load_files(root: Path, model: Any, limit: int, by_folder: bool, upright: boo
         sources.append(str(path.parent if by_folder else path))
     if not found:
         raise InvalidValueError(f"no image in {root} can be read; the first: {left_out[0]}")
-    check_sizes(found)
+    check_sizes(found, SQUARE)
     return Unlabelled(torch.stack(found), sources, tuple(left_out))

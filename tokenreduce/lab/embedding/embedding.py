@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from tokenreduce.lab.embedding.stages import Embedder, Work, read
 from tokenreduce.lab.embedding.store import Store
 from tokenreduce.lab.environment import installed
 from tokenreduce.lab.journal import digest_of_method, digest_of_model
+from tokenreduce.lab.pretrained import first_line
 from tokenreduce.lab.rows import Progress
 from tokenreduce.lab.shipped.named import load_model
 from tokenreduce.patching.finding import is_patched, reduction_of
@@ -89,7 +91,8 @@ def embed(
     source, store = Path(data).resolve(), Store(Path(out).resolve())
     network, named = prepare(model, image_size, pretrained, pool, method, arguments)
     transform = image_transform(network)
-    shape, channels = try_out(network, transform, pool)
+    # A copy runs: of some models what a forward leaves behind, such as hooks of transformers, cannot go to workers.
+    shape, channels = try_out(copy.deepcopy(network), transform, pool)
     if part_size * 4 * torch.Size(shape).numel() > MOST:
         raise InvalidValueError(f"part_size is {part_size}, too many images of {shape} for one part; give fewer")
     settings = {"data": str(source), "column": column, "part_size": part_size, "upright": upright, **named}
@@ -148,7 +151,7 @@ def run(
         )
     size = min(workers or most, len(waiting))
     on_gpu = device == "cuda"
-    held = ray.put(network)  # once, and not with each task; the reference must outlive the workers that are restarted
+    held = send(ray, network)  # once, and not with each task; the reference must outlive the workers that are restarted
     parts = ray.data.from_items(waiting, override_num_blocks=min(len(waiting), BLOCKS))
     inputs = parts.map_batches(partial(read, work=work), batch_size=1, num_cpus=1 if on_gpu else READER)
     done = inputs.map_batches(
@@ -163,6 +166,28 @@ def run(
             yield int(row["part"])
     except ray.exceptions.RayError as error:
         raise InvalidValueError(
-            f"a worker failed ({str(error).strip().splitlines()[-1]}); what is written stays: mend the cause and give "
-            "the same command again"
+            f"a worker failed ({cause_of(error)}); what is written stays: mend the cause and give the same command "
+            "again"
         ) from error
+
+
+def send(ray: Any, network: nn.Module) -> Any:
+    """A reference to the model for workers.
+
+    Raises: ValueError if it holds what cannot be sent.
+    """
+    try:
+        return ray.put(network)
+    except TypeError as error:
+        reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        raise InvalidValueError(
+            f"this {type(network).__name__} cannot be sent to workers ({reason}); give the model by name, or as it was "
+            "before its first forward, which may have left hooks in it"
+        ) from None
+
+
+def cause_of(error: Exception) -> str:
+    """What went wrong in a worker: the first error of the traceback that Ray tells, which ends in its own advice."""
+    told = str(error).strip()
+    named = re.search(r"^[\w.]*(?:Error|Exception)\b.*", told, re.MULTILINE)
+    return named[0] if named else told.splitlines()[-1]

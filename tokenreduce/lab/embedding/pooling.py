@@ -11,19 +11,21 @@ from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.lab.quality.heads import features_of, whole_forward
+from tokenreduce.lab.token_places import class_place, image_tokens
 from tokenreduce.patching.finding import find_backbone
 
 POOLS = ("features", "class", "mean")
 
 
 def pooled(model: Any, images: Tensor, pool: str) -> Tensor:
-    """Features `(B, C)` float32: "features", what the model's head reads; "class", the first token of the last layer;
+    """Features `(B, C)` float32: "features", what the model's head reads; "class", the class token of the last layer;
     "mean", the mean of its image tokens, which takes a model that gives all of them back."""
     if pool == "features":
         return features_of(model, images).float()
     _, backbone, adapter = find_backbone(model)
-    tokens, prefix = whole_forward(model, images)[2], adapter.geometry(backbone).prefix
-    return (tokens[:, 0] if pool == "class" else tokens[:, prefix:].mean(1)).float()
+    tokens, geometry = whole_forward(model, images)[2], adapter.geometry(backbone)
+    found = image_tokens(tokens, geometry).mean(1) if pool == "mean" else tokens[:, class_place(tokens, geometry)]
+    return found.float()
 
 
 def try_out(model: Any, transform: Callable[[Image.Image], Tensor], pool: str) -> tuple[tuple[int, ...], int]:
@@ -34,7 +36,7 @@ def try_out(model: Any, transform: Callable[[Image.Image], Tensor], pool: str) -
     if pool not in POOLS:
         raise unknown("pool", pool, POOLS)
     _, backbone, adapter = find_backbone(model)
-    if pool == "class" and adapter.geometry(backbone).prefix == 0:
+    if pool == "class" and adapter.geometry(backbone).class_tokens == 0:
         raise InvalidValueError(f"{type(backbone).__name__} has no class token; use --pool features or mean")
     picture = transform(Image.new("RGB", (256, 256), (128, 128, 128)))
     try:

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokenreduce.lab.data.class_folders import SQUARE
 from tokenreduce.lab.embedding.pooling import pooled
 from tokenreduce.lab.embedding.reading import inputs_of
 from tokenreduce.lab.embedding.store import Store
+from tokenreduce.lab.pretrained import introduce
 
 Row = dict[str, Any]
 
@@ -48,7 +50,8 @@ def read(row: Row, work: Work) -> Row:
             if isinstance(found, str):
                 bad.append((key, found))
             elif tuple(found.shape) != work.shape:
-                bad.append((key, f"{key}: the model's transform makes {tuple(found.shape)} of it, not {work.shape}"))
+                wrong = f"{key}: the model's transform makes {tuple(found.shape)} of it, not {work.shape}"
+                bad.append((key, f"{wrong}; give {SQUARE}, or pictures of one size"))
             else:
                 keys.append(key)
                 inputs.append(found.float().numpy())
@@ -68,6 +71,7 @@ class Embedder:
 
         self.work, self.device = work, device
         self.model = ray.get(model[0]).eval().to(device)
+        introduce(self.model)
 
     def __call__(self, row: Row) -> Row:
         work, number = self.work, int(row["part"][0])

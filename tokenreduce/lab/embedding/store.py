@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import numpy as np
 
 from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.embedding.listing import Part
+from tokenreduce.lab.whole import flush, remove_unfinished, write_whole
 
 MANIFEST, LISTING, BAD = "_manifest.json", "_listing.jsonl", "_bad.jsonl"
 
@@ -75,16 +74,22 @@ class Store:
                     places.append(places[-1] + len(line))
                 flush(file)
             made = {"settings": settings, "images": images, "parts": len(places) - 1, "listing": digest.hexdigest()}
-            write_whole(self.folder / MANIFEST, (json.dumps(made, indent=2) + "\n").encode())
+            write_whole(self.folder / MANIFEST, json.dumps(made, indent=2) + "\n")
         return made
 
     def places(self) -> Iterator[int]:
         """Where the line of each part begins in the list."""
         place = 0
-        with (self.folder / LISTING).open("rb") as file:
-            for line in file:
-                yield place
-                place += len(line)
+        try:
+            with (self.folder / LISTING).open("rb") as file:
+                for line in file:
+                    yield place
+                    place += len(line)
+        except OSError as error:
+            raise InvalidValueError(
+                f"{self.folder / LISTING}, the list of the images, cannot be read ({error.strerror}); put it back, or "
+                "begin anew in another folder"
+            ) from None
 
     def part(self, place: int) -> Part:
         """The part whose line begins there."""
@@ -136,9 +141,8 @@ class Store:
             )
         lines = [json.dumps({"key": key, "reason": why}) + "\n" for key, why in bad]
         with self._writing():
-            write_whole(self.folder / BAD, "".join(lines).encode())
-            for litter in self.folder.glob(".*.writing"):  # of writers that were killed
-                litter.unlink(missing_ok=True)
+            write_whole(self.folder / BAD, "".join(lines))
+            remove_unfinished(self.folder)
         return bad
 
     @contextmanager
@@ -148,17 +152,3 @@ class Store:
             yield
         except OSError as error:
             raise InvalidValueError(f"--out {self.folder} could not be written ({error})") from None
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, on the disk when this returns."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.writing")
-    with part.open("wb") as file:
-        file.write(content)
-        flush(file)
-    part.replace(path)
-
-
-def flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from tokenreduce.lab.quality.heads import whole_forward
 from tokenreduce.lab.quality.metric import Metric, as_lists, as_tensors
 from tokenreduce.lab.rows import Row
 from tokenreduce.lab.shards import Shards
+from tokenreduce.lab.token_places import image_tokens
 from tokenreduce.patching.finding import find_backbone
 from tokenreduce.patching.verbs import report
 
@@ -49,8 +50,7 @@ class FeatureLane(Lane):
         super().__init__(arm, model, metric)
         self.restored, self.unpatched = restored, unpatched or self
         _, backbone, adapter = find_backbone(restored)
-        geometry = adapter.geometry(backbone)
-        self.prefix, self.suffix = geometry.prefix, geometry.suffix
+        self.geometry = adapter.geometry(backbone)
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the head reads, the features `(B, C)` before it and the image tokens `(B, N, C)`."""
@@ -58,7 +58,7 @@ class FeatureLane(Lane):
         if self.adaptive:  # all images of a batch keep as many tokens
             done = report(self.restored)
             self.note(len(images), done.flops_share * self.unpatched.cost["macs"], done.tokens_left)
-        return out, features, tokens[:, self.prefix : tokens.shape[1] - self.suffix]
+        return out, features, image_tokens(tokens, self.geometry)
 
     def count(self, batch: Batch) -> Row:
         count = count_flops(self.model, self.placed(batch)[0][:1])

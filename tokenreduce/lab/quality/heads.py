@@ -32,8 +32,8 @@ def trained(model: Any) -> Classify:
 
 
 def whole_forward(model: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the head reads, the features `(B, C)` before it, and all tokens `(B, prefix + N, C)`, of a model that gives
-    all tokens back. What the head reads is its logits already where the model cannot be taken apart."""
+    """What the head reads, the features `(B, C)` before it, and all tokens `(B, prefix + N + suffix, C)`, of a model
+    that gives all tokens back. What the head reads is its logits already where the model cannot be taken apart."""
     if isinstance(model, Pretrained):
         return model.whole(images)
     out = model.forward_features(images)

@@ -167,15 +167,17 @@ def judge_features(network: nn.Module, arms: Sequence[Arm], salient: bool) -> Ju
 def refuse_unused(head: Head, kind: str, data: str, all_images: bool) -> None:
     """Raise for what was given and would not be used."""
     foreign = {"--gallery": head.gallery is not None, "--gallery-size": head.gallery_size != GALLERY_SIZE}
-    unused = [(name, f"--head {kind}") for name, given in foreign.items() if given and kind != "knn"]
+    unused = [(name, "knn") for name, given in foreign.items() if given and kind != "knn"]
     foreign = {"--text-embeddings": head.text_embeddings is not None, "--text-model": head.text_model is not None}
-    unused += [(name, f"--head {kind}") for name, given in foreign.items() if given and kind != "zero-shot"]
-    unused += [("--all-images", data)] if all_images and data != FASHION else []
+    unused += [(name, "zero-shot") for name, given in foreign.items() if given and kind != "zero-shot"]
+    for name, user in unused:
+        raise InvalidTypeError(
+            f"{name} is for --head {user}, and the head here is {kind}; give that, or leave {name} out"
+        )
+    if all_images and data != FASHION:
+        raise InvalidTypeError(f"--all-images is for {FASHION}, and the data here are {data}; leave it out")
     if all(foreign.values()):
-        unused.append(("--text-model", "--text-embeddings, which has the texts encoded,"))
-    if unused:
-        name, by = unused[0]
-        raise InvalidTypeError(f"{by} does not use {name}; leave that out")
+        raise InvalidTypeError("--text-model and --text-embeddings both say what classes are; leave one of them out")
 
 
 def judge_answers(

@@ -34,14 +34,14 @@ class Sharing:
         if self.resume is None:
             return None
         told = {name: str(value) for name, value in settings.items()}
-        key = digest(digest_of_model(model), list(map(facts_of, arms)), told, installed(), place_of(model))
+        key = digest(digest_of_model(model), list(map(facts_of_arm, arms)), told, installed(), place_of(model))
         return Ledger(self.resume, self.team, key)
 
 
 UNSHARED = Sharing()
 
 
-def facts_of(arm: Arm) -> list[str]:
+def facts_of_arm(arm: Arm) -> list[str]:
     """What an arm is: also the text of a file that holds its schedule, and the code of its method."""
     return [arm.method, repr(sorted(arm.arguments.items())), arm.content, digest_of_method(arm.method)]
 

@@ -18,7 +18,7 @@ from tokenreduce.lab.search.parting import collect, part
 from tokenreduce.lab.search.prompt_calibration import are_prompts, calibrate_prompts, choose_prompt_variants
 from tokenreduce.lab.search.proposing import need_optuna
 from tokenreduce.lab.search.searching import Search
-from tokenreduce.lab.search.trials import Trials, Variant
+from tokenreduce.lab.search.trials import Trials, Variant, variants_of
 from tokenreduce.patching.compatibility import compatible
 from tokenreduce.reducers.registry import create
 
@@ -81,7 +81,6 @@ def calibrate(
     Raises:
         ValueError, TypeError: a value, method or model that does not fit, or an `error` that cannot be kept.
     """
-    check_numbers({"flops": flops, "error": error, "latency": latency, "keep": keep})
     check_share("held_out", held_out)
     check_counts(trials, batch_size)
     prompts = are_prompts(images)
@@ -91,6 +90,8 @@ def calibrate(
         raise InvalidTypeError(
             "keep is for prompts with images, a list of what a processor makes of each; give flops=0.6 for images"
         )
+    own = {"keep": keep, "error": error} if prompts else {"flops": flops, "error": error, "latency": latency}
+    check_numbers(own)
     if prompts:
         check_prompts(error, methods, trials, greedy, device)
     variants = choose_prompt_variants(model, methods) if prompts else choose_variants(model, methods)
@@ -117,12 +118,12 @@ def calibrate(
 
 
 def check_numbers(budgets: dict[str, float | None]) -> None:
-    """Raise unless exactly one budget is given and is a share."""
+    """Raise unless exactly one of these budgets is given and is a share."""
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
-        raise InvalidTypeError(
-            "give exactly one of flops, error and latency, for example flops=0.6; for prompts one of keep and error"
-        )
+        first, *more, last = budgets
+        names = f"{', '.join([first, *more])} and {last}"
+        raise InvalidTypeError(f"give exactly one of {names}, for example {first}=0.6")
     for name, value in given.items():
         check_share(name, value)
 
@@ -160,11 +161,7 @@ def check_methods(methods: Sequence[Named] | None) -> list[Variant]:
 
     Raises: TypeError or ValueError for names and options that are wrong for every model.
     """
-    if isinstance(methods, str):
-        raise InvalidTypeError(f"methods is {methods!r}; give a list, such as [{methods!r}]")
-    if methods is not None and not methods:
-        raise InvalidValueError("methods is empty; give names, or leave it out")
-    named = [Variant(one) if isinstance(one, str) else Variant(one[0], dict(one[1])) for one in methods or VARIANTS]
+    named = variants_of(methods, VARIANTS)
     for one in named:
         create(one.method, one.options)
     return named

@@ -6,17 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenreduce.budget.geometry import Geometry
 from tokenreduce.errors import InvalidTypeError
+from tokenreduce.lab.token_places import image_tokens
 
 KINDS = ("class_error", "token_error")
 
 
-def features(model: Any, images: Tensor, prefix: int, tokens: int) -> list[Tensor]:
+def features(model: Any, images: Tensor, geometry: Geometry, tokens: int) -> list[Tensor]:
     """Features `(B, C)` before the head and, where the model shows them, the final image tokens `(B, N, C)`, all
     restored. A model that cannot be taken apart gives its output in place of both.
 
     Args:
-        prefix: protected tokens before the image tokens.
+        geometry: which tokens stand around those of the image.
         tokens: image tokens that enter.
     """
     if hasattr(model, "whole"):  # of transformers, as `--model hf:NAME` wraps it
@@ -31,9 +33,9 @@ def features(model: Any, images: Tensor, prefix: int, tokens: int) -> list[Tenso
             return [_answer(out).flatten(1)]
         pooled = getattr(out, "pooler_output", None)
         pooled = states[:, 0] if pooled is None else pooled
-    if states.ndim != 3 or states.shape[1] < prefix + tokens:
+    if states.ndim != 3 or states.shape[1] != tokens + geometry.protected:
         return [pooled.flatten(1)]
-    return [pooled, states[:, prefix : prefix + tokens]]
+    return [pooled, image_tokens(states, geometry)]
 
 
 def _answer(out: Any) -> Tensor:

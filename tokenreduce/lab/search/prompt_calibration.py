@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenreduce.errors import InvalidTypeError, InvalidValueError
+from tokenreduce.errors import InvalidValueError
 from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.search.calibration import Calibration, explain
 from tokenreduce.lab.search.least_counts import LeastSearch
 from tokenreduce.lab.search.parting import part
 from tokenreduce.lab.search.prompt_trials import Prompt, PromptTrials
-from tokenreduce.lab.search.trials import Variant
+from tokenreduce.lab.search.trials import Variant, variants_of
 from tokenreduce.patching.finding import find_language
 from tokenreduce.patching.language import fitting_methods, unfit
 from tokenreduce.reducers.registry import create
@@ -94,11 +94,7 @@ def choose_prompt_variants(model: nn.Module, methods: Sequence[Any] | None) -> l
     reasons = adapter.refuse_layers(place)
     if reasons:
         raise InvalidValueError(f"there is nothing to search in this {type(model).__name__}: {'; '.join(reasons)}")
-    if isinstance(methods, str):
-        raise InvalidTypeError(f"methods is {methods!r}; give a list, such as [{methods!r}]")
-    if methods is not None and not methods:
-        raise InvalidValueError("methods is empty; give names, or leave it out")
-    named = [Variant(one) if isinstance(one, str) else Variant(one[0], dict(one[1])) for one in methods or (DEFAULT,)]
+    named = variants_of(methods, (DEFAULT,))
     for one in named:
         why = unfit(create(one.method, one.options), place, adapter)
         if why:

@@ -46,11 +46,11 @@ class PromptTrials(Trials):
         self.default, self.journal, self.tell, self.base = default, journal, tell, model
         self.prompts = [[prompts[number] for number in batch] for batch in batches]
         self._batches = []
-        self._images = [digest(*map(facts_of, batch)) for batch in self.prompts]
+        self._images = [digest(*map(digest_of_prompt, batch)) for batch in self.prompts]
         self.about = [digest_of_model(model), torch.__version__, version("tokenreduce"), "prompts"]
         self._codes, self._reductions, self._reference = {}, {}, {}
         _, part, adapter = find_language(model)
-        self.depth, self.prefix = depth_of(part, adapter), 0
+        self.depth = depth_of(part, adapter)
         self.tokens = self._count_image(prompts[0])
         self.kinds = ("next_word",)
 
@@ -143,6 +143,6 @@ def asks(variant: Variant) -> bool:
     return "text_attention" in create(variant.method, variant.options).required()
 
 
-def facts_of(prompt: Prompt) -> str:
+def digest_of_prompt(prompt: Prompt) -> str:
     """A hash of what is in a prompt."""
     return digest(sorted(prompt), *(prompt[name] for name in sorted(prompt) if isinstance(prompt[name], Tensor)))

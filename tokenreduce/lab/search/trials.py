@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenreduce.budget.schedule import Schedule
 from tokenreduce.budget.spreading import Counts
-from tokenreduce.errors import InvalidValueError
+from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.forward.reduction import Reduction
 from tokenreduce.lab.arms import Arm
 from tokenreduce.lab.journal import Journal, digest, digest_of_method, digest_of_model
@@ -37,6 +37,18 @@ class Variant:
     def __str__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"{self.method}({given})" if given else self.method
+
+
+def variants_of(methods: Sequence[Any] | None, default: Sequence[Any]) -> list[Variant]:
+    """The methods, names or pairs of a name and options; those of `default` where there are none.
+
+    Raises: TypeError or ValueError if they are no such list.
+    """
+    if isinstance(methods, str):
+        raise InvalidTypeError(f"methods is {methods!r}; give a list, such as [{methods!r}]")
+    if methods is not None and not methods:
+        raise InvalidValueError("methods is empty; give names, or leave it out")
+    return [Variant(one) if isinstance(one, str) else Variant(one[0], dict(one[1])) for one in methods or default]
 
 
 @dataclass(frozen=True)
@@ -90,8 +102,8 @@ class Trials:
         self._reductions: dict[str, Reduction] = {}
         self._reference: dict[int, list[Tensor]] = {}
         _, backbone, adapter = find_backbone(self.base)
-        self.depth = adapter.geometry(backbone).depth
-        self.prefix = adapter.geometry(backbone).prefix
+        self.geometry = adapter.geometry(backbone)
+        self.depth = self.geometry.depth
         self.tokens = self._count_tokens(images[:1])
         self.kinds = KINDS[: len(self.reference(0))]
 
@@ -190,4 +202,4 @@ class Trials:
 
     def _features(self, model: nn.Module, batch: int) -> list[Tensor]:
         with torch.inference_mode():
-            return features(model, self._batches[batch], self.prefix, self.tokens)
+            return features(model, self._batches[batch], self.geometry, self.tokens)
