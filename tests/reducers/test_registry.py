@@ -80,6 +80,8 @@ def test_maps_take_tokens_of_their_own_batch_only(method) -> None:
             tokenreduce.apply(token_map, x, torch.ones(batch, 8))
     with pytest.raises(TypeError, match=r"x holds torch\.int64"):
         tokenreduce.apply(token_map, torch.ones(2, 8, 4, dtype=torch.long))
+    labels = torch.arange(10).reshape(2, 5, 1)
+    assert torch.equal(tokenreduce.restore(token_map, labels), tokenreduce.restore(token_map, labels.double()).long())
     with pytest.raises(TypeError, match="y is a NoneType"):
         tokenreduce.restore(token_map, None)
     with pytest.raises(TypeError, match="token_map is 3; it must be a TokenMap"):

@@ -15,7 +15,7 @@ from tokenreduce.maps.token_map import TokenMap, identity
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.modes import without_autocast
 from tokenreduce.reducers.entries import ENTRIES, from_attention
-from tokenreduce.reducers.given import as_grid, need_map, need_sizes, need_tokens, need_whole
+from tokenreduce.reducers.given import as_grid, need_floats, need_map, need_sizes, need_tokens, need_whole
 from tokenreduce.reducers.registry import create
 from tokenreduce.reducers.tokens import Tokens
 
@@ -68,6 +68,7 @@ def plan(
     Raises: ValueError for a count that the method cannot reach or something it needs and did not get.
     """
     need_tokens("x", x)
+    need_floats("x", x)
     grid = as_grid(grid)
     for name, number, least_number in (("prefix", prefix, 0), ("layer", layer, 0), ("depth", depth, 1)):
         need_whole(name, number, least_number)
@@ -112,6 +113,7 @@ def apply(token_map: TokenMap, x: Tensor, sizes: Tensor | None = None) -> tuple[
     """
     need_map(token_map)
     need_tokens("x", x, token_map.batch, token_map.entered, "the map takes")
+    need_floats("x", x)
     if sizes is not None:
         need_sizes(sizes, x)
         sizes = sizes.float()

@@ -16,8 +16,8 @@ def need_map(token_map: object) -> None:
 
 
 def need_tokens(name: str, x: Any, batch: int | None = None, count: int | None = None, what: str = "") -> None:
-    """Raise unless `x` is `(B, N, C)` with this batch and count, where given. A mean of whole numbers would be cut, and
-    a gather takes rows of a larger batch without a word."""
+    """Raise unless `x` is `(B, N, C)` with this batch and count, where given: a gather takes rows of a larger batch
+    without a word."""
     shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     wanted = "(B, N, C)" if count is None else f"{what} (B, {count}, C) with B = {batch}"
     if not isinstance(x, Tensor):
@@ -25,6 +25,10 @@ def need_tokens(name: str, x: Any, batch: int | None = None, count: int | None =
     if x.ndim != 3 or (count is not None and x.shape[:2] != (batch, count)):
         error = InvalidTypeError if count is None else InvalidValueError
         raise error(f"{name} has shape {shape}; it must be a tensor: {wanted}")
+
+
+def need_floats(name: str, x: Tensor) -> None:
+    """Raise for whole numbers, whose means would be cut; where tokens are copied only, they may be labels."""
     if not x.is_floating_point():
         raise InvalidTypeError(f"{name} holds {x.dtype}; tokens are floating-point numbers, give {name}.float()")
 
