@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenreduce.lab.search.trials import Variant
+from tokenreduce.reducers.registry import create
+
 Data = dict[str, Any]
 WHICH = {"chosen": "what `calibrate` gives", "candidate": "its best candidate, were it not checked"}
 
@@ -42,13 +45,13 @@ def fashion(data: Data) -> str:
     heads = [f"test {kind.replace('_', ' ')} | image by image" for kind in data["kinds"]]
     lines = [f"| seed | result | images that check | {' | '.join(heads)} |", "|---:|---|" + "---:|" * 5]
     for row in data["rows"]:
-        given = ", ".join(f"{name}={value!r}" for name, value in row["options"].items())
-        result = f"`{row['method']}({given})`" if given else f"`{row['method']}`"
+        usual = create(row["method"], {}).options()
+        result = Variant(row["method"], {key: value for key, value in row["options"].items() if value != usual[key]})
         checked = "-"
         if row["checked"]:
             low, high = row["checked"]["overall"]["interval90"]
             checked = f"{row['checked']['overall']['ratio']:.2f} ({low:.2f}-{high:.2f})"
-        cells = [str(row["seed"]), f"{result}, {'its own schedule' if row['improved'] else 'the default'}", checked]
+        cells = [str(row["seed"]), f"`{result}`, {'another schedule' if row['improved'] else 'the default'}", checked]
         cells += [cell for kind in data["kinds"] for cell in over(row["test"][kind])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

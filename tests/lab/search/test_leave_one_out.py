@@ -135,3 +135,18 @@ def test_the_table_says_what_is_worse_and_what_is_left() -> None:
     words = calibrate_tables.left_out_in_words(results())
     assert "**1 folds are still to be measured.**" in words and "in 1 the check let it through" in words
     assert "still to be" not in calibrate_tables.left_out_in_words(results() | {"folds_left": 0})
+
+
+def test_the_table_of_seeds_names_options_that_are_not_the_usual_ones() -> None:
+    errors = leave_one_out.summary([row("a", [0.1, 0.4], [0.2, 0.2])], KINDS, "chosen")
+    checked = {"overall": {"ratio": 0.694, "interval90": [0.5, 0.91]}}
+    usual = {"early": 1.0, "nearness": 0.2}
+    rows = [
+        {"seed": 0, "method": "ward", "options": usual | {"early": 0}, "improved": True, "checked": checked},
+        {"seed": 1, "method": "ward", "options": {"nearness": 0.2}, "improved": False, "checked": None},
+    ]
+    data = {"kinds": list(KINDS), "rows": [one | {"test": errors} for one in rows]}
+    lines = calibrate_tables.fashion(data).splitlines()
+    same = "0.500 (0.500-0.500) | 0.500 (0.500-0.500) | 2.000 (2.000-2.000) | 2.000 (2.000-2.000) |"
+    assert lines[2] == f"| 0 | `ward(early=0)`, another schedule | 0.69 (0.50-0.91) | {same}"
+    assert lines[3] == f"| 1 | `ward`, the default | - | {same}"
