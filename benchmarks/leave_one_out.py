@@ -31,6 +31,7 @@ from tokenreduce.lab.journal import Journal
 from tokenreduce.lab.quality.bootstrap import interval
 from tokenreduce.lab.search.calibrating import choose_variants
 from tokenreduce.lab.search.calibration import Calibration
+from tokenreduce.lab.search.curves import Curve
 from tokenreduce.lab.search.gate import FLOOR
 from tokenreduce.lab.search.parting import part
 from tokenreduce.lab.search.searching import Search, variant_of
@@ -49,6 +50,14 @@ class Remembered(Trials):
     def __init__(self, model: nn.Module, variant: Variant, images: Tensor, journal: Journal) -> None:
         super().__init__(model, variant, images, [[number] for number in range(len(images))], journal)
         self.batches: Sequence[Sequence[int]] = [[number] for number in self.all]
+        self._shaped: dict[tuple[str, Curve, float], Candidate] = {}
+
+    def shaped(self, variant: Variant, curve: Curve, flops: float) -> Candidate:
+        """As in `Trials`; folds ask for the same ones, which no image decides."""
+        key = (str(variant), curve, flops)
+        if key not in self._shaped:
+            self._shaped[key] = super().shaped(variant, curve, flops)
+        return self._shaped[key]
 
     def errors(self, candidate: Candidate, batches: Sequence[int]) -> Tensor:
         """Errors on the images of these batches of the fold."""

@@ -68,7 +68,7 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
         (*METHODS, *CPU_KERNELS, "tokenreduce/models", "benchmarks/kernel_memory.py"),
     ),
     "launches": ("python benchmarks/launch_counts.py", (*TIMM, "tests/ops/launches.py")),
-    "leave_one_out": ("python benchmarks/leave_one_out.py --seeds 4 --photographs DIR", SEARCH),
+    "leave_one_out": ("python benchmarks/leave_one_out.py --seeds 2 --photographs DIR", SEARCH),
     "mutants": ("make mutants", ("tokenreduce", "patches")),
     "onnxruntime": (
         "python examples/onnx_export.py --json benchmarks/results/onnxruntime.json",
