@@ -17,6 +17,7 @@ from tokenreduce.cli.output import COLUMNS
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import calibrate_tables  # noqa: E402
 import choice_tables  # noqa: E402
 import facts as stated  # noqa: E402
 import integration_tables  # noqa: E402
@@ -248,7 +249,8 @@ def tables() -> dict[tuple[str, str], str]:
     found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
-    for module in (quality_tables, choice_tables, scaling_tables, integration_tables, kernel_tables, variant_tables):
+    per_page = (quality_tables, choice_tables, calibrate_tables, scaling_tables, integration_tables, kernel_tables)
+    for module in (*per_page, variant_tables):
         made |= module.tables(read)
     return origins.with_notes(made | stated.tables())
 

@@ -31,6 +31,7 @@ SHIPPED = "tokenreduce/lab/shipped"
 QUALITY = (*TIMM, SHIPPED, "tokenreduce/lab/quality")
 REAL = (*QUALITY, "benchmarks/quality_real.py", "benchmarks/quotients.py")
 DENSE = (*QUALITY, "tokenreduce/lab/data/scenes.py", "tokenreduce/models")
+SEARCH = (*QUALITY, "tokenreduce/lab/search", "benchmarks/quotients.py")
 CPU_KERNELS = ("csrc/cpu", "csrc/arithmetic.h", "csrc/tensors.h")
 SPEED = (*TIMM, *CPU_KERNELS, "tokenreduce/lab/speed")
 ALL = (*METHODS, "patches", "tokenreduce/patching")
@@ -40,6 +41,10 @@ QUALITY_PY = "python benchmarks/quality.py --data-dir DIR"
 # name -> (the command, what it measures: files and folders, besides the script that the command names)
 ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
     "break_even": ("python benchmarks/break_even.py --write", SPEED),
+    "calibrate_fashion": (
+        "python benchmarks/calibrate_fashion.py --data-dir DIR",
+        (*SEARCH, "benchmarks/leave_one_out.py"),
+    ),
     "compatibility": ("python benchmarks/compatibility.py", ALL),
     "deit_small_tome_r13": (
         "tokenreduce bench --model deit_small_patch16_224 --no-pretrained --method tome --r 13 --batch-size 8,32 "
@@ -63,6 +68,7 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
         (*METHODS, *CPU_KERNELS, "tokenreduce/models", "benchmarks/kernel_memory.py"),
     ),
     "launches": ("python benchmarks/launch_counts.py", (*TIMM, "tests/ops/launches.py")),
+    "leave_one_out": ("python benchmarks/leave_one_out.py --seeds 2 --photographs DIR", SEARCH),
     "mutants": ("make mutants", ("tokenreduce", "patches")),
     "onnxruntime": (
         "python examples/onnx_export.py --json benchmarks/results/onnxruntime.json",
@@ -107,6 +113,8 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
 TABLES: dict[tuple[str, str], str | tuple[str, ...]] = {
     ("README.md", "dinov2_small"): "demo_dinov2_small",
     ("docs/backbones.md", "compatibility"): "compatibility",
+    ("docs/calibrate.md", "fashion"): "calibrate_fashion",
+    ("docs/calibrate.md", "left out"): "leave_one_out",
     ("docs/choosing.md", "best"): "quality_real",
     ("docs/choosing.md", "budgets"): ("demo_dinov2_small", "demo"),
     ("docs/dense.md", "segmentation"): "segmentation",
