@@ -9,7 +9,7 @@ from tokenreduce.budget.geometry import Geometry
 
 
 def image_tokens(tokens: Tensor, geometry: Geometry) -> Tensor:
-    """`(B, N, C)` of all tokens `(B, prefix + N + suffix, C)`: YOLOS has its detection tokens behind them, Vim its
+    """`(B, N, C)` of all tokens `(B, prefix + N + suffix, C)`: YOLOS has its detection tokens after them, Vim its
     class token in their middle."""
     if geometry.ordered == "middle":
         place = class_place(tokens, geometry)
