@@ -110,7 +110,7 @@ def test_photographs_are_cut_and_know_their_source() -> None:
 
 def test_progress_is_a_line_about_every_minute_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     written, now = io.StringIO(), 0.0
-    monkeypatch.setattr(arguments, "Console", lambda stderr: Console(file=written))
+    monkeypatch.setattr(arguments, "Console", lambda stderr, markup: Console(file=written, markup=markup))
     monkeypatch.setattr("tokenreduce.cli.arguments.time.monotonic", lambda: now)
     with arguments.progress_bar() as tell:
         for now in range(0, 150, 10):
