@@ -10,7 +10,7 @@ from patches_by_hand import dropping_map, merging_map
 from torch import Tensor
 
 from tokenreduce import TokenMap
-from tokenreduce.forward.scan_state import ScanRules, ScanState, missing_before, scan_rules, walks_of_all
+from tokenreduce.forward.scan_state import ScanRules, ScanState, missing_before, scan_rules, walks_of_all, walks_of_one
 from tokenreduce.maps.ordering import in_order
 from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, Walk
 
@@ -150,6 +150,7 @@ def test_frozen_steps_must_have_been_shown() -> None:
 def test_walks_over_all_tokens_are_kept_of_one_image(conv: str, gap: str, prefix: int) -> None:
     """However many images a forward has."""
     walks_of_all.cache_clear()
+    walks_of_one.cache_clear()
     rules, batch, taps, kept = ScanRules(conv, gap), 64, 4, 0
     for images in (batch, 1, 3):
         state = ScanState(rules, ENTERED, prefix, True)
@@ -160,5 +161,6 @@ def test_walks_over_all_tokens_are_kept_of_one_image(conv: str, gap: str, prefix
                 one, other = getattr(found, name), getattr(expected, name)
                 assert (one is None and other is None) or torch.equal(one, other)
                 kept += 0 if one is None or images != batch else one.untyped_storage().nbytes()
-    assert walks_of_all.cache_info().currsize == 1
+    assert walks_of_one.cache_info().currsize == 1
+    assert state.walks(3, CPU, taps, None) is ScanState(rules, ENTERED, prefix, True).walks(3, CPU, taps, None)
     assert kept <= 2 * (ENTERED + prefix) * (taps + 3) * 8  # of each direction taps, order, missing and before

@@ -63,8 +63,7 @@ class ScanState:
             return None
         if self._walks is None:
             if self.origin is None and sizes is None and device.type == "cpu" and not watched() and not capturing():
-                ahead, back = walks_of_all(self.rules, self.entered, self.prefix, self.middle, taps)
-                self._walks = ahead.expanded(batch), back.expanded(batch)
+                self._walks = walks_of_all(self.rules, self.entered, self.prefix, self.middle, batch, taps)
             else:
                 self._walks = self._walk(batch, device, taps, sizes)
         return self._walks
@@ -132,7 +131,15 @@ class ScanState:
 
 
 @lru_cache(maxsize=8)
-def walks_of_all(rules: ScanRules, entered: int, prefix: int, middle: bool, taps: int) -> tuple[Walk, Walk]:
+def walks_of_all(rules: ScanRules, entered: int, prefix: int, middle: bool, batch: int, taps: int) -> tuple[Walk, Walk]:
+    """The walks of a batch before anything is removed, on the CPU: views of those of one image."""
+    with torch.inference_mode(False):
+        ahead, back = walks_of_one(rules, entered, prefix, middle, taps)
+        return ahead.expanded(batch), back.expanded(batch)
+
+
+@lru_cache(maxsize=8)
+def walks_of_one(rules: ScanRules, entered: int, prefix: int, middle: bool, taps: int) -> tuple[Walk, Walk]:
     """The walks of one image before anything is removed, on the CPU, where they are the same in each forward."""
     with torch.inference_mode(False):  # else they could not take part in training later
         return ScanState(rules, entered, prefix, middle)._walk(1, torch.device("cpu"), taps, None)
