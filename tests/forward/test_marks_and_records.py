@@ -36,13 +36,22 @@ def test_records_are_of_the_last_forward_in_any_thread() -> None:
     assert last_record(one) is None
     first, second = Record(12, (12, 8, 5, 5), ()), Record(12, (12, 8, 4, 4), ())
     keep_record(one, first)
-    assert last_record(one) is first and last_record(other) is None
+    assert last_record(one) == first and last_record(other) is None
     with ThreadPoolExecutor(1) as pool:
         pool.submit(keep_record, one, second).result()
-    assert last_record(one) is second
+    assert last_record(one) == second
     assert second.sizes is None
     with pytest.raises(dataclasses.FrozenInstanceError):
         second.entered = 11  # type: ignore[misc]
+
+
+def test_a_record_grows_with_its_forward_until_it_is_asked_for() -> None:
+    patch, counts = reduction(), [12]
+    keep_record(patch, Record(12, counts, []))
+    counts.append(8)
+    found = last_record(patch)
+    counts.append(5)
+    assert found == Record(12, (12, 8), ()) and last_record(patch).counts == (12, 8, 5)
 
 
 def test_a_record_lives_as_long_as_its_patch() -> None:

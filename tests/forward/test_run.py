@@ -87,7 +87,7 @@ def test_reduces_where_the_schedule_says_at_its_placement() -> None:
     kept = torch.cat([x[:, :2], x[:, 9:14], x[:, 14:]], 1)
     assert torch.equal(out[3], kept) and [layer for layer, _ in run.history] == [1, 3] and len(run.maps) == 2
     record = run.record()
-    assert record.entered == 12 and record.counts == (12, 8, 8, 5) and record.sizes is None
+    assert record.entered == 12 and record.counts == [12, 8, 8, 5] and record.sizes is None
     assert [layer for layer, _ in record.maps] == [1, 3]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from tokenreduce.maps.token_map import TokenMap
 @dataclass(frozen=True)
 class Record:
     """Image tokens that entered, tokens after each layer, the maps with their layers, and the sizes of the tokens that
-    entered, 0 for padding (None: all 1)."""
+    entered, 0 for padding (None: all 1). Of a forward that is under way the sequences still grow."""
 
     entered: int
-    counts: tuple[int, ...]
-    maps: tuple[tuple[int, TokenMap], ...]
+    counts: Sequence[int]
+    maps: Sequence[tuple[int, TokenMap]]
     sizes: Tensor | None = None
 
 
@@ -37,5 +38,6 @@ def keep_record(patch: object, record: Any) -> None:
 
 
 def last_record(patch: object) -> Any:
-    """The record of the last forward in any thread."""
-    return _records.get(patch)
+    """The record of the last forward in any thread, as it is now."""
+    found = _records.get(patch)
+    return replace(found, counts=tuple(found.counts), maps=tuple(found.maps)) if type(found) is Record else found

@@ -158,8 +158,8 @@ class Run(TokenState):
             return restore_tokens(mode, x, self.maps, self.around, shape.prefix, shape.suffix)
 
     def record(self) -> Record:
-        """What `report` shows of this forward."""
-        return Record(self.entered, tuple(self.counts), tuple(self.history), self.first_sizes)
+        """What `report` shows of this forward; grows with it."""
+        return Record(self.entered, self.counts, self.history, self.first_sizes)
 
     def _tokens(self, layer: int, x: Tensor) -> LayerTokens:
         return LayerTokens(self, self.shown, layer, without_history(x))

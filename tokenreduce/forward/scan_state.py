@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +13,10 @@ from torch import Tensor
 from tokenreduce.errors import InvalidValueError, unknown
 from tokenreduce.maps.grid_walks import GridWalks, left_of_grid
 from tokenreduce.maps.token_map import TokenMap
-from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, Walk, walks
+from tokenreduce.maps.walks import CONVOLUTIONS, GAPS, NOT_MISSED, Walk, walks
 from tokenreduce.ops.constants import counting, watched
 from tokenreduce.ops.modes import capturing
+from tokenreduce.ops.native.dispatch import choose
 from tokenreduce.ops.order import stable_order
 
 
@@ -78,12 +81,24 @@ class ScanState:
         return self._grid_walks
 
     def _walk(self, batch: int, device: torch.device, taps: int, sizes: Tensor | None) -> tuple[Walk, Walk]:
+        if sizes is not None and self.origin is not None and self.rules.conv == "stand_in":
+            compiled = choose("scan_walks", sizes) if self.rules.gap in NOT_MISSED else None
+            if compiled is not None:
+                return self._compiled_walk(compiled, taps, sizes)
         rank, owners = self.ranks(batch, device), self.owners(batch, device)
         held = None if sizes is None else torch.cat([sizes.new_ones(batch, self.prefix), sizes], 1)
         both = walks(rank, owners, taps, self.rules.conv, self.rules.gap, not self.middle, held)
         if self.frozen is None:
             return both
         return replace(both[0], frozen=self.frozen[0]), replace(both[1], frozen=self.frozen[1])
+
+    def _compiled_walk(self, compiled: Callable[..., Any], taps: int, sizes: Tensor) -> tuple[Walk, Walk]:
+        order, ahead, back, held = compiled(self.origin, self.stands, sizes, self.place, self.prefix, taps)
+        ordered, held = order if self.middle else None, held if self.rules.gap == "size" else None
+        return (
+            Walk(ordered, ahead, gap=self.rules.gap, sizes=held),
+            Walk(ordered, back, gap=self.rules.gap, sizes=held),
+        )
 
     def ranks(self, batch: int, device: torch.device) -> Tensor:
         """`(B, prefix + M)`: the place of each row in the whole sequence."""

@@ -181,7 +181,8 @@ def leave(run: Run | Slicing, layer: int, x: Tensor) -> Tensor:
         return run.leave(layer, x)
     last = layer == run.depth - 1
     x = run.leave(layer, x, everything=last and run.reduction.restoring.ends)
-    keep_record(run.reduction, run.record())
+    if layer == 0 or last:  # of a forward that stops in between, too
+        keep_record(run.reduction, run.record())
     if last:
         close(run)
     return x

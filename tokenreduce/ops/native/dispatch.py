@@ -40,10 +40,13 @@ KERNELS = {
     "merge_fused": "merge_apply where all sources join one output (evit)",
     "selective_scan": "the recurrence of state-space models, with step, skip and gate",
     "selective_scan_backward": "its gradients",
+    "scan_walks": "how its two directions walk over the tokens that are left",
     "causal_conv": "their short convolution, with taps of any rows, and SiLU",
     "causal_conv_backward": "its gradients",
 }
-NOT_TRITON = {"attention_statistics", "pitome_energy", "ward_in_place", "causal_conv", "causal_conv_backward"}
+NOT_TRITON = {
+    "attention_statistics", "pitome_energy", "ward_in_place", "scan_walks", "causal_conv", "causal_conv_backward",
+}  # fmt: skip
 # What each kind of kernel has.
 TRITON = frozenset(KERNELS) - NOT_TRITON
 COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"}

@@ -96,6 +96,14 @@ def selective_scan_backward(grad: Tensor, *given: Any) -> tuple[Tensor, ...]:
     return gradients(grad, given[:9])
 
 
+def scan_walks(
+    origin: Tensor, stands: Tensor, sizes: Tensor, place: int, prefix: int, taps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, rows = origin.shape[0], prefix + origin.shape[1]
+    order, ahead, back = (origin.new_empty(batch, rows, *rest) for rest in ((), (taps,), (taps,)))
+    return order, ahead, back, sizes.new_empty(batch, rows)
+
+
 def causal_conv(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -117,6 +125,7 @@ FAKES = (
     restore_apply,
     selective_scan,
     selective_scan_backward,
+    scan_walks,
     causal_conv,
     causal_conv_backward,
 )
