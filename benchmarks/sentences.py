@@ -107,8 +107,8 @@ def small_losses(segmentation: Data, detection: Data) -> str:
     """What the library's own method costs dense tasks."""
     miou, ap50 = (-100 * dense_changes(data)["ward", "flops=0.7"] for data in (segmentation, detection))
     return (
-        f"At 70 % of the compute `ward` loses {miou:.2f} points of mIoU with the bundled segmenter and {ap50:.2f} points "
-        "of AP50 with the bundled detector."
+        f"At 70 % of the compute `ward` loses {miou:.2f} points of mIoU with the bundled segmenter and {ap50:.2f} "
+        "points of AP50 with the bundled detector."
     )
 
 

@@ -48,11 +48,11 @@ SETTINGS = {
 
 
 def sentences(page: str) -> str:
-    """The text without code, tables, headings, targets of links and what is made of results."""
+    """The text without code, tables, headings, targets of links, options of commands and what is made of results."""
     text = re.sub(r"^ *```.*?^ *```$", "", page, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"<!-- (.+?) table -->\n.*?<!-- end of \1 table -->", "", text, flags=re.DOTALL)
     text = re.sub(r"^[|#].*$", "", text, flags=re.MULTILINE)
-    return re.sub(r"`[^`]*`|(?<=\])\([^)]*\)", "", text)
+    return re.sub(r"`[^`]*`|(?<=\])\([^)]*\)|--[\w-]+ [\d.,]+", "", text)
 
 
 def typed_figures(text: str) -> list[str]:
