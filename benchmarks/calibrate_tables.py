@@ -1,8 +1,10 @@
-"""Tables of docs/calibrate.md: what `calibrate` does to images that it has not seen."""
+"""Tables of docs/calibrate.md: what `calibrate` does to images that it has not seen, and how sure its bound is."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from tabular import table
 
 from tokenreduce.lab.search.trials import Variant
 from tokenreduce.reducers.registry import create
@@ -57,10 +59,21 @@ def fashion(data: Data) -> str:
     return "\n".join(lines)
 
 
+def coverage(data: Data) -> str:
+    """How often the bound and a percentile are above the true mean, by sources and by how skewed their errors are."""
+    rows = []
+    for row in data["rows"]:
+        cells = [f"{row['spread']:g}", str(row["sources"])]
+        rows.append([*cells, *(f"{row[name]:.1%}" for name in ("bound", "percentile"))])
+    heads = ("standard deviation", "sources", "the bound is above the mean", "a percentile is")
+    return f"{data['trials']:,} draws each:\n\n{table(heads, rows, left=0)}"
+
+
 def tables(read: dict[str, Data]) -> dict[tuple[str, str], str]:
     """(file, marker) -> table or sentences, as in `make_table.tables`."""
     return {
         ("docs/calibrate.md", "left out"): left_out(read["leave_one_out"]),
         ("docs/calibrate.md", "left out in words"): left_out_in_words(read["leave_one_out"]),
         ("docs/calibrate.md", "fashion"): fashion(read["calibrate_fashion"]),
+        ("docs/calibrate.md", "coverage"): coverage(read["bound_coverage"]),
     }

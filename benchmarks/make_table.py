@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import calibrate_tables  # noqa: E402
+import card_tables  # noqa: E402
 import choice_tables  # noqa: E402
 import facts as stated  # noqa: E402
 import integration_tables  # noqa: E402
@@ -230,6 +231,7 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/backbones.md", "refusals"): refusals(read["compatibility"]),
         ("docs/gpu.md", "gpu"): gpu(read.get("gpu")),
         ("docs/gpu.md", "eager in words"): sentences.eager(read["gpu"]),
+        ("docs/gpu.md", "graph in words"): sentences.graph(read["gpu"]),
         ("docs/speed.md", "break-even"): break_even(read["break_even"]),
         ("docs/speed.md", "speed"): speed(read["speed"]),
         ("docs/speed.md", "speed in words"): sentences.limits(read["speed"]),
@@ -237,8 +239,7 @@ def tables() -> dict[tuple[str, str], str]:
         ("docs/targets.md", "targets"): target_tables.outcomes(read["targets"]["rows"]),
         ("docs/targets.md", "refusals"): target_tables.refusals(read["targets"]["rows"]),
         ("docs/transforms.md", "sentences"): transform_tables.sentences(read["transforms"]["columns"]),
-        ("docs/vlm.md", "scene_vlm"): vlm_tables.accuracy(read["demo_vlm"]),
-        ("docs/vlm.md", "scene_vlm in words"): vlm_tables.sentences(read["demo_vlm"]),
+        ("docs/testing.md", "mutants"): sentences.mutants(read["mutants"]),
         ("docs/versions.md", "versions"): versions.table(read["versions"]["rows"]),
     }
     for library, columns in read["transforms"]["columns"].items():
@@ -249,8 +250,9 @@ def tables() -> dict[tuple[str, str], str]:
     found, restored = ([read[f"{kind}{task}"] for task in HEADLINES] for kind in ("", "restoring_"))
     made["docs/dense.md", "pruning in words"] = sentences.pruning(*found, restored[1])
     made["docs/dense.md", "restoring in words"] = sentences.restoring(*restored)
+    made["README.md", "dense in words"] = sentences.small_losses(*found)
     per_page = (quality_tables, choice_tables, calibrate_tables, scaling_tables, integration_tables, kernel_tables)
-    for module in (*per_page, variant_tables):
+    for module in (*per_page, variant_tables, vlm_tables, card_tables):
         made |= module.tables(read)
     return origins.with_notes(made | stated.tables())
 

@@ -32,6 +32,7 @@ QUALITY = (*TIMM, SHIPPED, "tokenreduce/lab/quality")
 REAL = (*QUALITY, "benchmarks/quality_real.py", "benchmarks/quotients.py")
 DENSE = (*QUALITY, "tokenreduce/lab/data/scenes.py", "tokenreduce/models")
 SEARCH = (*QUALITY, "tokenreduce/lab/search", "benchmarks/quotients.py")
+ANSWERS = (*METHODS, "patches/shared", "patches/vision_language", SHIPPED)
 CPU_KERNELS = ("csrc/cpu", "csrc/arithmetic.h", "csrc/tensors.h")
 SPEED = (*TIMM, *CPU_KERNELS, "tokenreduce/lab/speed")
 ALL = (*METHODS, "patches", "tokenreduce/patching")
@@ -40,6 +41,10 @@ QUALITY_PY = "python benchmarks/quality.py --data-dir DIR"
 
 # name -> (the command, what it measures: files and folders, besides the script that the command names)
 ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "bound_coverage": (
+        "python benchmarks/bound_coverage.py",
+        ("tokenreduce/lab/search/gate.py", "tokenreduce/lab/quality/bootstrap.py"),
+    ),
     "break_even": ("python benchmarks/break_even.py --write", SPEED),
     "calibrate_fashion": (
         "python benchmarks/calibrate_fashion.py --data-dir DIR",
@@ -58,7 +63,7 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "demo_vlm": (
         "tokenreduce demo --task vlm --limit 250 --json benchmarks/results/demo_vlm.json",
-        (*METHODS, "patches/shared", "patches/vision_language", SHIPPED),
+        ANSWERS,
     ),
     "detection": ("python benchmarks/dense.py detection --data-dir DIR", DENSE),
     "embed_memory": ("python benchmarks/embed_memory.py", (*QUALITY, *EMBEDDING)),
@@ -97,12 +102,14 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "segmentation": ("python benchmarks/dense.py segmentation --data-dir DIR", DENSE),
     "serving": ("python benchmarks/serving.py", (*SPEED, "examples/serve.py")),
+    "shipped_models": ("python benchmarks/shipped_models.py --data-dir DIR", DENSE),
     "size_errors": ("python benchmarks/size_errors.py", ("tokenreduce/ops/size_channels.py",)),
     "speed": ("python benchmarks/speed.py --threads 2", SPEED),
     "targets": ("python benchmarks/targets.py", ALL),
     "transforms": ("python benchmarks/transforms.py", ALL),
     "variants": ("python benchmarks/variants.py", REAL),
     "versions": ("make versions", (*ALL, "benchmarks/versions.py")),
+    "vlm_positions": ("python benchmarks/vlm_positions.py", ANSWERS),
     "vim_speed": (
         "python benchmarks/vim_speed.py",
         (*SPEED, "patches/scan", "tokenreduce/models"),
@@ -113,6 +120,7 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
 TABLES: dict[tuple[str, str], str | tuple[str, ...]] = {
     ("README.md", "dinov2_small"): "demo_dinov2_small",
     ("docs/backbones.md", "compatibility"): "compatibility",
+    ("docs/calibrate.md", "coverage"): "bound_coverage",
     ("docs/calibrate.md", "fashion"): "calibrate_fashion",
     ("docs/calibrate.md", "left out"): "leave_one_out",
     ("docs/choosing.md", "best"): "quality_real",
@@ -143,6 +151,7 @@ TABLES: dict[tuple[str, str], str | tuple[str, ...]] = {
     ("docs/state-space.md", "speed"): "vim_speed",
     ("docs/targets.md", "targets"): "targets",
     ("docs/versions.md", "versions"): "versions",
+    ("docs/vlm.md", "positions"): "vlm_positions",
     ("docs/vlm.md", "scene_vlm"): "demo_vlm",
     ("docs/ward.md", "variants"): "variants",
     ("docs/ward.md", "ward"): ("quality_real", "quality", "quality_second"),

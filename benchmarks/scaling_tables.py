@@ -29,6 +29,16 @@ def memory(data: Data) -> str:
     return table(["images done", *KINDS.values(), "all"], rows, left=0)
 
 
+def start(data: Data) -> str:
+    """How much more it is before the first of the rows."""
+    samples = data["samples"]
+    sums = [sum(one[kind] for kind in KINDS) for one in samples]
+    parts = max(one["parts"] for one in samples)
+    steady = next(at for at, one in enumerate(samples) if one["parts"] >= SHARES[0] * parts)
+    more = max(sums[:steady]) - sums[steady]
+    return f"Before the first row, while workers start and read ahead, it is up to {more:,.0f} MiB more."
+
+
 def scaling(data: Data) -> str:
     """Commands by rows: images a second with one and two processes in each round, the median gain of the rounds with
     the least and the largest, and the CPU time per image where it is known."""
@@ -52,5 +62,6 @@ def tables(read: dict[str, Data]) -> dict[tuple[str, str], str]:
     """(file, marker) -> table, as in `make_table.tables`."""
     return {
         ("docs/scaling.md", "memory"): memory(read["embed_memory"]),
+        ("docs/scaling.md", "memory in words"): start(read["embed_memory"]),
         ("docs/scaling.md", "scaling"): scaling(read["scaling"]),
     }

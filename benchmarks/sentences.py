@@ -42,6 +42,37 @@ def eager(data: Data) -> str:
     return f"In eager mode slower than unpatched, whatever the method: {listed(every)}; and {listed(said)}."
 
 
+FULL = 5000  # microseconds of the unpatched model from which the batches that were measured fill the card
+
+
+def graph(data: Data) -> str:
+    """What methods cost on a GPU in a graph, on large and on small batches, and what is slower than unpatched there."""
+    rows = [row for row in data["rows"] if row["stage"] == "models" and row.get("choice") == "auto"]
+    said = []
+    for large in (True, False):
+        costs: dict[str, list[float]] = {}
+        for row in rows:
+            if "graph_limit_share" in row and (row["graph_unpatched_us"] >= FULL) is large:
+                costs.setdefault(f"`{row['method']}`", []).append(100 * row["graph_limit_share"] - 100)
+        said.append(listed([f"{name} {ranged(found)}" for name, found in costs.items()]))
+    slow: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("graph_speedup", 1) < 1:
+            slow.setdefault(f"`{row['method']}`", []).append(f"{row['model']} at batch {row['batch']}")
+    slower = listed([f"{name} on {listed(cases)}" for name, cases in slow.items()])
+    return (
+        "In a graph a method costs, over the same model with as many tokens for nothing, where the unpatched model "
+        f"takes {FULL / 1000:g} ms or more: {said[0]}. Where it takes less: {said[1]}. Slower than unpatched in a "
+        f"graph, too: {slower}."
+    )
+
+
+def ranged(values: list[float]) -> str:
+    """ "3 to 5 %", or "3 %" where both ends are so."""
+    low, high = (f"{end(values):.0f}".replace("-0", "0") for end in (min, max))
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
 def spread(row: Data) -> float:
     """By how much the slowest run of a row is slower than the fastest."""
     shares = [run["limit_share"] for run in row["runs"]]
@@ -70,6 +101,20 @@ def pruning(segmentation: Data, detection: Data, restored: Data) -> str:
 def dense_changes(data: Data) -> dict[tuple[str, str], float]:
     """Change of the figure by method and budget."""
     return {(row["method"], row["budget"]): row["change"] for row in data["rows"][1:] if "refused" not in row}
+
+
+def small_losses(segmentation: Data, detection: Data) -> str:
+    """What the library's own method costs dense tasks."""
+    miou, ap50 = (-100 * dense_changes(data)["ward", "flops=0.7"] for data in (segmentation, detection))
+    return (
+        f"At 70 % of the compute `ward` loses {miou:.2f} points of mIoU with the bundled segmenter and {ap50:.2f} "
+        "points of AP50 with the bundled detector."
+    )
+
+
+def mutants(data: Data) -> str:
+    """How many mutants were killed, of which code."""
+    return f"The last run, with seed {data['seed']}, killed {data['killed']} of {data['run']} mutants."
 
 
 def by_mode(data: Data) -> dict[str, dict[str, float]]:

@@ -1,6 +1,8 @@
-"""The table of docs/vlm.md, and what it says in words, of the demo's results."""
+"""Tables of docs/vlm.md, and what they say in words: the demo's results, and those with other positions."""
 
 from __future__ import annotations
+
+from tabular import table
 
 from tokenreduce.lab.quality.demo_vlm import KEEPS, beat_random
 
@@ -36,3 +38,22 @@ def sentences(data: dict) -> str:
     """Which methods beat `random`, budget by budget."""
     measured = [row for row in data["rows"] if "refused" not in row]
     return "\n".join(f"- {sentence}" for keep in KEEPS for sentence in beat_random(measured, keep))
+
+
+def positions(data: dict) -> str:
+    """Exact answers where tokens that are left are numbered anew and where they keep their positions, and the gain."""
+    rows = []
+    for row in data["rows"]:
+        low, high = (f"{100 * end:+.1f}" for end in row["gain_interval"])
+        gain = f"{100 * row['gain']:+.1f} ({low} to {high})"
+        rows.append([f"`{row['method']}`", f"{row['renumber']:.1%}", f"{row['keep']:.1%}", gain])
+    return table([f"keep={data['keep']}", '`"renumber"`', '`"keep"`', "points, 95 % interval"], rows)
+
+
+def tables(read: dict) -> dict[tuple[str, str], str]:
+    """(file, marker) -> table or sentences, as in `make_table.tables`."""
+    return {
+        ("docs/vlm.md", "scene_vlm"): accuracy(read["demo_vlm"]),
+        ("docs/vlm.md", "scene_vlm in words"): sentences(read["demo_vlm"]),
+        ("docs/vlm.md", "positions"): positions(read["vlm_positions"]),
+    }

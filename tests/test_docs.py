@@ -255,7 +255,7 @@ def test_exportable_is_what_the_page_on_export_says() -> None:
 def test_figures_in_the_text_of_the_readme_are_those_of_the_results() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     share, loss, ap_loss = re.search(
-        r"At (\d+) % of the compute, `ward` loses ([\d.]+) points of mIoU with .* and ([\d.]+) points of AP50", text
+        r"At (\d+) % of the compute `ward` loses ([\d.]+) points of mIoU with .* and ([\d.]+) points of AP50", text
     ).groups()
     for task, typed in (("segmentation", loss), ("detection", ap_loss)):
         rows = json.loads((ROOT / f"benchmarks/results/{task}.json").read_text())["rows"]

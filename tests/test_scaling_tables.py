@@ -16,6 +16,18 @@ def test_memory() -> None:
     assert made[-1] == "| 19,000 | 1,095 | 5 | 3 | 1 | 1,104 |" and len(made) == 7
 
 
+def test_what_is_more_before_the_first_row() -> None:
+    """Rows begin at a fifth of the parts."""
+    driver = [0.0, 900.0, 1500.0, 1000.0, 2000.0, 1000.0]
+    samples = [
+        {"parts": parts, "driver": mib, "model": 5.0, "reader": 3.0, "store": 1.0}
+        for parts, mib in zip((0, 0, 1, 2, 5, 10), driver, strict=True)
+    ]
+    assert scaling_tables.start({"samples": samples}) == (
+        "Before the first row, while workers start and read ahead, it is up to 500 MiB more."
+    )
+
+
 def test_scaling() -> None:
     rates = [
         ("eval", 1, 10.4),

@@ -42,3 +42,12 @@ def test_in_words() -> None:
         "- At keep=0.5 better than random, in points: divprune (+4.0).",
         "- At keep=0.1 worse than random, in points: divprune (-20.0).",
     ]
+
+
+def test_positions() -> None:
+    row = {"method": "divprune", "renumber": 0.826, "keep": 0.922, "gain": 0.096, "gain_interval": [0.074, 0.122]}
+    assert vlm_tables.positions({"keep": 0.5, "rows": [row]}).splitlines() == [
+        '| keep=0.5 | `"renumber"` | `"keep"` | points, 95 % interval |',
+        "|---|---:|---:|---:|",
+        "| `divprune` | 82.6% | 92.2% | +9.6 (+7.4 to +12.2) |",
+    ]

@@ -135,9 +135,8 @@ def sources_needed(logs: Tensor) -> int | None:
 def upper_bound(errors: Tensor, sources: Sequence[int]) -> Tensor:
     """A one-sided 95 % bound of the mean error of each kind, `(kinds,)`, by a bootstrap-t over sources.
 
-    It is above the true mean 92, 92, 92, 93 and 94 times of 100 for 5, 8, 16, 32 and 64 sources whose errors are
-    log-normal with a standard deviation of 0.5 of the logarithm, and 86, 86, 89, 90 and 92 times where that is 1. (A
-    percentile bootstrap: 81, 85, 88, 90, 93 and 70, 73, 80, 83, 87.)
+    Of few sources with skewed errors it is above the true mean a little less often, and a percentile bootstrap clearly
+    less (docs/calibrate.md; `benchmarks/bound_coverage.py` measures both).
     """
     groups = torch.tensor(sources)
     many = int(groups.max()) + 1

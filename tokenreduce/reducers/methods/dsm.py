@@ -35,8 +35,8 @@ class DSM(Reducer):
 
     The windows are equal parts of the grid, two along each side. In the README of the paper's first version each merges
     a quarter of what a block merges: `even`. Then windows take turns, each with its most similar pair left, so that a
-    number that four does not divide goes to the windows with the best next pairs. Not the default: on DINOv2 at
-    `flops=0.6` it makes the class error 1.5 times as large.
+    number that four does not divide goes to the windows with the best next pairs. Not the default: on DINOv2 it makes
+    the class error larger.
 
     Our definitions, since the paper is not confirmed: the bipartition, which is that of all tokens, the length of both
     phases, and what happens where too few sources have a partner in their window: those without one follow after all

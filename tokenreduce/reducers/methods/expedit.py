@@ -44,8 +44,7 @@ class Expedit(Reducer):
     without such tokens the output is a grid (`TokenMap.grid`).
 
     A budget cuts at half of the depth where it can, as the authors do where tokens have mixed, and earlier where that
-    would leave less than a third of the tokens. One cut costs more than many small ones: on self-supervised DINOv2
-    ViT-S/14 the class feature's error is 4 times ToMe's at 60 % of the compute, 8 times at 80 %.
+    would leave less than a third of the tokens. One cut costs more than many small ones (docs/quality.md).
 
     Departures: sizes are kept, a token's shares summing to 1, so that attention counts clusters by what they hold (the
     paper does not; patch with `prop_attn=False` to follow it). Rows of the restore weights sum to 1: the released code

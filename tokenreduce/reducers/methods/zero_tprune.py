@@ -41,8 +41,8 @@ class ZeroTPrune(Reducer):
     The paper's text leaves open, and so our definition: the filter sees scores scaled to mean 1 over the image tokens
     that are left (as a distribution they could never pass the paper's thresholds), and where no head passes, all do; S
     compares keys that are means over heads. The paper searches layers and the parts of S and I for each model. Here S
-    drops alone in every second layer: with half of the tokens left to I, DINOv2 ViT-S/14 at 60 % of the compute has
-    more than twice the error of its class token, more than by dropping at random. Departures: no test for convergence,
+    drops alone in every second layer: with half of the tokens left to I, DINOv2 ViT-S/14 lost more than by dropping at
+    random. Departures: no test for convergence,
     which would wait for the device; importance is rounded to 2^-16 of its mean, so that ties do not depend on the order
     of summation; the lower index counts as more important. For restoring (not in the paper), what S dropped is stood
     for by its match, or by what stands for that; what I dropped by the kept token with the most similar key.
