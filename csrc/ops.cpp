@@ -11,7 +11,7 @@ STABLE_TORCH_LIBRARY(tokenreduce_kernels, m) {
       "(Tensor, Tensor, Tensor)");
   m.def(
       "ward_in_place(Tensor features, Tensor positions, Tensor? sizes, Tensor? signs, int width, float nearness, "
-      "int keep) -> (Tensor, Tensor, Tensor)");
+      "int keep) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "merge_apply(Tensor x, Tensor dest, Tensor rep, Tensor sources, Tensor? sizes, int prefix, int suffix) -> "
       "(Tensor, Tensor, Tensor)");

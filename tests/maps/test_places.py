@@ -105,6 +105,17 @@ def test_mass_moves_the_mean() -> None:
     assert places.origin(1, CPU).tolist() == [[0, 1]]
 
 
+def test_means_that_a_map_knows_are_taken_and_followed_further() -> None:
+    places, middles = Places(4, (2, 2), BOTH), torch.tensor([[[0.5, 7.0], [1.0, 1.0]]])
+    before = TokenMap(3, dest=torch.tensor([[0, 1, 0, 2]]), rep=torch.tensor([[0, 1, 3]]))
+    knowing = TokenMap(2, dest=torch.tensor([[0, 1, 0]]), rep=torch.tensor([[0, 1]]), middles=middles)
+    places.follow(before, None)
+    places.follow(knowing, None)
+    assert torch.equal(places.positions(1, CPU), middles)
+    places.follow(TokenMap(1, dest=torch.tensor([[0, 0]]), rep=torch.tensor([[0]])), torch.tensor([[3.0, 1.0]]))
+    assert places.positions(1, CPU).tolist() == [[[0.625, 5.5]]]
+
+
 def test_only_what_is_read_is_followed() -> None:
     nameless = TokenMap(2, dest=torch.tensor([[0, 1, 0]]))
     for reads, moved in ((frozenset(), False), (frozenset({"positions"}), True)):

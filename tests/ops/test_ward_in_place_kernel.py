@@ -45,6 +45,8 @@ def test_is_the_reference_in_order(batch, height, width, channels, how, nearness
     found, expected = both(Ward(nearness=nearness), shown(x, places, sizes), data.draw(st.integers(1, n)))
     same(found, expected)
     assert found.ascending
+    means = TokenMap(found.count, dest=found.dest).apply(places, sizes)
+    torch.testing.assert_close(found.middles, means, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -56,7 +58,7 @@ def test_takes_any_type(dtype: torch.dtype) -> None:
 def test_no_number_is_no_reason_to_lose_a_token() -> None:
     x, places = torch.randn(1, 16, 8), grid_positions((4, 4), torch.device("cpu"))[None].clone()
     x[0, 3], places[0, 5] = float("nan"), float("nan")
-    dest, rep, sources = kernel("ward_in_place")(x, places, None, None, 8, 0.2, 6)
+    dest, rep, sources, _ = kernel("ward_in_place")(x, places, None, None, 8, 0.2, 6)
     assert sorted([*rep[0].tolist(), *sources[0].tolist()]) == [*range(16)]
     assert set(dest[0].tolist()) == {*range(6)} and rep[0].tolist() == sorted(rep[0].tolist())
 

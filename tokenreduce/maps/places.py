@@ -30,8 +30,11 @@ class Places:
 
     def follow(self, token_map: TokenMap, sizes: Tensor | None) -> None:
         """Let the places follow `token_map`, applied to tokens of these `sizes`."""
-        if "positions" in self.reads:
+        if "positions" in self.reads and token_map.middles is None:
             self._since.append((token_map, sizes))
+        elif "positions" in self.reads:
+            self._positions = token_map.middles
+            self._since.clear()
         if "origin" in self.reads:
             if token_map.rep is None:
                 raise InvalidValueError("a method that reads the origin of tokens must name representatives (rep)")

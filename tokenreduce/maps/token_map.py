@@ -39,6 +39,7 @@ class TokenMap:
         undo: `(B, N, M)`, an explicit restore matrix where the method's own is not the transpose of G.
         grid: the output's `(H, W)` if it still is one.
         ascending: `rep` is known to ascend.
+        middles: `(B, M, 2)`, the mean grid position of each output, where the plan found it anyway.
     """
 
     count: int
@@ -55,6 +56,7 @@ class TokenMap:
     undo: Tensor | None = None
     grid: tuple[int, ...] | None = None
     ascending: bool = False
+    middles: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.dest is None) == (self.share is None):

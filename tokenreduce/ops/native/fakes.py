@@ -53,8 +53,9 @@ def ward_in_place(
     width: int,
     nearness: float,
     keep: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return pairs(features, features.shape[1], keep)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    middles = positions.new_empty(positions.shape[0], keep, positions.shape[2])
+    return *pairs(features, features.shape[1], keep), middles
 
 
 def merge_apply(

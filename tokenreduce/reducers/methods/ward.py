@@ -106,8 +106,8 @@ class Ward(Reducer):
         compiled = choose("ward_in_place", x)
         if compiled is not None:
             width, signed = self.sketching(x)
-            dest, rep, sources = compiled(x, places, sizes, signed, width, self.nearness, keep)
-            return TokenMap(keep, dest=dest, rep=rep, sources=sources, ascending=True)
+            dest, rep, sources, middles = compiled(x, places, sizes, signed, width, self.nearness, keep)
+            return TokenMap(keep, dest=dest, rep=rep, sources=sources, ascending=True, middles=middles)
         points = self.sketch(normalised(x.float()))
         near = points if not self.nearness else torch.cat([points, places * self.nearness], -1)
         return with_central(clustered(near, sizes, keep), places, sizes)
