@@ -30,6 +30,7 @@ STABLE_TORCH_LIBRARY(tokenreduce_kernels, m) {
       "selective_scan_backward(Tensor grad, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
       "Tensor? decay_dt, Tensor? dt_bias, Tensor? order, Tensor? scale, bool softplus, bool reverse) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("order_outputs(Tensor dest, Tensor rep) -> (Tensor, Tensor)");
   m.def(
       "scan_walks(Tensor origin, Tensor stands, Tensor sizes, int place, int prefix, int taps) -> "
       "(Tensor, Tensor, Tensor, Tensor)");

@@ -27,10 +27,11 @@ def any_map(kind: str, **fields: Any) -> TokenMap:
         return TokenMap(M, share=share, undo=undo / undo.sum(2, keepdim=True), **fields)
     named = {} if kind == "unnamed" else {"rep": rep}
     weight = torch.rand(B, N, generator=g).scatter(1, rep, 1.0) if kind == "weighted" else None
-    return TokenMap(M, dest=dest, weight=weight, gain=torch.rand(B, M, generator=g), **named, **fields)
+    gain = None if kind == "means" else torch.rand(B, M, generator=g)
+    return TokenMap(M, dest=dest, weight=weight, gain=gain, **named, **fields)
 
 
-@pytest.mark.parametrize("kind", ["merging", "weighted", "unnamed", "pruning", "dense"])
+@pytest.mark.parametrize("kind", ["means", "merging", "weighted", "unnamed", "pruning", "dense"])
 def test_only_the_order_is_another(kind: str) -> None:
     given = any_map(kind)
     made, rep = in_order(given), given.representatives()

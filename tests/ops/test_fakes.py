@@ -47,6 +47,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "restore_apply": (SHORTER, DEST, LONGER, SHORTER, 1, 2),
     "selective_scan": (X, *SCAN),
     "selective_scan_backward": (X, X, *SCAN),
+    "order_outputs": (DEST, REP),
     "scan_walks": (REP, DEST, SIZES[:, :5].contiguous(), 4, 1, 4),
     "causal_conv": (X, torch.randn(8, 4), None, None, False),
     "causal_conv_backward": (X, X, torch.randn(8, 4), torch.randn(8), None, True),

@@ -46,7 +46,7 @@ class Report:
             raise InvalidValueError(
                 f"{self.method} has no budget, so that its counts follow the data: run the model first, then report"
             )
-        self.tokens = record.counts if record is not None else reduction.counts(geometry.count)
+        self.tokens = tuple(record.counts) if record is not None else reduction.counts(geometry.count)
         self.flops_share = reduction.share(self.input_tokens, self.tokens)
         self.uncounted = geometry.costs.uncounted
 
@@ -58,7 +58,7 @@ class Report:
     @property
     def maps(self) -> tuple[tuple[int, TokenMap], ...]:
         """The layer and the map of every reduction of the last forward."""
-        return self._last().maps
+        return tuple(self._last().maps)
 
     @property
     def map(self) -> TokenMap:
@@ -160,7 +160,7 @@ def _next_forward(reduction: Reduction, record: Record | None) -> tuple[bool, st
             check_cut(reduction, depth, entered)
         if record is None or reduction.schedule.flops is None:
             return False, ""
-        return reduction.counts(record.entered)[: len(record.counts)] != record.counts, ""
+        return reduction.counts(record.entered)[: len(record.counts)] != tuple(record.counts), ""
     except InvalidValueError as error:
         return record is not None, str(error)
 

@@ -40,12 +40,14 @@ KERNELS = {
     "merge_fused": "merge_apply where all sources join one output (evit)",
     "selective_scan": "the recurrence of state-space models, with step, skip and gate",
     "selective_scan_backward": "its gradients",
+    "order_outputs": "outputs of maps in the order in which such models scan them",
     "scan_walks": "how its two directions walk over the tokens that are left",
     "causal_conv": "their short convolution, with taps of any rows, and SiLU",
     "causal_conv_backward": "its gradients",
 }
 NOT_TRITON = {
-    "attention_statistics", "pitome_energy", "ward_in_place", "scan_walks", "causal_conv", "causal_conv_backward",
+    "attention_statistics", "pitome_energy", "ward_in_place", "order_outputs", "scan_walks", "causal_conv",
+    "causal_conv_backward",
 }  # fmt: skip
 # What each kind of kernel has.
 TRITON = frozenset(KERNELS) - NOT_TRITON
@@ -65,6 +67,7 @@ NONE = "there is none of this name; the reference runs"
 FORCED = ("cpu", "cuda", "triton")
 MOST_TOKENS = 16384  # of one image, for Triton
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INDICES = {"order_outputs": (torch.int64,)}  # what kernels take that see no tokens
 
 _kernels = getattr(torch.ops, NAMESPACE)  # looked up once, as the questions of `ops.modes` are
 
@@ -110,11 +113,11 @@ def why_not(name: str, x: Tensor) -> str:
     if triton:
         return why_not_triton(name, x)
     if is_compiling():
-        return why_not_compiled(x)
+        return why_not_compiled(name, x)
     device = "cpu" if x.is_cpu else x.device.type
     if device not in ("cpu", "cuda") or _chosen not in ("auto", device):
         return f"there are none for {device}" if _chosen == "auto" else f"the tensor is on {device}"
-    if x.dtype not in DTYPES:
+    if x.dtype not in INDICES.get(name, DTYPES):
         return f"{x.dtype} is not supported"
     if type(x) not in (Tensor, Parameter) or dispatch_modes():
         return WATCHED
@@ -125,13 +128,13 @@ def why_not(name: str, x: Tensor) -> str:
     return load() or (load_cuda() if device == "cuda" else "")
 
 
-def why_not_compiled(x: Tensor) -> str:
+def why_not_compiled(name: str, x: Tensor) -> str:
     """The same inside of `torch.compile`, where the kernel becomes one operator."""
     if exporting():
         return EXPORTED
     if not x.is_cpu or _chosen == "cuda":
         return "compiled models take no kernels of csrc/cuda"
-    if x.dtype not in DTYPES:
+    if x.dtype not in INDICES.get(name, DTYPES):
         return f"{x.dtype} is not supported"
     if x.requires_grad and torch.is_grad_enabled():
         return "it has no backward that the compiler can trace"
