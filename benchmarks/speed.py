@@ -2,7 +2,7 @@
 
 python benchmarks/speed.py --threads 2
 
-Rows with a target are measured in three runs, those of the other methods in one; all runs are kept, and a row reports
+Rows with a target are measured in five runs, those of the other methods in one; all runs are kept, and a row reports
 the median run by time / limit. `--only` replaces the rows of some methods; every row has its commit. Every run has a
 process of its own, because the pages that its buffers get are luck that lasts as long as the process and changes the
 ratio of two models. The C library is told to keep freed memory, because whether it returns pages after a layer differs
@@ -122,7 +122,7 @@ def main() -> None:
         if args.only and case.method not in args.only:
             continue
         try:
-            rows.append(measure(case, 3 if case.target else 1, args.threads) | {"measured": stamped})
+            rows.append(measure(case, 5 if case.target else 1, args.threads) | {"measured": stamped})
         except tokenreduce.InvalidValueError as error:
             print(f"{case.method}: {error}", flush=True)  # such a method cannot spend this budget on this model
             continue

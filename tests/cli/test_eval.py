@@ -56,6 +56,7 @@ def test_eval_of_a_folder_with_neighbours(run: Callable[..., str], tmp_path: Pat
         (["--head", "linear", "--r", "4"], "unknown head 'linear'; valid: knn, none, trained, zero-shot"),
         (["--head", "zero-shot", "--r", "4"], "give --text-embeddings FILE"),
         (["--method", "tme", "--r", "4"], "unknown method 'tme'"),
+        (["--method", "", "--r", "4"], "unknown method ''"),
         (["--method", "pool,random", "--flops", "0.05"], "the reachable minimum"),
         (["--data", "imagenet", "--r", "4"], "give --data-dir"),
         (["--model", "resnet18", "--no-pretrained", "--r", "4"], "holds no backbone that tokenreduce knows"),

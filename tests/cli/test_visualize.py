@@ -129,6 +129,7 @@ def test_visualize_adaptive_methods_without_a_budget(
         (["--layers", "first", "--r", "4"], "--layers is 'first'; give whole numbers separated by commas"),
         (["--out", "tokens.txt", "--r", "4"], "unknown kind of picture in --out '.txt'; valid: .jpg, .pdf, .png, .svg"),
         (["--method", "tome,tme", "--r", "4"], "unknown method 'tme'"),
+        (["--method", "", "--r", "4"], "unknown method ''"),
         (["--method", "pool", "--ratio", "0.99"], "ratio=0.99 asks for 1 of 196 image tokens"),
         (["--model", "resnet18", "--no-pretrained", "--r", "4"], "holds no backbone that tokenreduce knows"),
     ],

@@ -44,7 +44,7 @@ def test_images_alone_have_no_labels(tmp_path: Path) -> None:
         (root / name).write_bytes(b"x")
     data = folders.load_data(str(root), tiny())
     assert data.class_names == () and [label for _, label in data.images] == [NO_LABEL] * 3
-    assert data.remarks == (f"1 files are no images: {root / 'notes.txt'}",)
+    assert data.remarks == (f"1 file is no image: {root / 'notes.txt'}",)
     assert shades(folders.load_data(str(root), fashion_vit.build())) == pytest.approx([50, 30, 10], abs=1), "in order"
     images, labels = next(iter(folders.load_data(str(root), tiny(), limit=2).batches(9)))
     assert images.shape == (2, 3, 224, 224) and labels.tolist() == [NO_LABEL] * 2

@@ -69,6 +69,7 @@ START = '{"tokenreduce": 1, "method": "tome", "options": {}, '
         "[]",
         "{}",
         '{"tokenreduce": 2}',
+        '{"tokenreduce": true}',
         "\xff",
         START + '"schedule": {"rule": "keep", "events": [[1]]}}',
         START + '"schedule": {"rule": "keep", "events": [["one", 0.5]]}}',

@@ -45,6 +45,7 @@ def test_functional_layer_errors() -> None:
         ({"keep": 5, "grid": (8,)}, r"grid is \(8,\)"),
         ({"keep": 5, "grid": (2.0, 4.0)}, r"side of the grid is 2\.0"),
         ({"keep": 5, "grid": (-2, -4)}, "side of the grid is -2; it must be 1 or more"),
+        ({"keep": 5, "grid": (2, 3)}, r"grid is \(2, 3\), which has fewer places than the 8 tokens of x"),
         ({"keep": 5, "prefix": -1}, "prefix is -1; it must be 0 or more"),
         ({"keep": 5, "prefix": "a"}, "prefix is 'a'"),
         ({"keep": 5, "layer": -1}, "layer is -1"),

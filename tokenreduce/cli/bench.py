@@ -107,7 +107,10 @@ def bench(
         foreign: dict[str, object] = {"--flops": flops, "--ratio": ratio, "--r": r, "--batch-size": batch_size}
         refuse_options(task, foreign | {"--image-size": image_size, f"--mode {mode}": mode != "eager"})
         kept = with_files(
-            schedule, [method, keep, option], lambda: keep_arms(method or "divprune", keep, option or []), language=True
+            schedule,
+            [method, keep, option],
+            lambda: keep_arms("divprune" if method is None else method, keep, option or []),
+            language=True,
         )
         with using_threads(threads):
             bench_generate(
@@ -119,7 +122,9 @@ def bench(
     model, batch_size = model or DEFAULT, batch_size or "1,32"
     budgets = {"flops": flops, "ratio": ratio, "r": r}
     arms = with_files(
-        schedule, [method, option, *budgets.values()], lambda: make_arms(method or "tome", budgets, option or [])
+        schedule,
+        [method, option, *budgets.values()],
+        lambda: make_arms("tome" if method is None else method, budgets, option or []),
     )
     sizes = numbers("--batch-size", batch_size, int)
     if any(size < 1 for size in sizes):

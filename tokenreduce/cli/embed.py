@@ -83,7 +83,7 @@ def read_method(
     """The arguments of `patch`; none where the model stays as it is."""
     given = [f"--{name}" for name, value in budgets.items() if value is not None]
     if schedule is not None:
-        others = given + (["--method"] if method else []) + (["--option"] if options else [])
+        others = given + (["--method"] if method is not None else []) + (["--option"] if options else [])
         if others:
             raise InvalidTypeError(f"--schedule says all of the method; leave {' and '.join(others)} out")
         return {"schedule": str(schedule)}

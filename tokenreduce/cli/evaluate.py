@@ -144,13 +144,18 @@ def evaluate(
         place = usable_device(device)
         setup = Setup(model, data, None, limit, batch_size, pretrained, place, exif)
         arms = with_files(
-            schedule, [method, keep, option], lambda: keep_arms(method or "tome", keep, option or []), language=True
+            schedule,
+            [method, keep, option],
+            lambda: keep_arms("tome" if method is None else method, keep, option or []),
+            language=True,
         )
         evaluate_vlm(setup, arms, words, question, json_file)
         return
     refuse_options(task, {"--keep": keep, "--words": words, "--question": question})
     arms = with_files(
-        schedule, [method, option, *budgets.values()], lambda: make_arms(method or "tome", budgets, option or [])
+        schedule,
+        [method, option, *budgets.values()],
+        lambda: make_arms("tome" if method is None else method, budgets, option or []),
     )
     with join_team() as team:
         place = team.place(usable_device(device))

@@ -83,7 +83,10 @@ def visualize(
         how = "with --keep" if of_language is None else f"of {of_language}, which is for language models,"
         refuse(how, {**{f"--{name}": text for name, text in budgets.items()}, "--layers": layers})
         arms = with_files(
-            schedule, [method, keep, option], lambda: keep_arms(method or "tome", keep, option or []), language=True
+            schedule,
+            [method, keep, option],
+            lambda: keep_arms("tome" if method is None else method, keep, option or []),
+            language=True,
         )
         told = visualize_vlm(image, model or SCENES, arms, question, exif, pretrained, out)
         if json_file is not None:
@@ -92,7 +95,9 @@ def visualize(
     refuse("without --keep", {"--question": question})
     model = model or "fashion_vit"
     arms = with_files(
-        schedule, [method, option, *budgets.values()], lambda: make_arms(method or "tome", budgets, option or [])
+        schedule,
+        [method, option, *budgets.values()],
+        lambda: make_arms("tome" if method is None else method, budgets, option or []),
     )
     network = load_model(model, None, pretrained)[0].eval()
     _, backbone, adapter = find_backbone(network)

@@ -50,7 +50,7 @@ def read_patch(path: str | Path) -> Recorded:
     """
     try:
         data = json.loads(Path(path).read_text())
-        if data["tokenreduce"] != FORMAT:
+        if data["tokenreduce"] != FORMAT or isinstance(data["tokenreduce"], bool):
             raise InvalidValueError(f"{path} has patch format {data['tokenreduce']!r}; this version reads {FORMAT}")
         method = data["method"]
         options = {**lookup(method).former, **data["options"]}

@@ -143,9 +143,8 @@ class Report:
     def _last(self) -> Record:
         if self._record is None or not self._record.maps:
             raise InvalidValueError(
-                "there are no maps: the model has not run since it was patched, it ran compiled (maps are "
-                "not recorded there), "
-                "or its schedule removes nothing"
+                "there are no maps: the model has not run since it was patched, it ran compiled (maps are not "
+                "recorded there), or nothing was removed, by its schedule or by a method that decides itself"
             )
         return self._record
 

@@ -73,6 +73,8 @@ def plan(
     for name, number, least_number in (("prefix", prefix, 0), ("layer", layer, 0), ("depth", depth, 1)):
         need_whole(name, number, least_number)
     reducer, n = create(method, options), x.shape[1]
+    if grid is not None and math.prod(grid) < n:
+        raise InvalidValueError(f"grid is {grid}, which has fewer places than the {n} tokens of x")
     decides = reducer.adaptive and keep is None and ratio is None
     if not decides:
         keep = _count(keep, ratio, n)

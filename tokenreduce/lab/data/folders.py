@@ -186,7 +186,8 @@ def load_plain(name: str, root: Path, split: str, model: Any, by_name: bool, upr
 def no_images(found: Listing) -> tuple[str, ...]:
     """How many files are no images, in a sentence, if there are some."""
     count = len(found.others)
-    return (f"{count} files are no images: {found.others[0]}{more(found.others)}",) if count else ()
+    said = "1 file is no image" if count == 1 else f"{count} files are no images"
+    return (f"{said}: {found.others[0]}{more(found.others)}",) if count else ()
 
 
 def summary(data: Data) -> str:
