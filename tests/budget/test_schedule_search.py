@@ -84,28 +84,24 @@ def test_remove_in_some_layers_only() -> None:
     assert found == (16, 16, 20, 16, 16)
 
 
-def turns(depth: int, layers: set[int], whole: frozenset[int], back: Counts, last: int = 1) -> dict[int, int]:
-    """How many of `layers` have reduced since all tokens were there, after each of them; the model's last layer is as
-    good as `last`."""
+def turns(depth: int, layers: set[int], whole: frozenset[int], back: Counts) -> dict[int, int]:
+    """How many of `layers` have reduced since all tokens were there, after each of them."""
     found, since = {}, 0
     for layer in range(depth):
         if layer in whole or layer - 1 in back:
             since = 0
         if layer in layers - whole:
-            since += last if layer == depth - 1 else 1
+            since += 1
             found[layer] = since
     return found
 
 
-LAST = {("closing", 6): 2, ("closing", 12): 4}  # shape and depth -> the blocks that the last one is as good as
-
-
 def every_spread(
-    shape: str, n: int, depth: int, layers: set[int], whole: frozenset[int], back: Counts, target: int
+    by: str, n: int, depth: int, layers: set[int], whole: frozenset[int], back: Counts, target: int
 ) -> list[Counts]:
     """All counts that some amount gives, from none to everything: `amount` of n tokens from every layer of `layers`, or
     that share of what enters it, until `target` are left."""
-    by, turn = SHAPES[shape].by, turns(depth, layers, whole, back, LAST.get((shape, depth), 1))
+    turn = turns(depth, layers, whole, back)
     most = max(turn.values())
     steps = {0.0, 1.0}
     for k in range(1, most + 1):
@@ -145,9 +141,6 @@ CASES = [
     ("ratio", 24, 4, {0, 1, 2, 3}, frozenset(), ()),
     ("ratio", 30, 6, {1, 3, 4}, frozenset(), (3,)),
     ("stages", 29, 5, {0, 2, 4}, frozenset({1}), ()),
-    ("closing", 30, 6, {1, 2, 3, 4, 5}, frozenset(), ()),
-    ("closing", 28, 6, {1, 3, 5}, frozenset({2}), (3,)),
-    ("closing", 40, 12, set(range(1, 11)), frozenset(), ()),
 ]
 by_case = pytest.mark.parametrize(("shape", "n", "depth", "layers", "whole", "back"), CASES)
 
@@ -159,7 +152,7 @@ def test_a_flops_budget_ends_at_the_nearest_share(shape, n, depth, layers, whole
     def cost(counts: Counts) -> float:
         return sum(c * w for c, w in zip(counts, each, strict=True)) / (n * sum(each))
 
-    possible = every_spread(shape, n, depth, layers, whole, back, 1)
+    possible = every_spread(SHAPES[shape].by, n, depth, layers, whole, back, 1)
     shares = [cost(counts) for counts in possible]
     assert len(set(shares)) > 10 and shares == sorted(shares, reverse=True)
     goals = [shares[-1] + (1 - shares[-1]) * k / 41 for k in range(1, 41)]
@@ -182,7 +175,7 @@ def test_a_ratio_takes_the_least_amount_that_meets_it(shape, n, depth, layers, w
     assert min(counts) == target
     by = SHAPES[shape].by
     if by == "ratio":
-        possible = every_spread(shape, n, depth, layers, whole, back, target)
+        possible = every_spread(by, n, depth, layers, whole, back, target)
         assert counts == next(spread for spread in possible if min(spread) == target)
         return
     turn = turns(depth, layers, whole, back)  # fractions of a token wait for the next layer
@@ -198,7 +191,6 @@ OWN_LAYERS = {
         "constant": range(12),
         "after_first": range(1, 12),
         "after_twelfth": range(1, 12),
-        "closing": range(1, 12),
         "delayed": range(4, 12),
         "ratio": range(12),
         "after_quarter": range(3, 12),
@@ -248,15 +240,6 @@ def test_a_budget_moves_to_earlier_layers_only_as_far_as_it_must(shape: str, goa
     assert {layer for layer, (a, b) in enumerate(pairwise((n, *counts))) if b < a} <= moved
     first = next(layer for layer, count in enumerate(counts) if count < n)
     assert first == min(moved) and cost(counts) == pytest.approx(goal, abs=0.02)
-
-
-@pytest.mark.parametrize(("depth", "blocks"), [(12, 4), (24, 8), (3, 1), (2, 1)])
-def test_the_last_block_of_closing_is_as_good_as_a_third_of_all_blocks(depth: int, blocks: int) -> None:
-    counts = Schedule.budget("closing", ratio=0.9).resolve(10**6, depth, any_count)
-    start = depth // 12
-    fall = [math.log(a / b) for a, b in pairwise((10**6, *counts))]
-    assert fall[:start] == [0] * start
-    assert fall[start:] == pytest.approx([fall[start]] * (depth - start - 1) + [blocks * fall[start]], rel=1e-3)
 
 
 def test_a_keep_ratio_below_what_a_method_leaves_is_refused_but_for_rounding() -> None:

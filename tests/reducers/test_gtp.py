@@ -174,8 +174,8 @@ def test_what_options_need() -> None:
     x, attention = torch.randn(1, 6, 4), torch.ones(1, 2, 6, 6) / 6
     with pytest.raises(ValueError, match="gtp needs grid"):
         tokenreduce.plan(x, "gtp", keep=3, attention=attention)
-    with pytest.raises(ValueError, match=r'there are 6 in a grid \(2, 2\); use graph="semantic"'):
-        tokenreduce.plan(x, "gtp", keep=3, attention=attention, grid=(2, 2))
+    with pytest.raises(ValueError, match=r'there are 6 in a grid \(2, 4\); use graph="semantic"'):
+        tokenreduce.plan(x, "gtp", keep=3, attention=attention, grid=(2, 4))
     assert tokenreduce.plan(x, "gtp", keep=3, attention=attention, graph="semantic").count == 3
 
 

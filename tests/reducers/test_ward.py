@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations, pairwise
 
 import pytest
@@ -48,19 +49,27 @@ def clusters(points: list[torch.Tensor], sizes: list[float], keep: int) -> list[
     return [sorted(groups[i]) for i in sorted(groups)]
 
 
+def weighed(case: Case, seen: torch.Tensor, part: float) -> list[float]:
+    """What each token weighs: of its size and of the attention to it, which has a floor."""
+    least = 0.01 / case.n
+    return [m ** (1 - part) * max(float(a), least) ** part for m, a in zip(case.mass, seen[0], strict=True)]
+
+
 @settings(max_examples=60, deadline=None)
-@given(cases(least=2), st.sampled_from([None, 3, 4]), st.booleans(), st.data())
-def test_clusters_as_ward_does(case, width, keys, data) -> None:
+@given(cases(least=2), st.sampled_from([None, 3, 4]), st.booleans(), st.sampled_from([None, 0.0, 0.35, 1.0]), st.data())
+def test_clusters_as_ward_does(case, width, keys, part, data) -> None:
     assume(case.kind == "random")
     keep = data.draw(st.integers(1, case.n))
     shown = torch.randn(1, 2, case.n, 5, generator=torch.Generator().manual_seed(case.n))
     layer = data.draw(st.integers(0, 2)) if keys else data.draw(st.integers(3, 11))
-    tokens = Tokens(case.x, case.sizes, {"mean_keys": lambda: shown.mean(1)}, layer=layer, depth=12)
+    seen = torch.rand(1, case.n, generator=torch.Generator().manual_seed(layer)) ** 4 / case.n
+    entries = {"mean_keys": lambda: shown.mean(1)} | ({} if part is None else {"class_attention": lambda: seen})
+    tokens = Tokens(case.x, case.sizes, entries, layer=layer, depth=12)
     points = list(shown.mean(1)[0]) if keys else sketched(case, width or 1)
-    expected = clusters(points, case.mass, keep)
+    expected = clusters(points, weighed(case, seen, part or 0.0) if layer >= 4 else case.mass, keep)
     for choice in ("reference", "auto"):
         with using(choice):
-            token_map = Ward(width=width).plan(tokens, keep)
+            token_map = Ward(width=width, attention=0.35 if part is None else part).plan(tokens, keep)
         found = [torch.nonzero(token_map.dest[0] == output)[:, 0].tolist() for output in range(keep)]
         assert found == expected
         assert token_map.rep[0].tolist() == [members[0] for members in expected]
@@ -70,6 +79,33 @@ def test_clusters_as_ward_does(case, width, keys, data) -> None:
             total = sum(case.mass[i] for i in members)
             assert torch.allclose(y[0, output], sum(case.x[0, i] * case.mass[i] for i in members) / total, atol=1e-5)
             assert float(sizes[0, output]) == total
+
+
+@pytest.mark.parametrize("rounds", [None, 2])
+def test_what_the_class_token_reads_is_merged_later(rounds) -> None:
+    """Of two equal pairs the one that it looks away from; where it sees nothing, or no number, sizes decide."""
+    pairs = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [-1.0, 0.1]])
+    x = torch.cat([pairs, pairs.flip(1)], 1)[None]
+
+    def merged(seen: torch.Tensor, layer: int = 4, **options: float) -> list[int]:
+        tokens = Tokens(x, None, {"class_attention": lambda: seen}, layer=layer, depth=12)
+        return Ward(rounds=rounds, early=0.0, width=4, **options).plan(tokens, 3).sources[0].tolist()
+
+    left, right = torch.tensor([[0.3, 0.3, 0.01, 0.01]]), torch.tensor([[0.01, 0.01, 0.3, 0.3]])
+    assert set(merged(left)) < {2, 3} and set(merged(right)) < {0, 1}
+    assert merged(left, layer=3) == merged(right, layer=3) == merged(left, attention=0.0)
+    for nothing in (0.0, float("nan")):
+        assert merged(torch.full((1, 4), nothing)) == merged(left, attention=0.0)
+
+
+def test_saved_patches_of_before_weigh_sizes_alone(tmp_path) -> None:
+    model = tokenreduce.patch(fresh_model(BY_NAME["timm_vit_qk_norm"]), "ward", flops=0.7)
+    tokenreduce.save_patch(model, tmp_path / "now.json")
+    written = json.loads((tmp_path / "now.json").read_text())
+    assert written["options"].pop("attention") == 0.35
+    (tmp_path / "before.json").write_text(json.dumps(written))
+    loaded = tokenreduce.load_patch(fresh_model(BY_NAME["timm_vit_qk_norm"]), tmp_path / "before.json")
+    assert tokenreduce.report(loaded).options["attention"] == 0.0
 
 
 def test_without_keys_directions_decide_everywhere() -> None:

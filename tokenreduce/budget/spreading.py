@@ -41,14 +41,13 @@ class Walk(NamedTuple):
             counts.append(now)
         return tuple(counts)
 
-    def order(self, layers: Layers, shape: str) -> dict[int, int]:
-        """How many of `layers` have reduced after each of them, since all tokens were there; the last layer counts for
-        as many as the shape says."""
+    def order(self, layers: Layers) -> dict[int, int]:
+        """How many of `layers` have reduced after each of them, since all tokens were there."""
         order, since = {}, 0
         for layer in range(self.depth):
             since = 0 if layer in self.full else since
             if layer in layers and layer not in self.whole:
-                since += max(1, self.depth * SHAPES[shape].last // 12) if layer == self.depth - 1 else 1
+                since += 1
                 order[layer] = since
         return order
 
@@ -74,7 +73,7 @@ def spread_ratio(walk: Walk, shape: str, layers: Layers | None, ratio: float) ->
 
 def _meet_ratio(walk: Walk, shape: str, layers: Layers, target: int) -> Counts:
     if SHAPES[shape].by == "count":
-        longest = max(walk.order(layers, shape).values())
+        longest = max(walk.order(layers).values())
         counts = spread(walk, shape, layers, (walk.n - target) / (walk.n * longest), target)
         if min(counts) == target:
             return counts
@@ -111,7 +110,7 @@ def _leaves_enough(walk: Walk, shape: str, layers: Layers, flops: float, cost: C
     least = math.ceil(walk.n * SHAPES[shape].left / 12)
     if least == 0:
         return True
-    amount = (walk.n - least) / (walk.n * max(walk.order(layers, shape).values()))
+    amount = (walk.n - least) / (walk.n * max(walk.order(layers).values()))
     return cost(spread(walk, shape, layers, amount, least)) <= flops
 
 
@@ -134,7 +133,7 @@ def layer_choices(walk: Walk, shape: str, layers: Layers | None) -> list[Layers]
 def spread(walk: Walk, shape: str, layers: Layers, amount: float, target: int = 1) -> Counts:
     """Counts when every layer of `layers` gives `amount` (of n, or of what enters), but leaves `target` tokens;
     monotone in `amount`."""
-    n, order = walk.n, walk.order(layers, shape)
+    n, order = walk.n, walk.order(layers)
 
     def kept(layer: int, now: int) -> int:
         if layer not in order:

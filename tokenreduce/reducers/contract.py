@@ -30,7 +30,6 @@ class Shape(NamedTuple):
     start: int = 0  # twelfths of the depth
     spared: int = 0  # layers at the front in which nothing is spent, whatever the depth
     left: int = 0  # twelfths of the tokens: the start comes earlier before a budget in MACs leaves fewer
-    last: int = 0  # twelfths of the depth: the last block removes as much as so many blocks
 
 
 SHAPES = {
@@ -41,13 +40,6 @@ SHAPES = {
     ),
     "ratio": Shape("ratio", (), "the same keep ratio in every block"),
     "after_twelfth": Shape("ratio", (), "the same keep ratio in every block after the first twelfth", 1),
-    "closing": Shape(
-        "ratio",
-        (),
-        "the same keep ratio in every block after the first twelfth, and in the last one that of a third of all blocks",
-        start=1,
-        last=4,
-    ),
     "after_quarter": Shape("ratio", (), "the same keep ratio in every block after the first quarter", 3),
     "root": Shape("root", (), "the square root of the count falls by the same in every block"),
     "stages": Shape("ratio", (3, 6, 9), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),

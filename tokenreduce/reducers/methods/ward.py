@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
 LARGEST = torch.finfo(torch.float32).max
+LEAST = 0.01  # of the mean attention, below which no token weighs less
 
 
 @register
@@ -37,8 +39,11 @@ class Ward(Reducer):
     merged with others that merely resemble them. In the first quarter of the layers the points are keys, mean over
     heads; later they are the directions of features, because the norm in front of every layer that reads a token
     removes its length. Features merge by size-weighted means. Every block after the first twelfth reduces by the same
-    ratio, the last one by that of a third of all blocks: no other token reads what it merges. Restored tokens are what
-    they were plus the change since of the token that stood for them.
+    ratio. Restored tokens are what they were plus the change since of the token that stood for them.
+
+    After the first third of the layers, s is no longer the size alone where the model has a class token: it is
+    `size^(1 - p) a^p` with the attention a that the class token pays to the cluster and p = `attention`. What the class
+    token reads is merged later. Sizes that attention counts stay what they are.
 
     Distances of directions are those of a sketch: channels are added up in `width` groups with fixed random signs,
     which keeps distances on average (count sketch, Charikar et al. 2002) and costs no multiplication.
@@ -48,6 +53,7 @@ class Ward(Reducer):
             each, every second token may merge into the cheapest of the other half, and the best of them do.
         width: channels of the sketch; None: a quarter of the features' channels, at most 64. All of them: no sketch.
         early: the share of the layers, from the first on, that compares keys, where the model shows them.
+        attention: the part p of the class token's attention in what clusters weigh; 0: they weigh their sizes.
         nearness: in state-space models, whose convolution and scans read neighbours, what a step on the grid counts
             next to directions of length 1.
     """
@@ -55,6 +61,7 @@ class Ward(Reducer):
     rounds: int | None = None
     width: int | None = None
     early: float = 0.25
+    attention: float = 0.35
     nearness: float = 0.2
 
     name: ClassVar[str] = "ward"
@@ -63,8 +70,9 @@ class Ward(Reducer):
     year: ClassVar[int] = 2026
     places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
-    uses: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
-    shape: ClassVar[str] = "closing"
+    uses: ClassVar[frozenset[str]] = frozenset({"mean_keys", "class_attention"})
+    shape: ClassVar[str] = "after_twelfth"
+    former: ClassVar[Mapping[str, Any]] = {"attention": 0.0}
     pooling: ClassVar[str] = "delta"
     checked: ClassVar[str] = "its definition"
     fast_path: ClassVar[FastPath] = FastPath(averages_keys=True)
@@ -73,6 +81,7 @@ class Ward(Reducer):
         check_count("rounds", self.rounds, optional=True)
         check_count("width", self.width, optional=True)
         check_number("early", self.early, 0, 1)
+        check_number("attention", self.attention, 0, 1)
         check_number("nearness", self.nearness, 0)
 
     def least(self, n: int) -> int:
@@ -89,12 +98,12 @@ class Ward(Reducer):
             return self.plan_in_place(tokens, keep)
         directions = not (self.compares_keys(tokens.layer, tokens.depth) and tokens.has("mean_keys"))
         x = tokens.features if directions else tokens.keys_to_average
-        compiled = choose("ward_cluster", x)
+        compiled, masses = choose("ward_cluster", x), self.masses(tokens)
         if compiled is None:
             points = self.sketch(normalised(x.float())) if directions else tokens.mean_keys
-            return map_of_clusters(agglomerate(costs(points, tokens.sizes), keep, "ward", tokens.sizes), keep)
+            return map_of_clusters(agglomerate(costs(points, masses), keep, "ward", masses), keep)
         width, signed = self.sketching(x) if directions else (x.shape[-1], None)
-        dest, rep, sources = compiled(x, tokens.sizes, signed, width, directions, keep)
+        dest, rep, sources = compiled(x, masses, signed, width, directions, keep)
         return TokenMap(keep, dest=dest, rep=rep, sources=sources)
 
     def plan_in_place(self, tokens: Tokens, keep: int) -> TokenMap:
@@ -113,25 +122,39 @@ class Ward(Reducer):
         return with_central(clustered(near, sizes, keep), places, sizes)
 
     def plan_in_rounds(self, tokens: Tokens, keep: int, rounds: int) -> TokenMap:
-        x, sizes, first = tokens.features, tokens.sizes, tokens.prefix % 2
+        x, masses, first = tokens.features, self.masses(tokens), tokens.prefix % 2
         counts = round_counts(tokens.count, keep, rounds)
         compiled = choose("ward_match", x)
         if compiled is None:
             points = self.sketch(normalised(x.float()))
             merged = bipartition.merge_in_rounds if suits(points, tokens.count) else merge_in_rounds
-            return merged(points, sizes, counts, first)
+            return merged(points, masses, counts, first)
         width, signed = self.sketching(x)
-        dest, rep, sources = compiled(x, sizes, signed, width, counts, first)
+        dest, rep, sources = compiled(x, masses, signed, width, counts, first)
         return TokenMap(keep, dest=dest, rep=rep, sources=sources)
 
     def work(self, step: Step) -> int:
         width = self.sketch_width(step.width)
         if step.ordered and self.rounds is None:
             return step.n**2 * (width + (2 if self.nearness else 0))
+        weighing = step.class_attention if self.weighs_attention(step.layer, step.depth) else 0
         if self.rounds is not None:
             entered = [step.n, *round_counts(step.n, step.keep, self.rounds)]
-            return sum(step.bipartite(width + 2, n) for n in entered[:-1])  # with both squares
-        return step.n**2 * (step.head_dim if self.compares_keys(step.layer, step.depth) else width)
+            return weighing + sum(step.bipartite(width + 2, n) for n in entered[:-1])  # with both squares
+        return weighing + step.n**2 * (step.head_dim if self.compares_keys(step.layer, step.depth) else width)
+
+    def masses(self, tokens: Tokens) -> Tensor | None:
+        """`(B, N)`: what each token weighs, also where the class token looks away; None: 1 each."""
+        if not self.weighs_attention(tokens.layer, tokens.depth) or not tokens.has("class_attention"):
+            return tokens.sizes
+        seen = tokens.class_attention
+        least = LEAST / tokens.count
+        seen = torch.where(seen > least, seen, least) ** self.attention  # also for what is no number
+        return seen if tokens.sizes is None else seen * tokens.sizes ** (1 - self.attention)
+
+    def weighs_attention(self, layer: int, depth: int) -> bool:
+        """Whether the layer reads the class token's attention, if there is one."""
+        return self.attention > 0 and 3 * layer >= depth
 
     def compares_keys(self, layer: int, depth: int) -> bool:
         """Whether the layer compares keys."""
