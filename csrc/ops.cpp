@@ -20,6 +20,7 @@ STABLE_TORCH_LIBRARY(tokenreduce_kernels, m) {
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("size_bias(Tensor sizes, int prefix, int suffix) -> Tensor");
   m.def("attention_statistics(Tensor queries, Tensor keys, Tensor? bias) -> (Tensor, Tensor)");
+  m.def("class_rows(Tensor queries, Tensor keys, Tensor? bias, int class_tokens) -> Tensor");
   m.def("pitome_energy(Tensor metric, float margin, float alpha, bool above_margin) -> Tensor");
   m.def(
       "restore_apply(Tensor y, Tensor dest, Tensor? before, Tensor? after, int prefix, int suffix) -> Tensor");

@@ -168,7 +168,7 @@ HOOKS = {
 
 def captured_by_hooks(reduction: Reduction, missing: dict[str, str]) -> frozenset[str]:
     """What the method reads of the model, with the queries and keys that attention entries are computed from."""
-    wanted = (reduction.reducer.required() | reduction.reducer.uses) - missing.keys()
+    wanted = reduction.reducer.read_between() - missing.keys()
     return wanted | {"queries", "keys"} if wanted & ATTENTION else wanted
 
 

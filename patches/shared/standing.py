@@ -41,7 +41,7 @@ def count_layers(layers: Iterable[nn.Module], reduction: Reduction) -> int:
 def check_embedding(model: nn.Module, reduction: Reduction) -> None:
     """Raise if a module that noted what the method reads of the input has left the model; one that was wrapped has
     not."""
-    reads = (reduction.reducer.required() | reduction.reducer.uses) & {"grid", "positions", "pixels"}
+    reads = reduction.reducer.read_between() & {"grid", "positions", "pixels"}
     for path in vars(model)[ATTRIBUTE].parts if reads else ():
         module = model.get_submodule(path[0])
         if not any(patch_of(inner) is reduction and _number(inner) < 0 for inner in module.modules()):

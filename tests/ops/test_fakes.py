@@ -43,6 +43,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "bipartite_merge": (LONGER, torch.randn(2, 2, 12, 4), None, 6, 0, 1, 2),
     "size_bias": (SIZES, 1, 2),
     "attention_statistics": (HEADS, HEADS, None),
+    "class_rows": (HEADS.half(), HEADS.half(), SIZES[:, None, None], 2),
     "pitome_energy": (X.half(), 0.5, 1.0, True),
     "restore_apply": (SHORTER, DEST, LONGER, SHORTER, 1, 2),
     "selective_scan": (X, *SCAN),

@@ -27,12 +27,12 @@ def test_a_reducing_layer_launches_few_kernels(method: str, budget: str) -> None
 
 
 def test_rounds_of_ward_launch_far_fewer_than_a_round_a_merge() -> None:
-    assert launches("ward", flops=0.6, rounds=3, attention=0.0)[0] <= 76
+    assert launches("ward", flops=0.6, rounds=3, attended=0.0)[0] <= 76
 
 
 def test_the_attention_that_ward_weighs_launches_little() -> None:
     """14 in each of the 8 layers of 11 that weigh it, of which nine make the attention itself."""
-    weighed, without = (launches("ward", flops=0.6, rounds=3, attention=part)[0] for part in (0.35, 0.0))
+    weighed, without = (launches("ward", flops=0.6, rounds=3, attended=part)[0] for part in (0.35, 0.0))
     assert round(11 * (weighed - without)) <= 14 * 8
 
 

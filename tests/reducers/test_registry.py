@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,6 +14,7 @@ from timms import small_vit
 
 import tokenreduce
 from tokenreduce import TokenMap, patch, report
+from tokenreduce.reducers.registry import ARGUMENTS
 
 
 def test_functional_layer_errors() -> None:
@@ -119,10 +121,19 @@ def test_a_new_method_is_one_class() -> None:
             tokenreduce.register(type("Nameless", (tokenreduce.Reducer,), {"name": "nameless"}))
         with pytest.raises(TypeError, match="must be a frozen dataclass"):
             tokenreduce.register(type("Bare", (First,), {"name": "bare"}))
+        named = {"__annotations__": {"grid": int}, "grid": 4, "name": "named"}
+        with pytest.raises(ValueError, match="Named: grid would be taken for an argument of patch or plan"):
+            tokenreduce.register(dataclass(frozen=True)(type("Named", (First,), named)))
         with pytest.raises(TypeError, match=r"derived from tokenreduce\.Reducer"):
             tokenreduce.register(dict)
     finally:
         registry._registry.pop("first")
+
+
+def test_no_option_can_have_the_name_of_an_argument() -> None:
+    """Else the user could not give it: `patch` and `plan` would take it for their own."""
+    arguments = {name for verb in (patch, tokenreduce.plan) for name in inspect.signature(verb).parameters}
+    assert arguments - {"options", "layer"} <= ARGUMENTS  # fastv has a layer of its own, and none in plan
 
 
 @pytest.mark.parametrize("method", tokenreduce.methods())

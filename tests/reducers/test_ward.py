@@ -69,7 +69,7 @@ def test_clusters_as_ward_does(case, width, keys, part, data) -> None:
     expected = clusters(points, weighed(case, seen, part or 0.0) if layer >= 4 else case.mass, keep)
     for choice in ("reference", "auto"):
         with using(choice):
-            token_map = Ward(width=width, attention=0.35 if part is None else part).plan(tokens, keep)
+            token_map = Ward(width=width, attended=0.35 if part is None else part).plan(tokens, keep)
         found = [torch.nonzero(token_map.dest[0] == output)[:, 0].tolist() for output in range(keep)]
         assert found == expected
         assert token_map.rep[0].tolist() == [members[0] for members in expected]
@@ -93,19 +93,19 @@ def test_what_the_class_token_reads_is_merged_later(rounds) -> None:
 
     left, right = torch.tensor([[0.3, 0.3, 0.01, 0.01]]), torch.tensor([[0.01, 0.01, 0.3, 0.3]])
     assert set(merged(left)) < {2, 3} and set(merged(right)) < {0, 1}
-    assert merged(left, layer=3) == merged(right, layer=3) == merged(left, attention=0.0)
+    assert merged(left, layer=3) == merged(right, layer=3) == merged(left, attended=0.0)
     for nothing in (0.0, float("nan")):
-        assert merged(torch.full((1, 4), nothing)) == merged(left, attention=0.0)
+        assert merged(torch.full((1, 4), nothing)) == merged(left, attended=0.0)
 
 
 def test_saved_patches_of_before_weigh_sizes_alone(tmp_path) -> None:
     model = tokenreduce.patch(fresh_model(BY_NAME["timm_vit_qk_norm"]), "ward", flops=0.7)
     tokenreduce.save_patch(model, tmp_path / "now.json")
     written = json.loads((tmp_path / "now.json").read_text())
-    assert written["options"].pop("attention") == 0.35
+    assert written["options"].pop("attended") == 0.35
     (tmp_path / "before.json").write_text(json.dumps(written))
     loaded = tokenreduce.load_patch(fresh_model(BY_NAME["timm_vit_qk_norm"]), tmp_path / "before.json")
-    assert tokenreduce.report(loaded).options["attention"] == 0.0
+    assert tokenreduce.report(loaded).options["attended"] == 0.0
 
 
 def test_without_keys_directions_decide_everywhere() -> None:

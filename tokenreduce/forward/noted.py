@@ -67,7 +67,7 @@ def noted_grid(reduction: Reduction, count: int) -> Grid | None:
 
 def taken_grid(reduction: Reduction, count: int) -> Grid | None:
     """`noted_grid` for the run that opens now. Where several fit, it is refused only to methods that read grids."""
-    reads = reduction.reducer.required() | reduction.reducer.uses
+    reads = reduction.reducer.read_between()
     fitting = _fitting(reduction, count)
     grid = None if len(fitting) > 1 and not reads & {"grid", "positions"} else noted_grid(reduction, count)
     if fitting and not _is_traced():

@@ -39,7 +39,7 @@ class TokenState:
 
     def restart(self) -> None:
         """The state of tokens that are all there, at the beginning and after restoring within the model."""
-        reads = self.reduction.reducer.required() | self.reduction.reducer.uses
+        reads = self.reduction.reducer.read_between()
         follows = frozenset({"origin"}) if self.reduction.geometry.follows_origin else frozenset()
         self.sizes = self.first_sizes
         self.bias: Tensor | None = None

@@ -91,6 +91,7 @@ class Reducer:
     name, kind, paper (str), year (int): what it is called, merging or pruning or ..., where it was published.
     needs (frozenset of names, empty): the entries (`reducers.entries`) without which its defaults cannot run.
     uses (frozenset of names, empty): entries that it reads where the model has them.
+    between (frozenset of names, empty): the same, but only between the layers of an encoder.
     placement (str, "mid"): reduces "pre" a block, "mid" between attention and MLP, or "post", after the block.
     shape (str, "constant"): how a budget spreads over layers: constant, after_first, delayed, ratio, after_twelfth,
         after_quarter, root, stages, alternate, once, late, middle, first, early or first_and_third, see `SHAPES`.
@@ -119,6 +120,7 @@ class Reducer:
     year: ClassVar[int]
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset()
+    between: ClassVar[frozenset[str]] = frozenset()
     placement: ClassVar[str] = "mid"
     shape: ClassVar[str] = "constant"
     scan_shape: ClassVar[str] = "early"
@@ -183,6 +185,10 @@ class Reducer:
     def required(self) -> frozenset[str]:
         """What these options need of the model; most methods need the same with all options."""
         return self.needs
+
+    def read_between(self) -> frozenset[str]:
+        """What these options read between the layers of an encoder, where the model has it."""
+        return self.required() | self.uses | self.between
 
     def begin(self, tokens: Tokens) -> Any:
         """State for one forward, made of the tokens that enter the first block (features and grid only)."""

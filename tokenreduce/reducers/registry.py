@@ -12,6 +12,11 @@ from tokenreduce.reducers.contract import EVERYWHERE, PLACEMENTS, POSITIONS, SHA
 from tokenreduce.reducers.entries import ENTRIES
 
 METHODS = f"{__name__.rpartition('.')[0]}.methods"  # the folder whose files register themselves
+# What patch and plan take beside options.
+ARGUMENTS = ENTRIES.keys() | {
+    "model", "method", "x", "flops", "r", "ratio", "keep", "layers", "schedule", "restore", "prop_attn", "scan_conv",
+    "scan_gap", "sizes", "prefix", "depth",
+}  # fmt: skip
 _registry: dict[str, type[Reducer]] = {}
 
 
@@ -34,10 +39,16 @@ def register(cls: type[Reducer]) -> type[Reducer]:
             raise unknown(f"{fact} of {cls.__name__}", getattr(cls, fact), SHAPES)
     if cls.plan is Reducer.plan:
         raise InvalidValueError(f"{cls.__name__} has no plan(tokens, keep, state) method")
-    if cls.placement not in PLACEMENTS or not cls.needs | cls.uses <= ENTRIES.keys():
+    if cls.placement not in PLACEMENTS or not cls.needs | cls.uses | cls.between <= ENTRIES.keys():
         raise InvalidValueError(
             f"{cls.__name__}: placement {cls.placement!r} must be one of {PLACEMENTS} "
-            f"and needs and uses {sorted(cls.needs | cls.uses)} among {sorted(ENTRIES)}"
+            f"and needs and uses {sorted(cls.needs | cls.uses | cls.between)} among {sorted(ENTRIES)}"
+        )
+    options = {field.name for field in dataclasses.fields(cls)}
+    if options & ARGUMENTS:
+        raise InvalidValueError(
+            f"{cls.__name__}: {', '.join(sorted(options & ARGUMENTS))} would be taken for an argument of patch or plan; "
+            "choose another name for the option"
         )
     if not cls.places or not cls.places <= EVERYWHERE or cls.positions not in POSITIONS:
         raise InvalidValueError(
@@ -97,7 +108,7 @@ def describe(method: str) -> dict[str, Any]:
     return facts | {
         "summary": first_sentence(cls.__doc__ or ""),
         "needs": sorted(cls.needs),
-        "uses": sorted(cls.uses),
+        "uses": sorted(cls.uses | cls.between),
         "budget": SHAPES[cls.shape].summary,
         "budgeted": cls.budgeted,
         "deterministic": cls.deterministic,

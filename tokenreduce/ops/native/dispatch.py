@@ -35,7 +35,7 @@ KERNELS = {
     "bipartite_merge": "bipartite_match and merge_apply in one call (tome)",
     "size_bias": "what sizes add to attention, protected tokens included",
     "restore_apply": "tokens that come back with the change since, in one pass",
-    "class_rows": "attention of class tokens, mean over heads (evit, topk ...)",
+    "class_rows": "attention of class tokens, mean over heads (evit, ward ...)",
     "fuse_rest": "the map of evit without a sort",
     "merge_fused": "merge_apply where all sources join one output (evit)",
     "selective_scan": "the recurrence of state-space models, with step, skip and gate",
@@ -51,7 +51,7 @@ NOT_TRITON = {
 }  # fmt: skip
 # What each kind of kernel has.
 TRITON = frozenset(KERNELS) - NOT_TRITON
-COMPILED = frozenset(KERNELS) - {"class_rows", "fuse_rest", "merge_fused"}
+COMPILED = frozenset(KERNELS) - {"fuse_rest", "merge_fused"}
 CHOICES = {
     "auto": "compiled for the CPU and Triton on a GPU, where they can run",
     "reference": "PyTorch everywhere",

@@ -42,7 +42,7 @@ class Ward(Reducer):
     ratio. Restored tokens are what they were plus the change since of the token that stood for them.
 
     After the first third of the layers, s is no longer the size alone where the model has a class token: it is
-    `size^(1 - p) a^p` with the attention a that the class token pays to the cluster and p = `attention`. What the class
+    `size^(1 - p) a^p` with the attention a that the class token pays to the cluster and p = `attended`. What the class
     token reads is merged later. Sizes that attention counts stay what they are.
 
     Distances of directions are those of a sketch: channels are added up in `width` groups with fixed random signs,
@@ -53,7 +53,7 @@ class Ward(Reducer):
             each, every second token may merge into the cheapest of the other half, and the best of them do.
         width: channels of the sketch; None: a quarter of the features' channels, at most 64. All of them: no sketch.
         early: the share of the layers, from the first on, that compares keys, where the model shows them.
-        attention: the part p of the class token's attention in what clusters weigh; 0: they weigh their sizes.
+        attended: the part p of the class token's attention in what clusters weigh; 0: they weigh their sizes.
         nearness: in state-space models, whose convolution and scans read neighbours, what a step on the grid counts
             next to directions of length 1.
     """
@@ -61,7 +61,7 @@ class Ward(Reducer):
     rounds: int | None = None
     width: int | None = None
     early: float = 0.25
-    attention: float = 0.35
+    attended: float = 0.35
     nearness: float = 0.2
 
     name: ClassVar[str] = "ward"
@@ -70,9 +70,10 @@ class Ward(Reducer):
     year: ClassVar[int] = 2026
     places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
-    uses: ClassVar[frozenset[str]] = frozenset({"mean_keys", "class_attention"})
+    uses: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
+    between: ClassVar[frozenset[str]] = frozenset({"class_attention"})
     shape: ClassVar[str] = "after_twelfth"
-    former: ClassVar[Mapping[str, Any]] = {"attention": 0.0}
+    former: ClassVar[Mapping[str, Any]] = {"attended": 0.0}
     pooling: ClassVar[str] = "delta"
     checked: ClassVar[str] = "its definition"
     fast_path: ClassVar[FastPath] = FastPath(averages_keys=True)
@@ -81,7 +82,7 @@ class Ward(Reducer):
         check_count("rounds", self.rounds, optional=True)
         check_count("width", self.width, optional=True)
         check_number("early", self.early, 0, 1)
-        check_number("attention", self.attention, 0, 1)
+        check_number("attended", self.attended, 0, 1)
         check_number("nearness", self.nearness, 0)
 
     def least(self, n: int) -> int:
@@ -149,12 +150,12 @@ class Ward(Reducer):
             return tokens.sizes
         seen = tokens.class_attention
         least = LEAST / tokens.count
-        seen = torch.where(seen > least, seen, least) ** self.attention  # also for what is no number
-        return seen if tokens.sizes is None else seen * tokens.sizes ** (1 - self.attention)
+        seen = torch.where(seen > least, seen, least) ** self.attended  # also for what is no number
+        return seen if tokens.sizes is None else seen * tokens.sizes ** (1 - self.attended)
 
     def weighs_attention(self, layer: int, depth: int) -> bool:
         """Whether the layer reads the class token's attention, if there is one."""
-        return self.attention > 0 and 3 * layer >= depth
+        return self.attended > 0 and 3 * layer >= depth
 
     def compares_keys(self, layer: int, depth: int) -> bool:
         """Whether the layer compares keys."""
