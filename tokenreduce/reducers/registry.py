@@ -46,9 +46,9 @@ def register(cls: type[Reducer]) -> type[Reducer]:
         )
     options = {field.name for field in dataclasses.fields(cls)}
     if options & ARGUMENTS:
+        named = ", ".join(sorted(options & ARGUMENTS))
         raise InvalidValueError(
-            f"{cls.__name__}: {', '.join(sorted(options & ARGUMENTS))} would be taken for an argument of patch or plan; "
-            "choose another name for the option"
+            f"{cls.__name__}: {named} would be taken for an argument of patch or plan; choose another name for the option"
         )
     if not cls.places or not cls.places <= EVERYWHERE or cls.positions not in POSITIONS:
         raise InvalidValueError(
