@@ -48,7 +48,7 @@ def register(cls: type[Reducer]) -> type[Reducer]:
     if options & ARGUMENTS:
         named = ", ".join(sorted(options & ARGUMENTS))
         raise InvalidValueError(
-            f"{cls.__name__}: {named} would be taken for an argument of patch or plan; choose another name for the option"
+            f"{cls.__name__}: {named} would be taken for an argument of patch or plan; give the option another name"
         )
     if not cls.places or not cls.places <= EVERYWHERE or cls.positions not in POSITIONS:
         raise InvalidValueError(
