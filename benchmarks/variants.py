@@ -33,7 +33,9 @@ AUTHORS: dict[str, dict[str, Any]] = {
     "gtp": {},
 }
 OURS: dict[str, dict[str, Any]] = {"ats": {}, "topk": {}, "zero_tprune": {}, "evit": {}, "gtp": {"inherit": True}}
-WARD: tuple[dict[str, Any], ...] = ({}, {"early": 0.0}, {"early": 0.5}, {"early": 1.0}, {"width": 32}, {"rounds": 3})
+WARD: tuple[dict[str, Any], ...] = (
+    {}, {"attended": 0.0}, {"early": 0.0}, {"early": 0.5}, {"early": 1.0}, {"width": 32}, {"rounds": 3},
+)  # fmt: skip
 
 
 def arms() -> list[Arm]:
