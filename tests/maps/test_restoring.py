@@ -1,4 +1,4 @@
-"""Four ways to have all tokens back, against loops; restoring in mid-network."""
+"""Five ways to have all tokens back, against loops; restoring in mid-network."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import timm
 import torch
+from kriged import beyond
 from torch import Tensor
 
 import tokenreduce
 from tokenreduce import InvalidValueError, Schedule, TokenMap, patch, report
-from tokenreduce.maps.restoring import MODES, restore_tokens
+from tokenreduce.maps.restoring import MODES, Around, restore_tokens
 from tokenreduce.patching.verbs import change_patch
 
 PREFIX, SUFFIX = 2, 1
@@ -57,7 +58,7 @@ def by_hand(mode: str, y: Tensor, token_map: TokenMap, before: Tensor, after: Te
                 rows[b, i] = image[b, stands]
             elif mode == "soft":
                 rows[b, i] = sum(weights[k] * image[b, k] for k in range(m))
-            elif mode == "delta":
+            elif mode in ("delta", "kriging"):
                 rows[b, i] = was[b, i] + sum(weights[k] * (image[b, k] - held[b, k]) for k in range(m))
             elif stays is not None:
                 rows[b, i] = image[b, stands] if stays else was[b, i]
@@ -66,7 +67,9 @@ def by_hand(mode: str, y: Tensor, token_map: TokenMap, before: Tensor, after: Te
                 rows[b, i] = image[b, mine[-1]] if mine else was[b, i]
     changed = y - after  # protected tokens are those of now, in every mode
     edges = (before[:, :PREFIX] + changed[:, :PREFIX], before[:, -SUFFIX:] + changed[:, -SUFFIX:])
-    if mode != "delta":
+    if mode == "kriging" and token_map.dest is not None:  # maps that mix have no one output for each token
+        rows += beyond(image, held, was, token_map.dest)
+    if mode not in ("delta", "kriging"):
         edges = (y[:, :PREFIX], y[:, -SUFFIX:])
     return torch.cat([edges[0], rows, edges[1]], 1)
 
@@ -79,10 +82,10 @@ def test_every_mode_against_a_loop(mode, chain) -> None:
     around = []
     for step, token_map in enumerate(maps):
         after = token_map.apply(x, None, PREFIX, SUFFIX)
-        around.append((x, after))
+        around.append(Around(x, after))
         x = after + torch.randn(after.shape, generator=torch.Generator().manual_seed(step))  # what a layer adds
     expected = x
-    for token_map, (before, after) in zip(reversed(maps), reversed(around), strict=True):
+    for token_map, (before, after, _) in zip(reversed(maps), reversed(around), strict=True):
         expected = by_hand(mode, expected, token_map, before, after)
     found = restore_tokens(mode, x, maps, around, PREFIX, SUFFIX)
     assert torch.allclose(found, expected, atol=1e-5)
@@ -98,18 +101,19 @@ def model():
 def test_modes_differ_and_auto_is_the_methods_own(model) -> None:
     x = torch.randn(2, 3, 64, 64)
     maps = {}
-    for mode in ("auto", True, "copy", "freeze", "delta"):
+    for mode in ("auto", True, "copy", "freeze", "delta", "kriging"):
         patch(model, "tome", ratio=0.5, restore=mode)
         [maps[mode]] = model.forward_intermediates(x, indices=1, intermediates_only=True)
     own = tokenreduce.describe("tome")["restoring"]
     assert torch.equal(maps["auto"], maps[own]) and torch.equal(maps[True], maps[own])
+    assert not torch.equal(maps["kriging"], maps["delta"])
     assert not torch.equal(maps["copy"], maps["delta"]) and not torch.equal(maps["copy"], maps["freeze"])
 
 
 @torch.no_grad()
 def test_taps_and_end_restore_in_the_same_way(model) -> None:
     x = torch.randn(2, 3, 64, 64)
-    for mode in ("copy", "freeze", "delta"):
+    for mode in ("copy", "freeze", "delta", "kriging"):
         patch(model, "tome", ratio=0.5, restore=mode)
         [tapped] = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
         restoring = tokenreduce.patching.finding.reduction_of(model).restoring
@@ -123,7 +127,7 @@ def test_ways_that_a_method_does_not_have_are_refused(model) -> None:
         patch(model, "expedit", ratio=0.5, restore="freeze")
     with pytest.raises(InvalidValueError, match="tome has no such way"):
         patch(model, "tome", ratio=0.5, restore="soft")
-    with pytest.raises(InvalidValueError, match=r'valid: True, False, "auto", "copy", "freeze", "delta"$'):
+    with pytest.raises(InvalidValueError, match=r'valid: True, False, "auto", "copy", "freeze", "delta", "kriging"$'):
         patch(model, "tome", ratio=0.5, restore="middle")
 
 

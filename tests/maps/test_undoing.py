@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce import TokenMap
-from tokenreduce.maps.restoring import Restoring, looks_back, restore_tokens, undoing
+from tokenreduce.maps.restoring import MODES, Around, Restoring, looks_back, restore_tokens, undoing
 
 BATCH, PREFIX, SUFFIX = 2, 2, 1
 
@@ -82,7 +82,7 @@ def test_a_patch_cannot_change_how_it_restores() -> None:
 
 
 def test_modes_that_look_back() -> None:
-    assert [mode for mode in ("copy", "soft", "freeze", "delta") if looks_back(mode)] == ["freeze", "delta"]
+    assert [mode for mode in MODES if looks_back(mode)] == ["freeze", "delta", "kriging"]
 
 
 def test_modes_that_look_back_need_the_tokens_around_each_map() -> None:
@@ -99,11 +99,12 @@ def test_delta_gives_back_what_nothing_has_changed_and_freeze_the_tokens_that_le
     start, around = x, []
     for token_map in maps:
         after = token_map.apply(x, None, prefix, suffix)
-        around.append((x, after))
+        around.append(Around(x, after))
         x = after
-    assert torch.allclose(restore_tokens("delta", x, maps, around, prefix, suffix), start, atol=1e-6)
+    for mode in ("delta", "kriging"):
+        assert torch.allclose(restore_tokens(mode, x, maps, around, prefix, suffix), start, atol=1e-6)
     expected = x
-    for token_map, (before, _) in zip(reversed(maps), reversed(around), strict=True):
+    for token_map, (before, _, _) in zip(reversed(maps), reversed(around), strict=True):
         frozen = before.clone()
         frozen[:, :prefix], frozen[:, prefix + token_map.entered :] = (
             expected[:, :prefix],
@@ -122,7 +123,7 @@ def test_restoring_passes_gradients_on(mode: str) -> None:
     before = torch.randn(1, 3, 2, requires_grad=True)
     after = token_map.apply(before)
     grown = after * 2
-    out = restore_tokens(mode, grown, [token_map], [(before, after)], 0, 0)
+    out = restore_tokens(mode, grown, [token_map], [Around(before, after)], 0, 0)
     out.sum().backward()
     # How often each input token is in the sum, by hand: outputs are means of tokens 0 and 2, and token 1.
     expected = {"copy": [2, 2, 2], "soft": [2, 2, 2], "freeze": [1, 2, 2], "delta": [2, 2, 2]}[mode]

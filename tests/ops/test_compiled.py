@@ -13,7 +13,7 @@ from kernel_calls import DTYPES, FIELDS, STRIDES, best_matches, by_reference, ex
 from torch import Tensor
 
 import tokenreduce
-from tokenreduce.maps.restoring import restore_tokens
+from tokenreduce.maps.restoring import Around, restore_tokens
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.native import dispatch
 from tokenreduce.reducers.parts.bipartite import match_bipartite
@@ -115,7 +115,7 @@ def test_merging_is_the_reference(case: tuple[Tensor, TokenMap, Tensor | None, i
 def test_restoring_a_change_is_the_reference(case: tuple[Tensor, TokenMap, Tensor | None, int, int]) -> None:
     before, token_map, sizes, prefix, suffix = case
     after = token_map.apply(before, sizes, prefix, suffix)
-    arguments = ("delta", after * 2, [token_map], [(before, after)], prefix, suffix)
+    arguments = ("delta", after * 2, [token_map], [Around(before, after)], prefix, suffix)
     expected = by_reference(restore_tokens, *arguments)
     tolerance = 1e-5 if before.dtype.itemsize > 2 else 0.05
     torch.testing.assert_close(restore_tokens(*arguments), expected, rtol=tolerance, atol=tolerance)
@@ -196,6 +196,8 @@ WRONG = [
     ("restore_apply", (X[:, :3], DEST, X[:, :3], X[:, :3], 0, 0), "before"),
     ("restore_apply", (X[:, :3], DEST, X, X, 0, 0), "after"),
     ("restore_apply", (X[:, :3], DEST, X.double(), X[:, :3], 0, 0), "before"),
+    ("krige_apply", (X[:, :3], DEST, X, X, 0, 0, 16, 2.0, 0.01), "after"),
+    ("krige_apply", (X[:, :3], DEST, X, X[:, :3], 0, 0, 0, 2.0, 0.01), "nearest is 0"),
 ]
 
 

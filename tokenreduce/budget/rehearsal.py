@@ -10,7 +10,8 @@ import torch
 
 from tokenreduce.budget.counting import count_flops
 from tokenreduce.budget.geometry import Geometry
-from tokenreduce.maps.restoring import restore_tokens
+from tokenreduce.maps.kriging import kriging_work
+from tokenreduce.maps.restoring import Around, restore_tokens
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.entries import fake_entries
 from tokenreduce.reducers.step import Step
@@ -47,14 +48,15 @@ class Rehearsal:
     def plan(self, layer: int, n: int, keep: int) -> int:
         """MACs of planning and applying one reduction in `layer`, and of undoing it."""
         if self.reducer.states_work:
-            return self.reducer.work(self._step(layer, n, keep)) + self._auxiliary_work(layer, n)
+            undoing = kriging_work(n, keep, self.geometry.width) if self.restoring == "kriging" else 0
+            return self.reducer.work(self._step(layer, n, keep)) + undoing + self._auxiliary_work(layer, n)
 
         def work() -> None:
             tokens = self._tokens(layer, n)
             token_map = self.reducer.plan(tokens, keep, self._state())
             reduced = token_map.apply(tokens.features)
             if self.restoring is not None:
-                around = [(tokens.features, reduced)]
+                around = [Around(tokens.features, reduced)]
                 restore_tokens(self.restoring, reduced, [token_map], around, 0, 0)
 
         return self._counted(("plan", self.entered, layer, n, keep), work)
@@ -103,7 +105,7 @@ class Rehearsal:
             suffix=shape.suffix,
             class_tokens=shape.class_tokens,
             grid=self._grid(),
-            undone=self.restoring in ("soft", "delta"),
+            undone=self.restoring in ("soft", "delta", "kriging"),
             ordered=bool(shape.ordered),
         )
 

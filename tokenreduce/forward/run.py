@@ -19,7 +19,7 @@ from tokenreduce.forward.shown import Attend, Shown, Video, without_history
 from tokenreduce.forward.state import TokenState
 from tokenreduce.forward.taps import Taps
 from tokenreduce.maps.ordering import in_order
-from tokenreduce.maps.restoring import looks_back, restore_tokens
+from tokenreduce.maps.restoring import Around, looks_back, restore_tokens
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.beside import beside, pays
 from tokenreduce.ops.modes import without_autocast, without_gradients
@@ -137,7 +137,8 @@ class Run(TokenState):
         self.maps.append(token_map)
         self.history.append((layer, token_map))
         if self.keeps_around:
-            self.around.append((before, x))
+            empty = None if self.valid is None or self.sizes is None else self.sizes == 0
+            self.around.append(Around(before, x, empty))
         return x
 
     def leave(self, layer: int, x: Tensor, everything: bool = False) -> Tensor:

@@ -1,25 +1,36 @@
-"""How reduced tokens become all tokens again: four ways of undoing a chain of maps."""
+"""How reduced tokens become all tokens again: five ways of undoing a chain of maps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+from torch.nn import functional as F
 
+from tokenreduce.maps.kriging import NEAREST, REACH, RIDGE, kriging
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.constants import counting
-from tokenreduce.ops.merging import restore_change
-from tokenreduce.ops.rows import with_protected
+from tokenreduce.ops.merging import krige_change, restore_change
+from tokenreduce.ops.rows import between, with_protected
 
 MODES = {
     "copy": "each token takes what the token that stands for it holds",
     "soft": "each token mixes several reduced tokens, as the method itself says",
     "freeze": "tokens that left stay what they were when they left",
     "delta": "each token is what it was, plus the change since of what stands for it",
+    "kriging": "as delta, where the change of merged tokens is predicted for each from what like ones have changed by",
 }
-# The tokens before and after a map, all protected tokens included.
-Around = tuple[Tensor, Tensor]
+
+
+class Around(NamedTuple):
+    """The tokens before and after a map, all protected tokens included; `empty (B, M)` is True for outputs that hold
+    padding alone, None: there are none."""
+
+    before: Tensor
+    after: Tensor
+    empty: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Restoring:
 
 def looks_back(mode: str) -> bool:
     """Whether a mode needs the tokens as they were around each map."""
-    return mode in ("freeze", "delta")
+    return mode in ("freeze", "delta", "kriging")
 
 
 def restore_tokens(
@@ -60,11 +71,13 @@ def restore_tokens(
         for token_map in undoing(maps, soft=mode == "soft"):
             x = token_map.restore(x, prefix, suffix)
         return x
-    for token_map, (before, after) in zip(reversed(maps), reversed(around), strict=True):
-        if mode == "delta":
-            x = _add_change(x, token_map, before, after, prefix, suffix)
+    for token_map, known in zip(reversed(maps), reversed(around), strict=True):
+        if mode == "freeze":
+            x = _freeze(x, token_map, known.before, prefix, suffix)
+        elif mode == "kriging" and _is_integer(token_map):
+            x = _krige(x, token_map, known, prefix, suffix)
         else:
-            x = _freeze(x, token_map, before, prefix, suffix)
+            x = _add_change(x, token_map, known.before, known.after, prefix, suffix)
     return x
 
 
@@ -75,6 +88,20 @@ def _add_change(x: Tensor, token_map: TokenMap, before: Tensor, after: Tensor, p
         if restored is not None:
             return restored
     return before + token_map.restore(x - after, prefix, suffix)
+
+
+def _krige(x: Tensor, token_map: TokenMap, known: Around, prefix: int, suffix: int) -> Tensor:
+    """`_add_change`, with what members of merged tokens have changed by beyond these."""
+    before, after, empty = known
+    dest: Tensor = token_map.dest  # type: ignore[assignment]
+    if empty is None:
+        restored = krige_change(x, after, before, dest, prefix, suffix, NEAREST, REACH, RIDGE)
+        if restored is not None:
+            return restored
+    restored = _add_change(x, token_map, before, after, prefix, suffix)
+    now, then, was = (between(rows, prefix, suffix) for rows in (x, after, before))
+    beyond = kriging(now, then, was, dest, empty).to(restored.dtype)
+    return restored + F.pad(beyond, (0, 0, prefix, suffix))
 
 
 def undoing(maps: Sequence[TokenMap], soft: bool = True) -> list[TokenMap]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,12 +37,32 @@ def merge_fused(
 def restore_change(x: Tensor, after: Tensor, before: Tensor, dest: Tensor, prefix: int, suffix: int) -> Tensor | None:
     """`before (B, prefix + N + suffix, C)` plus what `after (B, prefix + M + suffix, C)` has become in `x` since, by
     `dest (B, N)`."""
+    compiled = _restoring("restore_apply", x, after, before)
+    return None if compiled is None else compiled(x, dest, before, after, prefix, suffix)
+
+
+def krige_change(
+    x: Tensor,
+    after: Tensor,
+    before: Tensor,
+    dest: Tensor,
+    prefix: int,
+    suffix: int,
+    nearest: int,
+    reach: float,
+    ridge: float,
+) -> Tensor | None:
+    """`restore_change`, plus what `maps.kriging` predicts beyond it with these constants."""
+    compiled = _restoring("krige_apply", x, after, before)
+    return None if compiled is None else compiled(x, dest, before, after, prefix, suffix, nearest, reach, ridge)
+
+
+def _restoring(name: str, x: Tensor, after: Tensor, before: Tensor) -> Callable[..., Any] | None:
     if torch.is_grad_enabled() and (before.requires_grad or after.requires_grad):
         return None
     if not x.dtype == before.dtype == after.dtype:  # as autocast may leave them; PyTorch promotes
         return None
-    compiled = choose("restore_apply", x)
-    return None if compiled is None else compiled(x, dest, before, after, prefix, suffix)
+    return choose(name, x)
 
 
 def size_bias(sizes: Tensor, prefix: int, suffix: int) -> Tensor:

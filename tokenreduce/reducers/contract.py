@@ -103,7 +103,8 @@ class Reducer:
     deterministic (bool, True): the same input gives the same map.
     exportable (bool or "unknown"): it compiles and exports whole with a budget, to ONNX too.
     checked (str, "unknown"): what its results were compared with.
-    restoring (str, "delta"): how tokens come back in maps, unless the user says otherwise: copy, soft, freeze or delta.
+    restoring (str, "delta"): how tokens come back in maps, unless the user says otherwise: copy, soft, freeze,
+        delta or kriging.
     pooling (str, "copy"): how they come back for a head that pools them.
     modes (tuple of str): the ways of coming back that its maps allow.
     places (frozenset, {"encoder"}): it reduces between the layers of an "encoder", before a "language" model, or both.
@@ -132,7 +133,7 @@ class Reducer:
     checked: ClassVar[str] = UNKNOWN
     restoring: ClassVar[str] = "delta"
     pooling: ClassVar[str] = "copy"
-    modes: ClassVar[tuple[str, ...]] = ("copy", "freeze", "delta")
+    modes: ClassVar[tuple[str, ...]] = ("copy", "freeze", "delta", "kriging")
     places: ClassVar[frozenset[str]] = ENCODER
     positions: ClassVar[str] = "keep"
     former: ClassVar[Mapping[str, Any]] = {}

@@ -35,6 +35,7 @@ KERNELS = {
     "bipartite_merge": "bipartite_match and merge_apply in one call (tome)",
     "size_bias": "what sizes add to attention, protected tokens included",
     "restore_apply": "tokens that come back with the change since, in one pass",
+    "krige_apply": "tokens that come back with the change since, predicted for each (ward)",
     "class_rows": "attention of class tokens, mean over heads (evit, ward ...)",
     "fuse_rest": "the map of evit without a sort",
     "merge_fused": "merge_apply where all sources join one output (evit)",
@@ -47,7 +48,7 @@ KERNELS = {
 }
 NOT_TRITON = {
     "attention_statistics", "pitome_energy", "ward_in_place", "order_outputs", "scan_walks", "causal_conv",
-    "causal_conv_backward",
+    "causal_conv_backward", "krige_apply",
 }  # fmt: skip
 # What each kind of kernel has.
 TRITON = frozenset(KERNELS) - NOT_TRITON

@@ -93,6 +93,10 @@ def restore_apply(
     return y.new_empty(y.shape[0], prefix + dest.shape[1] + suffix, y.shape[2])
 
 
+def krige_apply(y: Tensor, dest: Tensor, before: Tensor, after: Tensor, prefix: int, suffix: int, *rest: Any) -> Tensor:
+    return restore_apply(y, dest, before, after, prefix, suffix)
+
+
 def selective_scan(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -133,6 +137,7 @@ FAKES = (
     class_rows,
     pitome_energy,
     restore_apply,
+    krige_apply,
     selective_scan,
     selective_scan_backward,
     order_outputs,

@@ -59,6 +59,7 @@ class VisionZip(Reducer):
     shape: ClassVar[str] = "first"
     places: ClassVar[frozenset[str]] = frozenset({"language"})
     positions: ClassVar[str] = "renumber"
+    modes: ClassVar[tuple[str, ...]] = ("copy", "freeze", "delta")
 
     def __post_init__(self) -> None:
         check_number("contextual", self.contextual, 0, 1)

@@ -74,7 +74,7 @@ class Ward(Reducer):
     between: ClassVar[frozenset[str]] = frozenset({"class_attention"})
     shape: ClassVar[str] = "after_twelfth"
     former: ClassVar[Mapping[str, Any]] = {"attended": 0.0}
-    pooling: ClassVar[str] = "delta"
+    pooling: ClassVar[str] = "kriging"
     checked: ClassVar[str] = "its definition"
     fast_path: ClassVar[FastPath] = FastPath(averages_keys=True)
 
