@@ -13,6 +13,7 @@ import versions
 
 import tokenreduce
 from tokenreduce.cli.output import COLUMNS
+from tokenreduce.maps.restoring import MODES
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -104,7 +105,7 @@ def dense(data: dict, task: str) -> str:
 
 def restoring(data: dict) -> str:
     """Methods by rows, ways of restoring by columns: change of the figure in points."""
-    modes = ("copy", "soft", "freeze", "delta")
+    modes = tuple(MODES)
     lines = [f"| method | {' | '.join(modes)} |", "|---|" + "---:|" * len(modes)]
     for method, changes in sentences.by_mode(data).items():
         cells = [f"{100 * changes[mode]:+.2f}" if mode in changes else "" for mode in modes]

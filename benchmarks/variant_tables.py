@@ -35,7 +35,7 @@ def tables(read: dict[str, Data]) -> dict[tuple[str, str], str]:
     data = read.get("variants")
     made = {}
     for place, wanted in ((("docs/ward.md", "variants"), True), (("docs/methods.md", "inherit"), False)):
-        rows = [row for row in (data or {}).get("rows", []) if row["method"] != "tome"]
-        rows = [row for row in rows if (row["method"] == "ward") is wanted]
+        rows = [row for row in (data or {}).get("rows", []) if row["method"] != "tome" or row["options"]]
+        rows = [row for row in rows if (row["method"] == "ward" or "restore" in row["options"]) is wanted]
         made[place] = table(rows) if rows else NOT_MEASURED.format(name="variants")
     return made

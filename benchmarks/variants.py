@@ -34,14 +34,20 @@ AUTHORS: dict[str, dict[str, Any]] = {
 }
 OURS: dict[str, dict[str, Any]] = {"ats": {}, "topk": {}, "zero_tprune": {}, "evit": {}, "gtp": {"inherit": True}}
 WARD: tuple[dict[str, Any], ...] = (
-    {}, {"attended": 0.0}, {"early": 0.0}, {"early": 0.5}, {"early": 1.0}, {"width": 32}, {"rounds": 3},
+    {}, {"attended": 0.0}, {"early": 0.0}, {"early": 0.5}, {"early": 1.0}, {"width": 32}, {"rounds": 3}, {"restore": "delta"},
 )  # fmt: skip
 
 
 def arms() -> list[Arm]:
     """`tome` first: errors are given in multiples of its errors."""
     pruning = [(name, options) for name in AUTHORS for options in (AUTHORS[name], OURS[name])]
-    every = [("tome", {}), *(("ward", options) for options in WARD), *pruning, ("random", {})]
+    every = [
+        ("tome", {}),
+        ("tome", {"restore": "kriging"}),
+        *(("ward", options) for options in WARD),
+        *pruning,
+        ("random", {}),
+    ]
     return [Arm(name, flops=FLOPS, **options) for name, options in every]
 
 

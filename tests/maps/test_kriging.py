@@ -145,6 +145,7 @@ def test_its_gradients_are_those_of_differences() -> None:
 
 def test_it_is_the_own_way_of_ward_alone_and_open_to_methods_of_whole_maps() -> None:
     methods = {name: tokenreduce.describe(name) for name in tokenreduce.methods("encoder")}
-    assert [name for name, about in methods.items() if "kriging" in (about["pooling"], about["restoring"])] == ["ward"]
+    ours = [name for name, about in methods.items() if "kriging" in (about["pooling"], about["restoring"])]
+    assert ours == ["ward"]
     without = {name for name, about in methods.items() if "kriging" not in about["modes"]}
     assert without == {"expedit", "gtp", "mame", "token_transforming"}  # their maps are many-to-many

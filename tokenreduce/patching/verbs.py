@@ -80,8 +80,8 @@ def patch(
         layers: the 0-based layers that reduce, instead of the method's own.
         restore: "auto" gives all tokens back where an output is a map (`forward_intermediates`, pooling heads) and
             leaves token outputs reduced; True always gives them back, False never does (a pooling head then weighs
-            each token the same, however many it stands for). The name of a mode (copy, soft, freeze, delta) restores
-            where "auto" would, in that mode.
+            each token the same, however many it stands for). The name of a mode (copy, soft, freeze, delta, kriging)
+            restores where "auto" would, in that mode.
         prop_attn: "auto" adds log(size) to each key's logit, so that a token standing for s others counts s times; it
             is off for masked-autoencoder weights, which it hurts.
         scan_conv: of state-space models, what the convolution reads in the place of a token that is gone: "stand_in",

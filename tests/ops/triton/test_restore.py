@@ -10,7 +10,7 @@ from kernel_calls import DTYPES, STRIDES, by_reference, strided
 from torch import Tensor
 
 pytest.importorskip("triton")
-from tokenreduce.maps.restoring import restore_tokens
+from tokenreduce.maps.restoring import Around, restore_tokens
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.merging import size_bias
 from tokenreduce.ops.native import dispatch
@@ -35,7 +35,7 @@ def check(now: Tensor, after: Tensor, before: Tensor, token_map: TokenMap, prefi
     assert copied.is_contiguous()
     torch.testing.assert_close(copied, token_map.restore(now, prefix, suffix), rtol=0, atol=0, equal_nan=True)
     with dispatch.using("triton"):
-        found = restore_tokens("delta", now, [token_map], [(before, after)], prefix, suffix)
+        found = restore_tokens("delta", now, [token_map], [Around(before, after)], prefix, suffix)
     wide = [t.double() for t in (now, before, after)]
     expected = by_reference(restore_tokens, "delta", wide[0], [token_map], [tuple(wide[1:])], prefix, suffix)
     tolerance = TOLERANCE[now.dtype]
