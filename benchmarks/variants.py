@@ -34,7 +34,8 @@ AUTHORS: dict[str, dict[str, Any]] = {
 }
 OURS: dict[str, dict[str, Any]] = {"ats": {}, "topk": {}, "zero_tprune": {}, "evit": {}, "gtp": {"inherit": True}}
 WARD: tuple[dict[str, Any], ...] = (
-    {}, {"attended": 0.0}, {"early": 0.0}, {"early": 0.5}, {"early": 1.0}, {"width": 32}, {"rounds": 3}, {"restore": "delta"},
+    {}, {"attended": 0.0}, {"early": 0.0}, {"early": 0.5}, {"early": 1.0}, {"width": 32}, {"rounds": 3},
+    {"restore": "delta"},
 )  # fmt: skip
 
 

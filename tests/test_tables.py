@@ -166,12 +166,14 @@ def restored(**methods: dict[str, float]) -> dict[str, Any]:
 
 
 def test_restoring() -> None:
-    data = restored(ward={"copy": -0.01, "delta": -0.005}, gtp={"copy": -0.02, "soft": -0.03, "freeze": 0.04})
+    data = restored(
+        ward={"copy": -0.01, "delta": -0.005, "kriging": 0.01}, gtp={"copy": -0.02, "soft": -0.03, "freeze": 0.04}
+    )
     assert make_table.restoring(data) == lines("""
-        | method | copy | soft | freeze | delta |
-        |---|---:|---:|---:|---:|
-        | `ward` | -1.00 |  |  | -0.50 |
-        | `gtp` | -2.00 | -3.00 | +4.00 |  |
+        | method | copy | soft | freeze | delta | kriging |
+        |---|---:|---:|---:|---:|---:|
+        | `ward` | -1.00 |  |  | -0.50 | +1.00 |
+        | `gtp` | -2.00 | -3.00 | +4.00 |  |  |
     """)
 
 
@@ -179,9 +181,15 @@ def test_restoring_in_words() -> None:
     segmentation = restored(ward={"copy": -0.01, "delta": -0.005}, tome={"copy": -0.01, "delta": -0.0125})
     tie = {"copy": -0.02001, "freeze": -0.04, "delta": -0.02002}
     detection = restored(ward=tie, tome={"copy": -0.01, "delta": -0.011}, evit={"freeze": -0.01, "delta": -0.009})
-    assert sentences.restoring(segmentation, detection) == (
-        '`"delta"` is the best way for 1 of 2 methods in segmentation and for 2 of 3 methods in detection (1 of them '
+    copying = (
+        'Of the ways that predict nothing `"delta"` is the best for 1 of 2 methods in segmentation and for 2 of 3 methods in detection (1 of them '
         "in a tie), and never more than 0.25 points worse than the best."
+    )
+    assert sentences.restoring(segmentation, detection) == copying
+    more = restored(ward={"delta": -0.02, "kriging": -0.005}, tome={"delta": -0.01, "kriging": -0.0125})
+    assert sentences.restoring(more, restored(evit={"delta": 0.01, "kriging": 0.01})).endswith(
+        ' `"kriging"` gains up to 1.50 points on it and loses 0.25 at most; it is better for 1 of 3 pairs of a method '
+        "and a task."
     )
 
 
