@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tokenreduce.lab.environment import environment
 from tokenreduce.lab.speed.timing import Times, interleave
+from tokenreduce.maps.restoring import Around, restore_tokens
 from tokenreduce.models.vim import vim_tiny
 from tokenreduce.ops.native import dispatch
 from tokenreduce.ops.selective_scan import scan_now
@@ -96,6 +97,16 @@ def ward(batch: int, n: int, rounds: int) -> list[Row]:
     return rows
 
 
+def restoring(batch: int, n: int, rounds: int) -> Row:
+    """A tenth of the tokens, merged by pairs, comes back by kriging."""
+    x, removed = torch.randn(batch, n, CHANNELS), n // 10
+    token_map = match_bipartite(x, n - removed)
+    merged = token_map.apply(x)
+    arguments = ("kriging", merged + merged.sin(), [token_map], [Around(x, merged)], 0, 0)
+    found = timed(by_choice(lambda: restore_tokens(*arguments)), rounds)
+    return row_of(found, kernel="krige_apply", batch=batch, tokens=n, key_channels=CHANNELS, removed=removed)
+
+
 def scan(batch: int, threads: int, rounds: int) -> list[Row]:
     """One walk of a Vim-Ti of 224 pixels, and all of the model: each with kernels and with the loop."""
     torch.set_num_threads(threads)
@@ -126,6 +137,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows = [matching(*size, args.rounds) for size in SIZES]
     rows += [row for batch, n in WARD for row in ward(batch, n, args.rounds)]
+    rows += [restoring(batch, n, args.rounds) for batch, n in WARD]
     grown = growth(args.rounds)
     content = {"threads": args.threads, "rounds": args.rounds, "environment": environment(), "rows": rows}
     content |= {"growth": grown, "memory": kernel_memory.rows()}

@@ -182,8 +182,8 @@ def test_restoring_in_words() -> None:
     tie = {"copy": -0.02001, "freeze": -0.04, "delta": -0.02002}
     detection = restored(ward=tie, tome={"copy": -0.01, "delta": -0.011}, evit={"freeze": -0.01, "delta": -0.009})
     copying = (
-        'Of the ways that predict nothing `"delta"` is the best for 1 of 2 methods in segmentation and for 2 of 3 methods in detection (1 of them '
-        "in a tie), and never more than 0.25 points worse than the best."
+        'Of the ways that predict nothing `"delta"` is the best for 1 of 2 methods in segmentation and for 2 of 3 '
+        "methods in detection (1 of them in a tie), and never more than 0.25 points worse than the best."
     )
     assert sentences.restoring(segmentation, detection) == copying
     more = restored(ward={"delta": -0.02, "kriging": -0.005}, tome={"delta": -0.01, "kriging": -0.0125})

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tokenreduce.maps.restoring import restore_tokens
+from tokenreduce.maps.restoring import Around, restore_tokens
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.attention import class_rows, received_and_own
 from tokenreduce.ops.merging import size_bias
@@ -26,6 +26,7 @@ KERNELS = {
     "match": "bipartite_match",
     "merge": "merge_apply",
     "restore": "restore_apply",
+    "kriging": "krige_apply",
     "size_bias": "size_bias",
     "layer of tome": "bipartite_merge",
     "class rows": "class_rows",
@@ -56,11 +57,12 @@ def operators(
     with dispatch.using("reference"), torch.inference_mode():
         fixed = match_bipartite(keys, keep, 1)
         merged = fixed.merge(x, sizes, 1)[0]
-        after = merged + 1
+        after, around = merged + merged.sin(), [Around(x, merged)]
     calls: dict[str, Callable[[], Tensors]] = {
         "match": lambda: parts(match_bipartite(keys, keep, 1)),
         "merge": lambda: list(fixed.merge(x, sizes, 1)[:2]),
-        "restore": lambda: [restore_tokens("delta", after, [fixed], [(x, merged)], 1, 0)],
+        "restore": lambda: [restore_tokens("delta", after, [fixed], around, 1, 0)],
+        "kriging": lambda: [restore_tokens("kriging", after, [fixed], around, 1, 0)],
         "size_bias": lambda: [size_bias(sizes, 1, 0)],
         "layer of tome": lambda: merged_at_once(x, every_key, sizes, keep),
         "class rows": lambda: [class_rows(queries, every_key, None, 1)],

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.rows import summing, take
-from tokenreduce.ops.tracing import exporting
+from tokenreduce.ops.tracing import repeat, to_onnx
 
 NEAREST = 16  # outputs that a prediction reads; twice as many gain little more
 REACH = 2.0  # the squared length of the kernel, of the mean squared distance between these outputs
@@ -102,14 +102,17 @@ def _system(offsets: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor, Tenso
 
 
 def inverse(matrix: Tensor) -> Tensor:
-    """The inverses of symmetric positive definite matrices `(..., n, n)`; for exports, whose targets have no operator
-    for it, step by step (Gauss-Jordan)."""
-    if not (exporting() or torch.jit.is_tracing()):
+    """The inverses of symmetric positive definite matrices `(..., n, n)`; for ONNX, which has no operator for it, by
+    Gauss-Jordan elimination in one loop of the graph."""
+    if not to_onnx():
         return torch.linalg.inv_ex(matrix).inverse
     n = matrix.shape[-1]
     unit = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
-    both = torch.cat([matrix, unit.expand_as(matrix)], -1)
-    for i in range(n):
-        row = both[..., i : i + 1, :] / both[..., i : i + 1, i : i + 1]
-        both = both - (both[..., i : i + 1] - unit[:, i : i + 1]) * row
-    return both[..., n:]
+
+    def eliminate(done: Tensor, both: Tensor) -> tuple[Tensor]:
+        one = unit.index_select(0, done.reshape(1))
+        row, column = one @ both, both[..., :n] @ one.T
+        row = row / (row[..., :n] * one).sum(-1, keepdim=True)
+        return (both - (column - one.T) * row,)
+
+    return repeat(eliminate, n, torch.cat([matrix, unit.expand_as(matrix)], -1))[0][..., n:]

@@ -39,8 +39,8 @@ class Ward(Reducer):
     merged with others that merely resemble them. In the first quarter of the layers the points are keys, mean over
     heads; later they are the directions of features, because the norm in front of every layer that reads a token
     removes its length. Features merge by size-weighted means. Every block after the first twelfth reduces by the same
-    ratio. Restored tokens are what they were plus the change since, which is predicted for each from the tokens most like it
-    that are left (`maps.kriging`).
+    ratio. Restored tokens are what they were plus the change since, which is predicted for each of them from the tokens
+    most like it that are left (`maps.kriging`).
 
     After the first third of the layers, s is no longer the size alone where the model has a class token: it is
     `size^(1 - p) a^p` with the attention a that the class token pays to the cluster and p = `attended`. What the class
