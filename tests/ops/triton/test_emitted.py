@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 from emitted import cubin, emitted
 
 from tokenreduce.ops.triton.attend import attend
+from tokenreduce.ops.triton.attended import ward_cluster_attended
 from tokenreduce.ops.triton.cluster import ward_cluster
 
 
@@ -41,3 +42,26 @@ def test_clusters_of_many_tokens(tmp_path: Path) -> None:
     assert set(sources) == {"_mean", "_costs", "_cluster"}
     for name, source in sources.items():
         assert cubin(name, source, tmp_path).uses_tensor_cores == (name == "_costs")
+
+
+def test_clusters_that_are_attended(tmp_path: Path) -> None:
+    """One launch writes points and rows, and no copy is made of queries, keys and sizes."""
+    n = 197
+
+    def clustered(x: Tensor, qkv: Tensor, sizes: Tensor, signs: Tensor, logs: Tensor) -> tuple[Tensor, ...]:
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return tuple(
+            ward_cluster_attended.operator(  # type: ignore[attr-defined]
+                x.narrow(1, 1, n - 1), sizes, signs, 64, True, n - 30, q, k, logs, 1, 1, 0.35, 0.01
+            )
+        )
+
+    half, sizes = (
+        (torch.empty(2, n, *more, dtype=torch.float16) for more in ((384,), (3, 6, 64))),
+        torch.empty(2, n - 1),
+    )
+    sources = emitted(clustered, *half, sizes, torch.empty(384), torch.empty(2, 1, 1, n))
+    assert set(sources) == {"_sketch_and_rows", "_costs", "_cluster"}
+    for name, source in sources.items():
+        found = cubin(name, source, tmp_path)
+        assert found.uses_tensor_cores == (name == "_costs") and found.spills == 0

@@ -70,11 +70,12 @@ def test_one_token_has_all_attention() -> None:
 
 
 @pytest.mark.interpreted
+@pytest.mark.parametrize("place", [0, 5, 140])
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])
-def test_class_attention_of_nan_and_infinity_and_of_no_key(odd: float) -> None:
+def test_class_attention_of_nan_and_infinity_and_of_no_key(odd: float, place: int) -> None:
     queries, keys = fused(150, 16, torch.float32)
     clean = attended(queries, keys, None, 1)
-    keys[1, 0, 140, 3] = odd
+    keys[1, 0, place, 3] = odd
     assert torch.equal(attended(queries, keys, None, 1)[0], clean[0])
     bias = torch.zeros(2, 1, 1, 150)
     bias[0] = -torch.inf

@@ -29,7 +29,9 @@ KERNELS = {
     "attention_statistics": "what tokens receive and keep of attention, without its matrix (gtp, mctf ...)",
     "pitome_energy": "the energy of pitome, without the matrix of all cosines",
     "ward_match": "the rounds of ward in one call",
+    "ward_match_attended": "the same with class_rows, and what tokens weigh by it",
     "ward_cluster": "agglomerative clustering by Ward's criterion, without the matrix of all costs (ward)",
+    "ward_cluster_attended": "the same with class_rows, and what tokens weigh by it",
     "ward_in_place": "the same of directions and places, where models scan their tokens, in their order (ward)",
     "merge_apply": "merged features and sizes in one pass",
     "bipartite_merge": "bipartite_match and merge_apply in one call (tome)",
@@ -51,7 +53,7 @@ NOT_TRITON = {
 }  # fmt: skip
 # What each kind of kernel has.
 TRITON = frozenset(KERNELS) - NOT_TRITON
-COMPILED = frozenset(KERNELS) - {"fuse_rest", "merge_fused"}
+COMPILED = frozenset(KERNELS) - {"fuse_rest", "merge_fused", "ward_cluster_attended", "ward_match_attended"}
 CHOICES = {
     "auto": "compiled for the CPU and Triton on a GPU, where they can run",
     "reference": "PyTorch everywhere",

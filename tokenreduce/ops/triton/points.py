@@ -7,9 +7,10 @@ from torch import Tensor
 from triton import jit
 from triton import language as tl
 
+from tokenreduce.ops.triton.class_rows import Rows, write_row
 from tokenreduce.ops.triton.launching import start
 from tokenreduce.ops.triton.pieces import mean_rows, unit_rows
-from tokenreduce.ops.triton.rounding import next_power_of_2
+from tokenreduce.ops.triton.rounding import cdiv, next_power_of_2
 
 CELLS = 4096  # numbers of a tile
 FEW = 16384  # tokens that leave processors free
@@ -56,22 +57,31 @@ def _mean(
 
 
 def sketched_points(
-    x: Tensor, sizes: Tensor | None, signs: Tensor | None, width: int, rounds: int
+    x: Tensor, sizes: Tensor | None, signs: Tensor | None, width: int, rounds: int, rows: Rows | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sketches in fp32 `(B, N, width)` of the directions of `x (B, N, C)`, of last stride 1: channel c is added up with
-    its sign in place c modulo width. Also their sizes `(B, N)`, and zeros `(B, rounds)` for `match_points`."""
+    its sign in place c modulo width. Also their sizes `(B, N)`, and zeros `(B, rounds)` for `match_points`. The same
+    launch writes `rows`."""
     batch, n, channels = x.shape
     out = torch.empty(batch, n, width, dtype=torch.float32, device=x.device)
     mass = torch.empty(batch, n, dtype=torch.float32, device=x.device)
     tickets = torch.empty(batch, rounds, dtype=torch.int32, device=x.device)
     block = next_power_of_2(width)
-    rows = max(1, min(32 if batch * n > FEW else 8, CELLS // block))
-    start(_sketch, x)[(-(-n // rows), batch)](
+    tokens = max(1, min(32 if batch * n > FEW else 8, CELLS // block))
+    tiles = cdiv(n, tokens)
+    given = (
         x, x if sizes is None else sizes, x if signs is None else signs, out, mass, tickets,
         x.stride(0), x.stride(1), 0 if sizes is None else sizes.stride(0), n,
-        CHANNELS=channels, WIDTH=width, SIZED=sizes is not None, SIGNED=signs is not None, ROUNDS=rounds,
-        ROWS=rows, BLOCK_D=block,
     )  # fmt: skip
+    constants = {
+        "CHANNELS": channels, "WIDTH": width, "SIZED": sizes is not None, "SIGNED": signs is not None,
+        "ROUNDS": rounds, "ROWS": tokens, "BLOCK_D": block,
+    }  # fmt: skip
+    if rows is None:
+        start(_sketch, x)[(tiles, batch)](*given, **constants)
+    else:
+        count = rows.rows.shape[1]
+        start(_sketch_and_rows, x)[(count + tiles, batch)](*given, *rows.given, count, **constants, **rows.constants)
     return out, mass, tickets
 
 
@@ -81,8 +91,44 @@ def _sketch(
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SIZED: tl.constexpr, SIGNED: tl.constexpr,
     ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    _sketch_tile(
+        x, sizes, signs, out, mass, tickets, tl.program_id(0), stride_image, stride_token, stride_sizes, n,
+        CHANNELS, WIDTH, SIZED, SIGNED, ROUNDS, ROWS, BLOCK_D,
+    )  # fmt: skip
+
+
+@jit(do_not_specialize=["n", "stride_sizes", "total", "class_tokens", "stride_bias", "scale", "count"])
+def _sketch_and_rows(
+    x, sizes, signs, out, mass, tickets, stride_image, stride_token, stride_sizes, n,
+    queries, keys, bias, rows, query_image, query_head, query_token, key_image, key_head, key_token,
+    stride_bias, bias_token, total, class_tokens, scale, count,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SIZED: tl.constexpr, SIGNED: tl.constexpr,
+    ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    HEAD: tl.constexpr, BIASED: tl.constexpr, KEYS: tl.constexpr, BLOCK_HEAD: tl.constexpr,
+):  # fmt: skip
+    """The first programs write the rows, which takes longest."""
     image = tl.program_id(1).to(tl.int64)
-    token, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    if tl.program_id(0) < count:
+        write_row(
+            queries + image * query_image, keys + image * key_image, bias + image * stride_bias,
+            rows + image * count * total, tl.program_id(0), query_head, query_token, key_head, key_token,
+            bias_token, total, class_tokens, scale, HEAD, BIASED, KEYS, BLOCK_HEAD,
+        )  # fmt: skip
+    else:
+        _sketch_tile(
+            x, sizes, signs, out, mass, tickets, tl.program_id(0) - count, stride_image, stride_token, stride_sizes, n,
+            CHANNELS, WIDTH, SIZED, SIGNED, ROUNDS, ROWS, BLOCK_D,
+        )  # fmt: skip
+
+
+@jit
+def _sketch_tile(
+    x, sizes, signs, out, mass, tickets, tile, stride_image, stride_token, stride_sizes, n,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, SIZED: tl.constexpr, SIGNED: tl.constexpr,
+    ROUNDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(1).to(tl.int64)
+    token, column = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
     is_token = token < n
     rows = x + image * stride_image + token[:, None].to(tl.int64) * stride_token
     total = tl.zeros([ROWS, BLOCK_D], tl.float32)
@@ -103,6 +149,6 @@ def _sketch(
         tl.store(mass + image * n + token, tl.load(sizes + image * stride_sizes + token, mask=is_token), mask=is_token)
     else:
         tl.store(mass + image * n + token, tl.full([ROWS], 1.0, tl.float32), mask=is_token)
-    if tl.program_id(0) == 0:
+    if tile == 0:
         for number in tl.static_range(ROUNDS):
             tl.store(tickets + image * ROUNDS + number, 0)

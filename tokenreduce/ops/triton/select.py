@@ -1,4 +1,4 @@
-"""Class attention, and the map that keeps the tokens with most of it and fuses the others."""
+"""The map that keeps the tokens with most attention and fuses the others."""
 
 from __future__ import annotations
 
@@ -11,59 +11,6 @@ from tokenreduce.ops.triton.launching import operator, start
 from tokenreduce.ops.triton.pieces import among_greatest
 from tokenreduce.ops.triton.rounding import next_power_of_2
 from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-KEYS = 128  # keys of a tile
-
-
-@operator
-def class_rows(queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens: int) -> Tensor:
-    """Attention of the first `class_tokens` of `queries (B, H, N, d)` to every token, `(B, N)` in fp32: mean over heads
-    and class tokens. `bias (B or 1, 1, 1, N)` is in fp32."""
-    batch, heads, n, width = keys.shape
-    queries, keys = in_a_row(queries), in_a_row(keys)
-    rows = torch.empty(batch, heads * class_tokens, n, dtype=torch.float32, device=keys.device)
-    of_bias = (0, 0) if bias is None else (bias.stride(0) if bias.shape[0] > 1 else 0, bias.stride(3))
-    start(_class_row, keys)[(heads * class_tokens, batch)](
-        queries, keys, keys if bias is None else bias, rows, *queries.stride()[:3], *keys.stride()[:3], *of_bias,
-        n, class_tokens, width**-0.5,
-        WIDTH=width, BIASED=bias is not None, KEYS=KEYS, BLOCK_D=max(16, next_power_of_2(width)),
-    )  # fmt: skip
-    return rows.mean(1)
-
-
-@jit(do_not_specialize=["n", "class_tokens", "stride_bias", "scale"])
-def _class_row(
-    queries, keys, bias, rows, query_image, query_head, query_token, key_image, key_head, key_token,
-    stride_bias, bias_token, n, class_tokens, scale,
-    WIDTH: tl.constexpr, BIASED: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    image, head = tl.program_id(1).to(tl.int64), tl.program_id(0) // class_tokens
-    column = tl.arange(0, BLOCK_D)
-    query = queries + image * query_image + head * query_head + tl.program_id(0) % class_tokens * query_token
-    wanted = tl.load(query + column, mask=column < WIDTH, other=0.0).to(tl.float32) * (scale * LOG2_E)
-    keys += image * key_image + head * key_head
-    row = rows + (image * tl.num_programs(0) + tl.program_id(0)) * n
-    greatest, total = tl.full([KEYS], -float("inf"), tl.float32), tl.zeros([KEYS], tl.float32)
-    for begin in range(0, n, KEYS):
-        number = begin + tl.arange(0, KEYS)
-        inside = (number < n)[:, None] & (column < WIDTH)[None, :]
-        key = tl.load(keys + number.to(tl.int64)[:, None] * key_token + column[None, :], mask=inside, other=0.0)
-        logit = tl.sum(key.to(tl.float32) * wanted[None, :], 1)
-        if BIASED:
-            logit += tl.load(bias + image * stride_bias + number * bias_token, mask=number < n, other=0.0) * LOG2_E
-        tl.store(row + number, logit, mask=number < n)
-        larger = tl.maximum(greatest, tl.where(number < n, logit, -float("inf")))
-        anchor = tl.where(larger == -float("inf"), 0.0, larger)
-        total = total * tl.exp2(greatest - anchor) + tl.where(number < n, tl.exp2(logit - anchor), 0.0)
-        greatest = larger
-    highest = tl.max(greatest, 0)
-    total = tl.sum(tl.where(greatest == -float("inf"), 0.0, total * tl.exp2(greatest - highest)), 0)
-    tl.debug_barrier()
-    for begin in range(0, n, KEYS):
-        number = begin + tl.arange(0, KEYS)
-        logit = tl.load(row + number, mask=number < n, other=0.0)
-        tl.store(row + number, tl.exp2(logit - highest) / total, mask=number < n)
 
 
 @operator
