@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from kernel_calls import DTYPES, by_reference, same, strided
+from kernel_calls import DTYPES, by_reference, same
+from layers import Layer, kernels_asked_for
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -20,57 +20,16 @@ from tokenreduce.ops.triton.class_rows import KEYS, Rows, Weights, weighing
 from tokenreduce.ops.triton.cluster import TILE
 from tokenreduce.ops.triton.match import SMALL
 from tokenreduce.ops.triton.ward import WIDEST
-from tokenreduce.reducers.entries import image_sources
 from tokenreduce.reducers.methods.ward import LEAST, Ward
 from tokenreduce.reducers.tokens import Tokens
 
 
-@dataclass
-class Layer:
-    """What a layer of a model shows: `n` image tokens between protected ones."""
-
-    n: int = 60
-    prefix: int = 1
-    suffix: int = 0
-    heads: int = 3
-    head: int = 16
-    channels: int = 48
-    dtype: torch.dtype = torch.float32
-    class_tokens: int = 1
-    sized: bool = True
-    how: str = "contiguous"
-    number: int = 11
-
-    def __post_init__(self) -> None:
-        g = torch.Generator().manual_seed(self.n + self.prefix)
-        all_tokens = self.prefix + self.n + self.suffix
-        features = torch.randn(2, all_tokens, self.channels, generator=g).to(self.dtype)
-        self.features = strided(features, self.how)[:, self.prefix : all_tokens - self.suffix]
-        # Attention that differs much, as trained models have it.
-        qkv = torch.randn(2, all_tokens, 3, self.heads, self.head, generator=g) * 2
-        self.queries, self.keys = qkv.to(self.dtype).permute(2, 0, 3, 1, 4)[:2]
-        self.sizes = torch.randint(1, 9, (2, self.n), generator=g).float() if self.sized else None
-        logs = None if self.sizes is None else self.sizes.log()[:, None, None]
-        self.bias = None if logs is None else torch.nn.functional.pad(logs, (self.prefix, self.suffix))
-
-    def tokens(self, **more: Any) -> Tokens:
-        image = slice(self.prefix, self.prefix + self.n)
-        shown = image_sources(self.queries, self.keys, self.bias, self.class_tokens, image)
-        shown |= {"mean_keys": lambda: self.keys[:, :, image]}
-        given = {"prefix": self.prefix, "suffix": self.suffix, "layer": self.number, "depth": 12} | more
-        return Tokens(self.features, self.sizes, shown, **given)
-
-
 def planned(method: Ward, tokens: Tokens, keep: int, fused: bool = True) -> TokenMap:
     """By the operator and nothing else, or, if not `fused`, by others."""
-    asked, chosen = [], dispatch.choose
-    with pytest.MonkeyPatch.context() as patch, dispatch.using("triton"):
-        for where in ("reducers.methods.ward", "ops.attention"):
-            patch.setattr(f"tokenreduce.{where}.choose", lambda name, x: asked.append(name) or chosen(name, x))
+    with kernels_asked_for() as asked, dispatch.using("triton"):
         found = method.plan(tokens, keep)
     name = "ward_cluster" if method.rounds is None else "ward_match"
-    kernels = [other for other in asked if other != "class_rows"]  # which says whether a kernel takes these
-    assert kernels == [f"{name}_attended"] + [name] * (not fused), asked
+    assert asked == [f"{name}_attended"] + [name] * (not fused)
     return found
 
 

@@ -20,7 +20,7 @@ from tokenreduce.ops.triton.fuse import merge_fused
 from tokenreduce.ops.triton.match import bipartite_match
 from tokenreduce.ops.triton.merge import merge_apply
 from tokenreduce.ops.triton.restore import restore_apply, size_bias
-from tokenreduce.ops.triton.select import fuse_rest
+from tokenreduce.ops.triton.select import fuse_attended, fuse_rest
 from tokenreduce.ops.triton.ward import ward_match
 
 # Images, image tokens of each, heads of 64 channels.
@@ -44,6 +44,7 @@ def launch_all(batch: int, n: int, heads: int) -> None:
     ward_cluster(x[:, 1:], None, torch.ones(width), 64, True, keep)
     fuse_rest(sizes, sizes, keep)
     attention = (q, k, size_bias(sizes, 1, 0), 1, 1, 0.35, 0.01)
+    fuse_attended(*attention[:5], n, sizes, keep)
     ward_cluster_attended(x[:, 1:], sizes, torch.ones(width), 64, True, keep, *attention)
     ward_match_attended(x[:, 1:], sizes, torch.ones(width), 64, [n - n // 5, n - n // 3, n // 2], 1, *attention)
     merge_fused(x, rep, sources, sizes, sizes, 1, 0)

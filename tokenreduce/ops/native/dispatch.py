@@ -39,6 +39,7 @@ KERNELS = {
     "restore_apply": "tokens that come back with the change since, in one pass",
     "class_rows": "attention of class tokens, mean over heads (evit, ward ...)",
     "fuse_rest": "the map of evit without a sort",
+    "fuse_attended": "the same with class_rows",
     "merge_fused": "merge_apply where all sources join one output (evit)",
     "selective_scan": "the recurrence of state-space models, with step, skip and gate",
     "selective_scan_backward": "its gradients",
@@ -51,9 +52,10 @@ NOT_TRITON = {
     "attention_statistics", "pitome_energy", "ward_in_place", "order_outputs", "scan_walks", "causal_conv",
     "causal_conv_backward",
 }  # fmt: skip
+ONLY_TRITON = {"fuse_rest", "fuse_attended", "merge_fused", "ward_cluster_attended", "ward_match_attended"}
 # What each kind of kernel has.
 TRITON = frozenset(KERNELS) - NOT_TRITON
-COMPILED = frozenset(KERNELS) - {"fuse_rest", "merge_fused", "ward_cluster_attended", "ward_match_attended"}
+COMPILED = frozenset(KERNELS) - ONLY_TRITON
 CHOICES = {
     "auto": "compiled for the CPU and Triton on a GPU, where they can run",
     "reference": "PyTorch everywhere",

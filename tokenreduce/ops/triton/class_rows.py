@@ -91,7 +91,8 @@ def write_row(
     """The `row`-th of an image: of class token `row % class_tokens` in head `row // class_tokens`."""
     head, column = row // class_tokens, tl.arange(0, BLOCK_HEAD)
     query = queries + head * query_head + row % class_tokens * query_token
-    wanted = tl.load(query + column, mask=column < HEAD, other=0.0).to(tl.float32) * (scale * LOG2_E)
+    scale = tl.cast(scale, tl.float32) * LOG2_E  # compilers pass it in fp64
+    wanted = tl.load(query + column, mask=column < HEAD, other=0.0).to(tl.float32) * scale
     keys += head * key_head
     rows += row * n
     greatest, total = tl.full([KEYS], -float("inf"), tl.float32), tl.zeros([KEYS], tl.float32)
@@ -127,8 +128,9 @@ def mean_of_rows(rows, token, is_token, length, ROWS: tl.constexpr, BLOCK_ROWS: 
 
 
 @jit
-def weights_of(size, rows, token, is_token, length, part, least, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """`size^(1 - part) a^part` with the mean attention a, which is `least` where it is less or no number."""
-    seen = mean_of_rows(rows, token, is_token, length, ROWS, BLOCK_ROWS)
+def weights_of(size, rows, token, n, length, part, least, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """`size^(1 - part) a^part` with the mean attention a, which is `least` / n where it is less or no number."""
+    part, least = tl.cast(part, tl.float32), tl.cast(least, tl.float32) / n  # compilers pass them in fp64
+    seen = mean_of_rows(rows, token, token < n, length, ROWS, BLOCK_ROWS)
     seen = tl.where(seen > least, seen, least)
     return tl.exp2(part * tl.log2(seen) + (1 - part) * tl.log2(size))

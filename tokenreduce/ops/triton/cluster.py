@@ -117,8 +117,8 @@ def _costs(
         other_size = tl.load(sizes + image * stride_sizes + column, mask=column < n, other=1.0)
     if ROWS > 0:
         rows += image * ROWS * length + prefix
-        size = weights_of(size, rows, row, row < n, length, part, least / n, ROWS, BLOCK_ROWS)
-        other_size = weights_of(other_size, rows, column, column < n, length, part, least / n, ROWS, BLOCK_ROWS)
+        size = weights_of(size, rows, row, n, length, part, least, ROWS, BLOCK_ROWS)
+        other_size = weights_of(other_size, rows, column, n, length, part, least, ROWS, BLOCK_ROWS)
     inverse = 1 / size[:, None] + 1 / other_size[None, :]
     cost = _cleaned((squares[:, None] + other_squares[None, :] - 2 * scores) / inverse)
     between += image * n * n

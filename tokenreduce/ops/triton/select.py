@@ -7,6 +7,7 @@ from torch import Tensor
 from triton import jit
 from triton import language as tl
 
+from tokenreduce.ops.triton.class_rows import Rows
 from tokenreduce.ops.triton.launching import operator, start
 from tokenreduce.ops.triton.pieces import among_greatest
 from tokenreduce.ops.triton.rounding import next_power_of_2
@@ -21,29 +22,49 @@ def fuse_rest(score: Tensor, sizes: Tensor | None, keep: int) -> tuple[Tensor, T
         `dest (B, N)`, the share of each token, ones, `rep (B, M)`, `sources (B, N - M)` in ascending order, and the sum
         of the scores of those fused, `(B, 1)`.
     """
-    score, sizes = in_a_row(score), None if sizes is None else in_a_row(sizes)
-    batch, n = score.shape
-    dest, rep, sources = empty_maps(score, n, keep)
-    share, ones = torch.empty(2, batch, n, dtype=torch.float32, device=score.device).unbind()
-    total = torch.empty(batch, 1, dtype=torch.float32, device=score.device)
+    return fuse_by(in_a_row(score)[:, None], sizes, keep, 0, score.shape[1])
+
+
+@operator
+def fuse_attended(
+    queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens: int, prefix: int, count: int,
+    sizes: Tensor | None, keep: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`fuse_rest` of the `count` tokens behind `prefix` others by `class_rows`."""
+    return fuse_by(Rows.of(queries, keys, bias, class_tokens).write(), sizes, keep, prefix, count)
+
+
+def fuse_by(
+    rows: Tensor, sizes: Tensor | None, keep: int, prefix: int, n: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`fuse_rest` by the mean of `rows (B, R, A)`, of last stride 1, which hold `prefix` other places first."""
+    sizes = None if sizes is None else in_a_row(sizes)
+    batch, count, _ = rows.shape
+    dest, rep, sources = empty_maps(rows, n, keep)
+    share, ones = torch.empty(2, batch, n, dtype=torch.float32, device=rows.device).unbind()
+    total = torch.empty(batch, 1, dtype=torch.float32, device=rows.device)
     block = max(16, next_power_of_2(n))
-    start(_fuse, score)[(batch,)](
-        score, score if sizes is None else sizes, dest, share, ones, rep, sources, total,
-        score.stride(0), 0 if sizes is None else sizes.stride(0), n, keep,
-        SIZED=sizes is not None, BLOCK=block, num_warps=4 if block <= 512 else 8,
+    start(_fuse, rows)[(batch,)](
+        rows, rows if sizes is None else sizes, dest, share, ones, rep, sources, total,
+        rows.stride(0), rows.stride(1), 0 if sizes is None else sizes.stride(0), n, keep, prefix,
+        ROWS=count, SIZED=sizes is not None, BLOCK=block, num_warps=4 if block <= 512 else 8,
     )  # fmt: skip
     return dest, share, ones, rep, sources, total
 
 
-@jit(do_not_specialize=["stride_score", "stride_sizes", "n", "keep"])
+@jit(do_not_specialize=["stride_image", "stride_row", "stride_sizes", "n", "keep", "prefix"])
 def _fuse(
-    score, sizes, dest, share, ones, rep, sources, total, stride_score, stride_sizes, n, keep,
-    SIZED: tl.constexpr, BLOCK: tl.constexpr,
+    rows, sizes, dest, share, ones, rep, sources, total, stride_image, stride_row, stride_sizes, n, keep, prefix,
+    ROWS: tl.constexpr, SIZED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, BLOCK)
     is_token = index < n
-    mine = tl.load(score + image * stride_score + index, mask=is_token, other=-float("inf"))
+    rows += image * stride_image + prefix
+    mine = tl.load(rows + index, mask=is_token, other=-float("inf"))
+    for row in tl.static_range(1, ROWS):
+        mine += tl.load(rows + row * stride_row + index, mask=is_token, other=0.0)
+    mine /= ROWS
     ordered = tl.where(mine == mine, mine, float("inf")) + 0.0
     kept = among_greatest(ordered, is_token, keep - 1)
     dropped = is_token & (kept == 0)

@@ -13,7 +13,7 @@ from tokenreduce.ops.triton.match import bipartite_match
 from tokenreduce.ops.triton.merge import bipartite_merge, merge_apply
 from tokenreduce.ops.triton.restore import restore_apply, size_bias
 from tokenreduce.ops.triton.scan import selective_scan, selective_scan_backward
-from tokenreduce.ops.triton.select import fuse_rest
+from tokenreduce.ops.triton.select import fuse_attended, fuse_rest
 from tokenreduce.ops.triton.ward import ward_match
 
 OPERATORS: dict[str, Callable[..., Any]] = {
@@ -22,6 +22,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         bipartite_match,
         bipartite_merge,
         class_rows,
+        fuse_attended,
         fuse_rest,
         merge_apply,
         merge_fused,

@@ -91,7 +91,7 @@ def _weigh(
 def _weigh_tokens(mass, rows, token, n, length, part, least, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
     """Put what tokens weigh in the place of their sizes."""
     size = tl.load(mass + token, mask=token < n, other=1.0)
-    weight = weights_of(size, rows, token, token < n, length, part, least / n, ROWS, BLOCK_ROWS)
+    weight = weights_of(size, rows, token, n, length, part, least, ROWS, BLOCK_ROWS)
     tl.store(mass + token, weight, mask=token < n)
 
 
