@@ -80,9 +80,14 @@ def test_any_part_of_attention(attended: float) -> None:
 
 
 @pytest.mark.interpreted
-def test_keys_are_compared_and_attended() -> None:
+@pytest.mark.parametrize("sized", [False, True])
+@pytest.mark.parametrize(("n", "prefix", "class_tokens"), [(50, 1, 1), (50, 5, 1), (KEYS + 5, 2, 2)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keys_are_compared_and_attended(
+    dtype: torch.dtype, n: int, prefix: int, class_tokens: int, sized: bool
+) -> None:
     """Where a user has keys compared in later layers, too."""
-    layer = Layer(50, number=5)
+    layer = Layer(n, prefix, dtype=dtype, class_tokens=class_tokens, sized=sized, number=5)
     found = check(layer, 20, early=1.0)
     assert not torch.equal(found.dest, check(layer, 20).dest)  # type: ignore[arg-type]
 

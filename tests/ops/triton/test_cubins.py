@@ -46,6 +46,7 @@ def launch_all(batch: int, n: int, heads: int) -> None:
     attention = (q, k, size_bias(sizes, 1, 0), 1, 1, 0.35, 0.01)
     fuse_attended(*attention[:5], n, sizes, keep)
     ward_cluster_attended(x[:, 1:], sizes, torch.ones(width), 64, True, keep, *attention)
+    ward_cluster_attended(k[:, :, 1:], sizes, None, 64, False, keep, *attention)
     ward_match_attended(x[:, 1:], sizes, torch.ones(width), 64, [n - n // 5, n - n // 3, n // 2], 1, *attention)
     merge_fused(x, rep, sources, sizes, sizes, 1, 0)
     class_rows(q, k, attention[2], 1)

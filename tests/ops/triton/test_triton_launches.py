@@ -44,13 +44,15 @@ def test_a_reducing_layer_launches_very_few_kernels(method: str, budget: str) ->
     assert others.total() <= beside * reducing, others
 
 
-@pytest.mark.parametrize("rounds", [None, 3])
-def test_the_attention_that_ward_weighs_launches_nothing_more(rounds: int | None) -> None:
-    """In 8 of 11 layers, in rounds too; nor does PyTorch beside it, but for signs that are copied the first time."""
-    reducing, kernels, others = launches_by_triton("ward", flops=0.6, rounds=rounds)
-    _, without, _ = launches_by_triton("ward", flops=0.6, rounds=rounds, attended=0.0)
-    assert reducing == 11 and kernels["_sketch_and_rows"] == 8 and without["_sketch_and_rows"] == 0
+@pytest.mark.parametrize("options", [{}, {"rounds": 3}, {"early": 0.5}, {"early": 1.0}], ids=str)
+def test_the_attention_that_ward_weighs_launches_nothing_more(options: dict[str, float]) -> None:
+    """In 8 of 11 layers, also in rounds and where keys are compared; nor does PyTorch beside it, but for signs that are
+    copied the first time."""
+    reducing, kernels, others = launches_by_triton("ward", flops=0.6, **options)
+    _, without, _ = launches_by_triton("ward", flops=0.6, attended=0.0, **options)
+    assert reducing == 11 and kernels["_sketch_and_rows"] + kernels["_mean_and_rows"] == 8
     assert kernels.total() == without.total() and set(others) <= {CONSTANT}
+    assert without["_sketch"] + without["_mean"] == 11
 
 
 @pytest.mark.parametrize("method", ["tome", "ward", "evit"])

@@ -28,8 +28,7 @@ def ward_cluster_attended(
     if directions:
         points, _, _ = sketched_points(metric, None, signs, width, 1, rows)
     else:
-        points = mean_points(metric if metric.ndim == 4 else metric[:, None])
-        rows.write()
+        points = mean_points(metric if metric.ndim == 4 else metric[:, None], rows)
     return cluster_points(points, counted(sizes, part), keep, Weights(rows.rows, prefix, part, least))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 KEYS = 128  # keys of a tile
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Rows `(B, heads * class tokens, N)` in fp32 that a launch is to write, a program each, and what it takes."""
 
     rows: Tensor
@@ -33,14 +35,19 @@ class Rows(NamedTuple):
         of_bias = (0, 0) if bias is None else (bias.stride(0) if bias.shape[0] > 1 else 0, bias.stride(3))
         given = (
             queries, keys, keys if bias is None else bias, rows, *queries.stride()[:3], *keys.stride()[:3], *of_bias,
-            n, class_tokens, width**-0.5,
+            n, class_tokens, width**-0.5, heads * class_tokens,
         )  # fmt: skip
         block = max(16, next_power_of_2(width))
         return cls(rows, given, {"HEAD": width, "BIASED": bias is not None, "KEYS": KEYS, "BLOCK_HEAD": block})
 
+    @property
+    def count(self) -> int:
+        """How many rows an image has."""
+        return self.rows.shape[1]
+
     def write(self) -> Tensor:
         """The rows, by a launch of their own."""
-        start(_class_row, self.rows)[(self.rows.shape[1], self.rows.shape[0])](*self.given, **self.constants)
+        start(_class_row, self.rows)[(self.count, self.rows.shape[0])](*self.given, **self.constants)
         return self.rows
 
 
@@ -69,32 +76,33 @@ def class_rows(queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens:
     return Rows.of(queries, keys, bias, class_tokens).write().mean(1)
 
 
-@jit(do_not_specialize=["n", "class_tokens", "stride_bias", "scale"])
+@jit(do_not_specialize=["total", "class_tokens", "stride_bias", "scale", "count"])
 def _class_row(
     queries, keys, bias, rows, query_image, query_head, query_token, key_image, key_head, key_token,
-    stride_bias, bias_token, n, class_tokens, scale,
+    stride_bias, bias_token, total, class_tokens, scale, count,
     HEAD: tl.constexpr, BIASED: tl.constexpr, KEYS: tl.constexpr, BLOCK_HEAD: tl.constexpr,
 ):  # fmt: skip
-    image = tl.program_id(1).to(tl.int64)
     write_row(
-        queries + image * query_image, keys + image * key_image, bias + image * stride_bias,
-        rows + image * tl.num_programs(0) * n, tl.program_id(0), query_head, query_token, key_head, key_token,
-        bias_token, n, class_tokens, scale, HEAD, BIASED, KEYS, BLOCK_HEAD,
+        queries, keys, bias, rows, query_image, query_head, query_token, key_image, key_head, key_token,
+        stride_bias, bias_token, total, class_tokens, scale, count, HEAD, BIASED, KEYS, BLOCK_HEAD,
     )  # fmt: skip
 
 
 @jit
 def write_row(
-    queries, keys, bias, rows, row, query_head, query_token, key_head, key_token, bias_token, n, class_tokens, scale,
+    queries, keys, bias, rows, query_image, query_head, query_token, key_image, key_head, key_token,
+    stride_bias, bias_token, n, class_tokens, scale, count,
     HEAD: tl.constexpr, BIASED: tl.constexpr, KEYS: tl.constexpr, BLOCK_HEAD: tl.constexpr,
 ):  # fmt: skip
-    """The `row`-th of an image: of class token `row % class_tokens` in head `row // class_tokens`."""
+    """One of the `count` rows of an image, that of the program: of a class token in a head."""
+    image, row = tl.program_id(1).to(tl.int64), tl.program_id(0)
     head, column = row // class_tokens, tl.arange(0, BLOCK_HEAD)
-    query = queries + head * query_head + row % class_tokens * query_token
+    query = queries + image * query_image + head * query_head + row % class_tokens * query_token
     scale = tl.cast(scale, tl.float32) * LOG2_E  # compilers pass it in fp64
     wanted = tl.load(query + column, mask=column < HEAD, other=0.0).to(tl.float32) * scale
-    keys += head * key_head
-    rows += row * n
+    keys += image * key_image + head * key_head
+    bias += image * stride_bias
+    rows += (image * count + row) * n
     greatest, total = tl.full([KEYS], -float("inf"), tl.float32), tl.zeros([KEYS], tl.float32)
     for begin in range(0, n, KEYS):
         number = begin + tl.arange(0, KEYS)

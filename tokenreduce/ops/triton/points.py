@@ -22,20 +22,25 @@ def unit_points(metric: Tensor) -> tuple[Tensor, Tensor]:
     return _points_of(metric, True)
 
 
-def mean_points(metric: Tensor) -> Tensor:
-    """`(B, N, d)` in fp32: the mean over heads of `metric (B, H, N, d)`, of last stride 1."""
-    return _points_of(metric, False)[0]
+def mean_points(metric: Tensor, rows: Rows | None = None) -> Tensor:
+    """`(B, N, d)` in fp32: the mean over heads of `metric (B, H, N, d)`, of last stride 1. The same launch writes
+    `rows`."""
+    return _points_of(metric, False, rows)[0]
 
 
-def _points_of(metric: Tensor, unit: bool) -> tuple[Tensor, Tensor]:
+def _points_of(metric: Tensor, unit: bool, rows: Rows | None = None) -> tuple[Tensor, Tensor]:
     batch, heads, n, width = metric.shape
     out = torch.empty(batch, n, width, dtype=torch.float32, device=metric.device)
     tickets = torch.empty(batch, 1, dtype=torch.int32, device=metric.device)
     block_d = next_power_of_2(width)
-    rows = max(1, min(64 if batch * n > FEW else 16, CELLS // block_d))
-    start(_mean, metric)[(-(-n // rows), batch)](
-        metric, out, tickets, *metric.stride()[:3], n, WIDTH=width, HEADS=heads, UNIT=unit, ROWS=rows, BLOCK_D=block_d
-    )
+    tokens = max(1, min(64 if batch * n > FEW else 16, CELLS // block_d))
+    given = (metric, out, tickets, *metric.stride()[:3], n)
+    constants = {"WIDTH": width, "HEADS": heads, "UNIT": unit, "ROWS": tokens, "BLOCK_D": block_d}
+    tiles = cdiv(n, tokens)
+    if rows is None:
+        start(_mean, metric)[(tiles, batch)](*given, **constants)
+    else:
+        start(_mean_and_rows, metric)[(rows.count + tiles, batch)](*given, *rows.given, **constants, **rows.constants)
     return out, tickets
 
 
@@ -44,15 +49,47 @@ def _mean(
     metric, out, tickets, stride_image, stride_head, stride_token, n,
     WIDTH: tl.constexpr, HEADS: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    _mean_tile(
+        metric, out, tickets, tl.program_id(0), stride_image, stride_head, stride_token, n,
+        WIDTH, HEADS, UNIT, ROWS, BLOCK_D,
+    )  # fmt: skip
+
+
+@jit(do_not_specialize=["n", "total", "class_tokens", "stride_bias", "scale", "count"])
+def _mean_and_rows(
+    metric, out, tickets, stride_image, stride_head, stride_token, n,
+    queries, keys, bias, rows, query_image, query_head, query_token, key_image, key_head, key_token,
+    stride_bias, bias_token, total, class_tokens, scale, count,
+    WIDTH: tl.constexpr, HEADS: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    HEAD: tl.constexpr, BIASED: tl.constexpr, KEYS: tl.constexpr, BLOCK_HEAD: tl.constexpr,
+):  # fmt: skip
+    """The first programs write the rows, which takes longest."""
+    if tl.program_id(0) < count:
+        write_row(
+            queries, keys, bias, rows, query_image, query_head, query_token, key_image, key_head, key_token,
+            stride_bias, bias_token, total, class_tokens, scale, count, HEAD, BIASED, KEYS, BLOCK_HEAD,
+        )  # fmt: skip
+    else:
+        _mean_tile(
+            metric, out, tickets, tl.program_id(0) - count, stride_image, stride_head, stride_token, n,
+            WIDTH, HEADS, UNIT, ROWS, BLOCK_D,
+        )  # fmt: skip
+
+
+@jit
+def _mean_tile(
+    metric, out, tickets, tile, stride_image, stride_head, stride_token, n,
+    WIDTH: tl.constexpr, HEADS: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
-    token, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    token, column = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
     inside = (token < n)[:, None] & (column < WIDTH)[None, :]
     at = token[:, None].to(tl.int64) * stride_token + column[None, :]
     mean = mean_rows(metric + image * stride_image, stride_head, at, inside, HEADS)
     if UNIT:
         mean = unit_rows(mean)
     tl.store(out + (image * n + token[:, None]) * WIDTH + column[None, :], mean, mask=inside)
-    if tl.program_id(0) == 0:
+    if tile == 0:
         tl.store(tickets + image, 0)
 
 
@@ -68,7 +105,6 @@ def sketched_points(
     tickets = torch.empty(batch, rounds, dtype=torch.int32, device=x.device)
     block = next_power_of_2(width)
     tokens = max(1, min(32 if batch * n > FEW else 8, CELLS // block))
-    tiles = cdiv(n, tokens)
     given = (
         x, x if sizes is None else sizes, x if signs is None else signs, out, mass, tickets,
         x.stride(0), x.stride(1), 0 if sizes is None else sizes.stride(0), n,
@@ -77,11 +113,11 @@ def sketched_points(
         "CHANNELS": channels, "WIDTH": width, "SIZED": sizes is not None, "SIGNED": signs is not None,
         "ROUNDS": rounds, "ROWS": tokens, "BLOCK_D": block,
     }  # fmt: skip
+    tiles = cdiv(n, tokens)
     if rows is None:
         start(_sketch, x)[(tiles, batch)](*given, **constants)
     else:
-        count = rows.rows.shape[1]
-        start(_sketch_and_rows, x)[(count + tiles, batch)](*given, *rows.given, count, **constants, **rows.constants)
+        start(_sketch_and_rows, x)[(rows.count + tiles, batch)](*given, *rows.given, **constants, **rows.constants)
     return out, mass, tickets
 
 
@@ -107,12 +143,10 @@ def _sketch_and_rows(
     HEAD: tl.constexpr, BIASED: tl.constexpr, KEYS: tl.constexpr, BLOCK_HEAD: tl.constexpr,
 ):  # fmt: skip
     """The first programs write the rows, which takes longest."""
-    image = tl.program_id(1).to(tl.int64)
     if tl.program_id(0) < count:
         write_row(
-            queries + image * query_image, keys + image * key_image, bias + image * stride_bias,
-            rows + image * count * total, tl.program_id(0), query_head, query_token, key_head, key_token,
-            bias_token, total, class_tokens, scale, HEAD, BIASED, KEYS, BLOCK_HEAD,
+            queries, keys, bias, rows, query_image, query_head, query_token, key_image, key_head, key_token,
+            stride_bias, bias_token, total, class_tokens, scale, count, HEAD, BIASED, KEYS, BLOCK_HEAD,
         )  # fmt: skip
     else:
         _sketch_tile(
