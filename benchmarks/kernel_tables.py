@@ -54,11 +54,13 @@ def scan_model(data: Data | None) -> str:
 
 
 def launches(data: Data | None) -> str:
-    """Kernels that a reducing layer launches, by method."""
+    """Kernels that a reducing layer launches, by method, without and with Triton."""
     if data is None:
         return NOT_MEASURED.format(name="launch_counts")
     rows = data["rows"]
-    return table([f"`{row['method']}`" for row in rows], [[f"{row['kernels']:g}" for row in rows]], left=0)
+    ways = {"without Triton": "kernels", "with Triton": "triton"}
+    cells = [[title, *(f"{row[key]:g}" for row in rows)] for title, key in ways.items()]
+    return table(["", *(f"`{row['method']}`" for row in rows)], cells)
 
 
 def attention(data: Data) -> str:

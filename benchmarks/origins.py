@@ -72,7 +72,10 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
         "python benchmarks/kernels.py",
         (*METHODS, *CPU_KERNELS, "tokenreduce/models", "benchmarks/kernel_memory.py"),
     ),
-    "launches": ("python benchmarks/launch_counts.py", (*TIMM, "tests/ops/launches.py")),
+    "launches": (
+        "python benchmarks/launch_counts.py",
+        (*TIMM, "tests/ops/launches.py", "tests/ops/triton/counted.py", "tests/ops/triton/recorded.py"),
+    ),
     "leave_one_out": ("python benchmarks/leave_one_out.py --seeds 2 --photographs DIR", SEARCH),
     "mutants": ("make mutants", ("tokenreduce", "patches")),
     "onnxruntime": (

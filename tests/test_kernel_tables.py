@@ -109,8 +109,16 @@ def test_a_run_of_a_scan_model() -> None:
 
 
 def test_launches() -> None:
-    rows = [{"method": "tome", "kernels": 25.0}, {"method": "ward(rounds=3)", "kernels": 75.4}]
-    assert tables.launches({"rows": rows}) == "| `tome` | `ward(rounds=3)` |\n|---:|---:|\n| 25 | 75.4 |"
+    rows = [
+        {"method": "tome", "kernels": 25.0, "triton": 2.0},
+        {"method": "ward(rounds=3)", "kernels": 75.4, "triton": 3.5},
+    ]
+    assert tables.launches({"rows": rows}) == lines("""
+        |  | `tome` | `ward(rounds=3)` |
+        |---|---:|---:|
+        | without Triton | 25 | 75.4 |
+        | with Triton | 2 | 3.5 |
+    """)
 
 
 def test_attention_takes_the_kernel_that_each_library_chooses() -> None:

@@ -61,7 +61,7 @@ def run(session: Session) -> None:
     if not session.tiny:
         session.measure(first_calls, what="first calls")
         if not any(row.get("ended") for row in session.rows if row.get("what") == "first calls"):
-            dispatch.TRITON -= {"ward_cluster"}  # for the stages that follow
+            dispatch.TRITON -= {"ward_cluster", "ward_cluster_attended"}  # for the stages that follow
             return
     cases = TINY if session.tiny else CASES
     for sized, ties in itertools.product((False, True), repeat=2):

@@ -13,7 +13,11 @@ from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.attention import class_rows, received_and_own
 from tokenreduce.ops.merging import size_bias
 from tokenreduce.ops.native import dispatch
+from tokenreduce.reducers.contract import Reducer
+from tokenreduce.reducers.entries import image_sources
+from tokenreduce.reducers.methods.evit import EViT
 from tokenreduce.reducers.methods.tome import ToMe, merge_at_once
+from tokenreduce.reducers.methods.ward import Ward
 from tokenreduce.reducers.parts.bipartite import match_bipartite
 from tokenreduce.reducers.registry import lookup
 from tokenreduce.reducers.tokens import Tokens
@@ -32,7 +36,10 @@ KERNELS = {
     "class rows": "class_rows",
     "statistics": "attention_statistics",
     "evit": "fuse_rest",
+    "evit, attended": "fuse_attended",
     "ward": "ward_cluster",
+    "ward, attended": "ward_cluster_attended",
+    "ward in rounds, attended": "ward_match_attended",
     "pitome": "pitome_energy",
 }
 
@@ -68,7 +75,17 @@ def operators(
         "class rows": lambda: [class_rows(queries, every_key, None, 1)],
         "statistics": lambda: list(received_and_own(queries, every_key)),
     }
-    return calls | {name: partial(planned, name, tokens, keep) for name in METHODS if possible(name, n, keep)}
+    calls |= {name: partial(planned, lookup(name)(), tokens, keep) for name in METHODS if possible(name, n, keep)}
+    return calls | attended(x, queries, every_key, sizes, keep)
+
+
+def attended(x: Tensor, queries: Tensor, keys: Tensor, sizes: Tensor, keep: int) -> dict[str, Callable[[], Tensors]]:
+    """Methods in a layer that weighs the class token's attention."""
+    with dispatch.using("reference"), torch.inference_mode():
+        shown = image_sources(queries, keys, size_bias(sizes, 1, 0), 1, slice(1, x.shape[1]))
+    tokens = Tokens(x[:, 1:], sizes, shown, prefix=1, layer=1, depth=2)
+    methods = {"ward": Ward(), "ward in rounds": Ward(rounds=3), "evit": EViT()}
+    return {f"{name}, attended": partial(planned, method, tokens, keep) for name, method in methods.items()}
 
 
 def merged_at_once(x: Tensor, keys: Tensor, sizes: Tensor, keep: int) -> Tensors:
@@ -86,9 +103,8 @@ def possible(method: str, n: int, keep: int) -> bool:
     return lookup(method)().least_of(n, None) <= keep
 
 
-def planned(method: str, tokens: Tokens, keep: int) -> Tensors:
+def planned(reducer: Reducer, tokens: Tokens, keep: int) -> Tensors:
     """The map that a method plans."""
-    reducer = lookup(method)()
     return parts(reducer.plan(tokens, keep, reducer.begin(tokens)))
 
 

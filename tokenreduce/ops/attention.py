@@ -6,6 +6,8 @@ additive logits, `(B, 1, 1, N)` of the keys or `(B, H, N, N)` of queries and key
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,11 +24,17 @@ def attention_map(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> 
 
 def class_rows(queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens: int) -> Tensor:
     """Attention of the first tokens to every token, `(B, N)`: mean over heads and `class_tokens`."""
-    if of_keys(bias) and queries.dtype == keys.dtype and queries.shape[:2] == keys.shape[:2]:
-        kernel = choose("class_rows", queries)
-        if kernel is not None:
-            return kernel(queries, keys, bias, class_tokens)
+    kernel = kernel_of_rows(queries, keys, bias)
+    if kernel is not None:
+        return kernel(queries, keys, bias, class_tokens)
     return attention_map(queries[:, :, :class_tokens], keys, of_queries(bias, 0, class_tokens)).mean((1, 2))
+
+
+def kernel_of_rows(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Callable[..., Tensor] | None:
+    """The kernel `class_rows` for these, or None."""
+    if not of_keys(bias) or queries.dtype != keys.dtype or queries.shape[:2] != keys.shape[:2]:
+        return None
+    return choose("class_rows", queries)
 
 
 def of_keys(bias: Tensor | None) -> bool:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenreduce.ops.attention import attention_map, class_rows, received_and_own, without_padding
+from tokenreduce.ops.attention import attention_map, received_and_own, without_padding
+from tokenreduce.ops.class_attention import ClassAttention
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def image_sources(
         "own_attention": lambda: statistics()[1][..., image],
     }
     if class_tokens:
-        sources["class_attention"] = lambda: class_rows(queries, keys, bias, class_tokens)[:, image]
+        sources["class_attention"] = ClassAttention(queries, keys, bias, class_tokens, image)
     return sources
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.ops.class_attention import ClassAttention
 from tokenreduce.reducers.entries import ENTRIES
 
 
@@ -76,6 +77,11 @@ class Tokens:
     def keys_to_average(self) -> Tensor:
         """`mean_keys`, or the keys `(B, H, N, d)` of which a kernel makes them."""
         return self._compute("mean_keys")
+
+    def class_attention_parts(self) -> tuple[Tensor, Tensor, Tensor | None, int, int] | None:
+        """What a kernel makes `class_attention` of, see `ClassAttention.parts`; None where it is made otherwise."""
+        source = self.sources.get("class_attention")
+        return source.parts() if isinstance(source, ClassAttention) else None
 
     def has(self, name: str) -> bool:
         """Whether the entry `name` is here."""

@@ -12,7 +12,9 @@ import torch
 from cubins import Cubin, compiled
 from torch import Tensor
 
-MODULES = ("attend", "cluster", "fuse", "match", "merge", "points", "restore", "select", "tiled", "ward")
+MODULES = (
+    "attend", "class_rows", "cluster", "fuse", "match", "merge", "points", "restore", "select", "tiled", "ward",
+)  # fmt: skip
 TYPES = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64",
     torch.int64: "i64", torch.int32: "i32",

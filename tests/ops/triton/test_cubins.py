@@ -13,12 +13,14 @@ pytest.importorskip("triton")
 from recorded import MODULES, Launch, recorded
 
 from tokenreduce.ops.triton.attend import attend
+from tokenreduce.ops.triton.attended import ward_cluster_attended, ward_match_attended
+from tokenreduce.ops.triton.class_rows import class_rows
 from tokenreduce.ops.triton.cluster import ward_cluster
 from tokenreduce.ops.triton.fuse import merge_fused
 from tokenreduce.ops.triton.match import bipartite_match
 from tokenreduce.ops.triton.merge import merge_apply
 from tokenreduce.ops.triton.restore import restore_apply, size_bias
-from tokenreduce.ops.triton.select import class_rows, fuse_rest
+from tokenreduce.ops.triton.select import fuse_attended, fuse_rest
 from tokenreduce.ops.triton.ward import ward_match
 
 # Images, image tokens of each, heads of 64 channels.
@@ -41,10 +43,14 @@ def launch_all(batch: int, n: int, heads: int) -> None:
     ward_cluster(k[:, :, 1:], sizes, None, 64, False, keep)
     ward_cluster(x[:, 1:], None, torch.ones(width), 64, True, keep)
     fuse_rest(sizes, sizes, keep)
+    attention = (q, k, size_bias(sizes, 1, 0), 1, 1, 0.35, 0.01)
+    fuse_attended(*attention[:5], n, sizes, keep)
+    ward_cluster_attended(x[:, 1:], sizes, torch.ones(width), 64, True, keep, *attention)
+    ward_cluster_attended(k[:, :, 1:], sizes, None, 64, False, keep, *attention)
+    ward_match_attended(x[:, 1:], sizes, torch.ones(width), 64, [n - n // 5, n - n // 3, n // 2], 1, *attention)
     merge_fused(x, rep, sources, sizes, sizes, 1, 0)
-    logs = size_bias(sizes, 1, 0)
-    class_rows(q, k, logs, 1)
-    attend(q, k, v, logs, 0.125)
+    class_rows(q, k, attention[2], 1)
+    attend(q, k, v, attention[2], 0.125)
     restore_apply(y, places, x, y, 1, 0)
 
 

@@ -1,4 +1,5 @@
-"""`class_rows`, `fuse_rest` and `merge_fused` in the interpreter are attention, and the map and the merge of `evit`."""
+"""In the interpreter `class_rows` is attention; `fuse_rest`, `fuse_attended` and `merge_fused` are `evit`: its map, its
+merge."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_calls import DTYPES, by_reference
+from layers import Layer, kernels_asked_for
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -70,11 +72,12 @@ def test_one_token_has_all_attention() -> None:
 
 
 @pytest.mark.interpreted
+@pytest.mark.parametrize("place", [0, 5, 140])
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])
-def test_class_attention_of_nan_and_infinity_and_of_no_key(odd: float) -> None:
+def test_class_attention_of_nan_and_infinity_and_of_no_key(odd: float, place: int) -> None:
     queries, keys = fused(150, 16, torch.float32)
     clean = attended(queries, keys, None, 1)
-    keys[1, 0, 140, 3] = odd
+    keys[1, 0, place, 3] = odd
     assert torch.equal(attended(queries, keys, None, 1)[0], clean[0])
     bias = torch.zeros(2, 1, 1, 150)
     bias[0] = -torch.inf
@@ -115,6 +118,37 @@ def test_maps_with_ties_and_odd_scores(score: Tensor, sized: bool, share: float,
     batch, n = score.shape
     sizes = torch.arange(1.0, n + 1).expand(batch, -1) if sized else None
     planned(score, sizes, 2 + round(share * (n - 2)), normalise)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("layer", [
+    Layer(), Layer(sized=False, dtype=torch.float16), Layer(250, prefix=5, dtype=torch.bfloat16, heads=6),
+    Layer(300, 2, 3, heads=16, class_tokens=2), Layer(17, dtype=torch.float64, heads=1), Layer(2),
+])  # fmt: skip
+@pytest.mark.parametrize("normalise", [False, True])
+def test_maps_by_attention_that_is_computed_on_the_way(layer: Layer, normalise: bool) -> None:
+    evit, tokens = EViT(normalise=normalise, inherit=normalise), layer.tokens()
+    for keep in {2, layer.n // 2 + 1, layer.n}:
+        with kernels_asked_for() as asked, dispatch.using("triton"):
+            found = evit.plan(tokens, keep)
+        assert asked == ["fuse_attended"]
+        expected = by_reference(evit.plan, tokens, keep)
+        assert torch.equal(found.dest, expected.dest) and torch.equal(found.rep, expected.rep)  # type: ignore[arg-type]
+        assert torch.equal(found.sources, expected.sources.sort(1).values)  # type: ignore[arg-type, union-attr]
+        torch.testing.assert_close(found.weight, expected.weight, rtol=1e-5, atol=1e-12)
+        if not normalise:
+            torch.testing.assert_close(found.gain, expected.gain)
+
+
+@pytest.mark.interpreted
+def test_images_whose_attention_is_no_number_leave_others_right() -> None:
+    layer = Layer(50)
+    with dispatch.using("triton"):
+        clean = EViT().plan(layer.tokens(), 20)
+        layer.keys[1, 0, 9, 3] = torch.nan
+        found = EViT().plan(layer.tokens(), 20)
+    assert torch.equal(found.dest[0], clean.dest[0])  # type: ignore[index]
+    assert torch.equal(found.rep, by_reference(EViT().plan, layer.tokens(), 20).rep)  # type: ignore[arg-type]
 
 
 @pytest.mark.interpreted

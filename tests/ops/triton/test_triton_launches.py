@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-from launches import launches
 from triton.runtime.jit import JITCallable
 
 pytest.importorskip("triton")
+from counted import ATTENTION, launches_by_triton
+from launches import CONSTANT
 from recorded import recorded
 
 import tokenreduce
@@ -22,36 +23,36 @@ from tokenreduce.ops.size_channels import attended_type
 from tokenreduce.ops.triton import launching
 from tokenreduce.ops.triton.table import OPERATORS
 
+POINTS = ("_mean", "_sketch", "_sketch_and_rows")  # the last with rows of the class token's attention
 # Kernels of a layer, one of each tuple, and how many of PyTorch's own beside them: signs that go to the GPU the first
-# time, or the mean over heads, and sizes in the attention of the class token.
+# time, or the sizes that shares are multiplied with.
 KERNELS = {
     ("tome", "r"): ([("_match_image",), ("_merge",)], 0),
-    ("ward", "flops"): ([("_mean", "_sketch"), ("_costs",), ("_cluster",), ("_merge",)], 1),
-    ("evit", "flops"): ([("_class_row",), ("_fuse",), ("_fuse_rows",)], 2),
+    ("ward", "flops"): ([POINTS, ("_costs",), ("_cluster",), ("_merge",)], 1),
+    ("evit", "flops"): ([("_class_row",), ("_fuse",), ("_fuse_rows",)], 1),
 }
-# What some of these layers launch for the class token's attention, and how many of PyTorch's own for the mean over
-# heads, for masses, and for sizes in that attention.
-SOMETIMES = {"ward": (("_class_row",), 8)}
 
 
 @pytest.mark.parametrize(("method", "budget"), KERNELS)
-def test_a_reducing_layer_launches_very_few_kernels(method: str, budget: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operators run as plain functions, so that what they launch beside their kernels counts too. Attention with
-    sizes is one launch, as without."""
-    monkeypatch.setattr(dispatch, "_for_gpu", OPERATORS.__getitem__)
-    monkeypatch.setattr(launching, "why_not", lambda: "")
-    with recorded(zeros=False) as made, dispatch.using("triton"), sized_attention.using("triton"):
-        _, others = launches(method, **{budget: 13 if budget == "r" else 0.6})
-    kernels = Counter(launch.name for launch in made)
-    attended = kernels.pop("_attend")
+def test_a_reducing_layer_launches_very_few_kernels(method: str, budget: str) -> None:
+    reducing, kernels, others = launches_by_triton(method, **{budget: 13 if budget == "r" else 0.6})
+    attended = kernels.pop(ATTENTION)
     names, beside = KERNELS[method, budget]
-    more, beside_more = SOMETIMES.get(method, ((), 0))
-    sometimes = sum(kernels.pop(name) for name in more)
     assert set(kernels) == {name for either in names for name in either}
-    (reducing,) = {sum(kernels[name] for name in either) for either in names}
+    assert {sum(kernels[name] for name in either) for either in names} == {reducing}
     assert reducing >= 3 and reducing - 1 <= attended < 12
-    assert sometimes < reducing
-    assert sum(others.values()) <= beside * reducing + beside_more * sometimes, others
+    assert others.total() <= beside * reducing, others
+
+
+@pytest.mark.parametrize("options", [{}, {"rounds": 3}, {"early": 0.5}, {"early": 1.0}], ids=str)
+def test_the_attention_that_ward_weighs_launches_nothing_more(options: dict[str, float]) -> None:
+    """In 8 of 11 layers, also in rounds and where keys are compared; nor does PyTorch beside it, but for signs that are
+    copied the first time."""
+    reducing, kernels, others = launches_by_triton("ward", flops=0.6, **options)
+    _, without, _ = launches_by_triton("ward", flops=0.6, attended=0.0, **options)
+    assert reducing == 11 and kernels["_sketch_and_rows"] + kernels["_mean_and_rows"] == 8
+    assert kernels.total() == without.total() and set(others) <= {CONSTANT}
+    assert without["_sketch"] + without["_mean"] == 11
 
 
 @pytest.mark.parametrize("method", ["tome", "ward", "evit"])

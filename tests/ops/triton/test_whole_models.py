@@ -20,8 +20,8 @@ from tokenreduce.ops.triton import table
 
 METHODS = {
     "tome": {"bipartite_merge"},
-    "ward": {"ward_cluster", "merge_apply"},
-    "evit": {"class_rows", "fuse_rest", "merge_fused"},
+    "ward": {"ward_cluster", "ward_cluster_attended", "merge_apply"},
+    "evit": {"fuse_attended", "merge_fused"},
     "topk": {"class_rows"},
     "pitome": {"merge_apply"},
     "dsm": {"bipartite_match"},

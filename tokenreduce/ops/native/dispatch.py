@@ -29,7 +29,9 @@ KERNELS = {
     "attention_statistics": "what tokens receive and keep of attention, without its matrix (gtp, mctf ...)",
     "pitome_energy": "the energy of pitome, without the matrix of all cosines",
     "ward_match": "the rounds of ward in one call",
+    "ward_match_attended": "the same with class_rows, and what tokens weigh by it",
     "ward_cluster": "agglomerative clustering by Ward's criterion, without the matrix of all costs (ward)",
+    "ward_cluster_attended": "the same with class_rows, and what tokens weigh by it",
     "ward_in_place": "the same of directions and places, where models scan their tokens, in their order (ward)",
     "merge_apply": "merged features and sizes in one pass",
     "bipartite_merge": "bipartite_match and merge_apply in one call (tome)",
@@ -38,6 +40,7 @@ KERNELS = {
     "krige_apply": "tokens that come back with the change since, predicted for each (ward)",
     "class_rows": "attention of class tokens, mean over heads (evit, ward ...)",
     "fuse_rest": "the map of evit without a sort",
+    "fuse_attended": "the same with class_rows",
     "merge_fused": "merge_apply where all sources join one output (evit)",
     "selective_scan": "the recurrence of state-space models, with step, skip and gate",
     "selective_scan_backward": "its gradients",
@@ -50,9 +53,10 @@ NOT_TRITON = {
     "attention_statistics", "pitome_energy", "ward_in_place", "order_outputs", "scan_walks", "causal_conv",
     "causal_conv_backward", "krige_apply",
 }  # fmt: skip
+ONLY_TRITON = {"fuse_rest", "fuse_attended", "merge_fused", "ward_cluster_attended", "ward_match_attended"}
 # What each kind of kernel has.
 TRITON = frozenset(KERNELS) - NOT_TRITON
-COMPILED = frozenset(KERNELS) - {"fuse_rest", "merge_fused"}
+COMPILED = frozenset(KERNELS) - ONLY_TRITON
 CHOICES = {
     "auto": "compiled for the CPU and Triton on a GPU, where they can run",
     "reference": "PyTorch everywhere",

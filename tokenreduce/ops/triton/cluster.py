@@ -8,6 +8,7 @@ from triton import jit
 from triton import language as tl
 
 from tokenreduce.errors import InvalidValueError
+from tokenreduce.ops.triton.class_rows import Weights, weighing, weights_of
 from tokenreduce.ops.triton.launching import has_assembly, operator, start
 from tokenreduce.ops.triton.pieces import NONE, reciprocal
 from tokenreduce.ops.triton.points import mean_points, sketched_points
@@ -47,41 +48,54 @@ def cluster_in(
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`ward_cluster` with so many warps for the merges of an image; None: its own choice."""
-    if not 1 <= keep <= metric.shape[-2]:  # the kernel would look for a pair without an end
-        n = metric.shape[-2]
-        raise InvalidValueError(f"keep is {keep}; of {n} tokens it must lie in [1, {n}]")
+    check_keep(keep, metric.shape[-2])
     metric = in_a_row(metric)
-    sizes = None if sizes is None else in_a_row(sizes)
     if directions:
         points, _, _ = sketched_points(metric, None, signs, width, 1)
     else:
         points = mean_points(metric if metric.ndim == 4 else metric[:, None])
-    batch, n, _ = points.shape
+    return cluster_points(points, sizes, keep, warps=warps)
+
+
+def check_keep(keep: int, n: int) -> None:
+    """Raise if the kernel would look for a pair without an end."""
+    if not 1 <= keep <= n:
+        raise InvalidValueError(f"keep is {keep}; of {n} tokens it must lie in [1, {n}]")
+
+
+def cluster_points(
+    points: Tensor, sizes: Tensor | None, keep: int, weights: Weights | None = None, warps: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The map of `keep` clusters of `points (B, N, d)` in fp32, which weigh their sizes, or by them and `weights`."""
+    sizes = None if sizes is None else in_a_row(sizes)
+    batch, n, width = points.shape
     tiles = cdiv(n, TILE)
-    device = metric.device
+    device = points.device
     between = torch.empty(batch, n, n, dtype=torch.float32, device=device)
     keys = torch.empty(batch, tiles + 1, n, dtype=torch.int64, device=device)
     mass = torch.empty(batch, n, dtype=torch.float32, device=device)
     changed = torch.empty(batch, n, dtype=torch.int32, device=device)
-    start(_costs, metric)[(tiles, tiles, batch)](
+    weighed, constants = weighing(weights, points)
+    start(_costs, points)[(tiles, tiles, batch)](
         points, points if sizes is None else sizes, between, keys, mass, changed,
-        0 if sizes is None else sizes.stride(0), n,
-        WIDTH=width, SIZED=sizes is not None, PRECISE="tf32x3" if has_assembly() else "ieee",
+        0 if sizes is None else sizes.stride(0), n, *weighed,
+        WIDTH=width, **constants, SIZED=sizes is not None, PRECISE="tf32x3" if has_assembly() else "ieee",
         TILE=TILE, DEEP=min(DEEP, max(16, next_power_of_2(width))),
     )  # fmt: skip
-    dest, rep, sources = empty_maps(metric, n, keep)
+    dest, rep, sources = empty_maps(points, n, keep)
     block = max(32, next_power_of_2(n))
-    start(_cluster, metric)[(batch,)](
+    start(_cluster, points)[(batch,)](
         between, keys, mass, changed, dest, rep, sources, n, keep, tiles + 1,
         ASSEMBLY=has_assembly(), BLOCK=block, num_warps=warps or min(WARPS, max(1, block // EACH)), num_stages=1,
     )  # fmt: skip
     return dest, rep, sources
 
 
-@jit(do_not_specialize=["stride_sizes", "n"])
+@jit(do_not_specialize=["stride_sizes", "n", "length", "prefix", "part", "least"])
 def _costs(
-    points, sizes, between, keys, mass, changed, stride_sizes, n,
-    WIDTH: tl.constexpr, SIZED: tl.constexpr, PRECISE: tl.constexpr, TILE: tl.constexpr, DEEP: tl.constexpr,
+    points, sizes, between, keys, mass, changed, stride_sizes, n, rows, length, prefix, part, least,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, SIZED: tl.constexpr, PRECISE: tl.constexpr,
+    TILE: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     """A tile on or above the diagonal, written there and mirrored: products are not symmetric to the last bit."""
     image, above, right = tl.program_id(2).to(tl.int64), tl.program_id(0), tl.program_id(1)
@@ -101,6 +115,10 @@ def _costs(
     if SIZED:
         size = tl.load(sizes + image * stride_sizes + row, mask=row < n, other=1.0)
         other_size = tl.load(sizes + image * stride_sizes + column, mask=column < n, other=1.0)
+    if ROWS > 0:
+        rows += image * ROWS * length + prefix
+        size = weights_of(size, rows, row, n, length, part, least, ROWS, BLOCK_ROWS)
+        other_size = weights_of(other_size, rows, column, n, length, part, least, ROWS, BLOCK_ROWS)
     inverse = 1 / size[:, None] + 1 / other_size[None, :]
     cost = _cleaned((squares[:, None] + other_squares[None, :] - 2 * scores) / inverse)
     between += image * n * n

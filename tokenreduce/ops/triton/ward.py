@@ -7,12 +7,13 @@ from torch import Tensor
 from triton import jit
 from triton import language as tl
 
+from tokenreduce.ops.triton.class_rows import Weights, weighing, weights_of
 from tokenreduce.ops.triton.launching import has_assembly, operator, start
 from tokenreduce.ops.triton.match import SMALL
 from tokenreduce.ops.triton.merge import merge_apply
 from tokenreduce.ops.triton.pieces import best_of_row, halves, product, ranks, ward_scores
 from tokenreduce.ops.triton.points import sketched_points
-from tokenreduce.ops.triton.rounding import next_power_of_2
+from tokenreduce.ops.triton.rounding import cdiv, next_power_of_2
 from tokenreduce.ops.triton.tensors import empty_maps, in_a_row
 from tokenreduce.ops.triton.tiled import match_points
 
@@ -20,6 +21,7 @@ WIDEST = 64  # channels that one program holds of each token
 MOST_ROUNDS = 4  # that one program does
 PART = 32  # targets that it holds at once, for its registers
 WARPS = 8
+TOKENS = 256  # that a program weighs
 
 
 @operator
@@ -28,21 +30,31 @@ def ward_match(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`dest (B, N)`, `rep (B, M)` and `sources (B, N - M)` of the rounds that leave `counts` of `features (B, N, C)`,
     compared by sketches of `width` channels."""
-    features = in_a_row(features)
     sizes = None if sizes is None else in_a_row(sizes)
-    batch, n, _ = features.shape
-    points, mass, tickets = sketched_points(features, sizes, signs, width, max(1, len(counts)))
+    made = sketched_points(in_a_row(features), sizes, signs, width, max(1, len(counts)))
+    return match_in_rounds(*made, counts, first)
+
+
+def match_in_rounds(
+    points: Tensor, mass: Tensor, tickets: Tensor, counts: list[int], first: int, weights: Weights | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The map of these rounds over `points (B, N, d)` in fp32 of sizes `mass (B, N)`, both of which are overwritten.
+    Tokens weigh their sizes, or by them and `weights`."""
+    batch, n, width = points.shape
+    weighed, constants = weighing(weights, points)
     if n > SMALL or width > WIDEST or not 1 <= len(counts) <= MOST_ROUNDS:
+        if weights is not None and counts:
+            start(_weigh, points)[(cdiv(n, TOKENS), batch)](mass, *weighed, n, **constants, BLOCK=TOKENS)
         return _rounds_apart(points, mass, tickets, counts, first)
-    dest, rep, sources = empty_maps(features, n, counts[-1])
+    dest, rep, sources = empty_maps(points, n, counts[-1])
     block = max(16, next_power_of_2((n + 1) // 2))
-    scratch = torch.empty(batch, 2 * block, dtype=torch.int32, device=features.device)
+    scratch = torch.empty(batch, 2 * block, dtype=torch.int32, device=points.device)
     more = [counts[i] if i < len(counts) else counts[-1] for i in range(MOST_ROUNDS)]
-    start(_ward_image, features)[(batch,)](
+    start(_ward_image, points)[(batch,)](
         points, mass, torch.empty_like(points), torch.empty_like(mass), scratch, dest, rep, sources, n, *more,
-        len(counts),
-        FIRST=first, WIDTH=width, FAST=has_assembly(), BLOCK=block, BLOCK_D=max(16, next_power_of_2(width)),
-        PART=min(PART, block), num_warps=WARPS if block > 64 else 4, num_stages=1,
+        len(counts), *weighed,
+        **constants, FIRST=first, WIDTH=width, FAST=has_assembly(), BLOCK=block, PART=min(PART, block),
+        BLOCK_D=max(16, next_power_of_2(width)), num_warps=WARPS if block > 64 else 4, num_stages=1,
     )  # fmt: skip
     return dest, rep, sources
 
@@ -64,14 +76,40 @@ def _rounds_apart(
     return dest, rep, sources
 
 
-@jit(do_not_specialize=["n", "count_0", "count_1", "count_2", "count_3", "rounds"])
+@jit(do_not_specialize=["length", "prefix", "part", "least", "n"])
+def _weigh(
+    mass, rows, length, prefix, part, least, n, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    image = tl.program_id(1).to(tl.int64)
+    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    _weigh_tokens(
+        mass + image * n, rows + image * ROWS * length + prefix, token, n, length, part, least, ROWS, BLOCK_ROWS
+    )
+
+
+@jit
+def _weigh_tokens(mass, rows, token, n, length, part, least, ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Put what tokens weigh in the place of their sizes."""
+    size = tl.load(mass + token, mask=token < n, other=1.0)
+    weight = weights_of(size, rows, token, n, length, part, least, ROWS, BLOCK_ROWS)
+    tl.store(mass + token, weight, mask=token < n)
+
+
+@jit(do_not_specialize=["n", "count_0", "count_1", "count_2", "count_3", "rounds", "length", "prefix", "part",
+                        "least"])  # fmt: skip
 def _ward_image(
     points, mass, other_points, other_mass, scratch, dest, rep, sources, n, count_0, count_1, count_2, count_3, rounds,
-    FIRST: tl.constexpr, WIDTH: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-    PART: tl.constexpr,
+    rows, length, prefix, part, least,
+    ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, FAST: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(0).to(tl.int64)
     index, token = tl.arange(0, BLOCK), tl.arange(0, 2 * BLOCK)
+    if ROWS > 0:
+        _weigh_tokens(
+            mass + image * n, rows + image * ROWS * length + prefix, token, n, length, part, least, ROWS, BLOCK_ROWS
+        )
+        tl.debug_barrier()
     final = _count_of(rounds - 1, count_0, count_1, count_2, count_3)
     place = token  # where each token is now, and whether it stands for those there
     stands = token < n

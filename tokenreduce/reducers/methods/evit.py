@@ -71,15 +71,17 @@ class EViT(Reducer):
             )
 
     def plan(self, tokens: Tokens, keep: int, state: Any = None) -> TokenMap:
+        fuses = self.fuse and keep > 1
+        kernel = choose("fuse_attended", tokens.features) if fuses else None
+        parts = None if kernel is None else tokens.class_attention_parts()
+        if kernel is not None and parts is not None:
+            return self.fused(keep, *kernel(*parts, tokens.count, tokens.sizes, keep))
         score = tokens.class_attention
-        kernel = choose("fuse_rest", score) if self.fuse and keep > 1 else None
+        kernel = choose("fuse_rest", score) if fuses else None
         if kernel is not None:
-            dest, share, ones, rep, sources, total = kernel(score, tokens.sizes, keep)
-            gain = None if self.normalise else torch.cat([ones[:, : keep - 1], total], 1)
-            grows = ones if self.inherit else alone(ones, rep)
-            return TokenMap(keep, dest, share, size_weight=grows, rep=rep, sources=sources, fused=True, gain=gain)
+            return self.fused(keep, *kernel(score, tokens.sizes, keep))
         order = stable_order(score, 1, descending=True)
-        if not self.fuse or keep < 2:
+        if not fuses:
             kept = order[:, :keep].sort(dim=1).values
             return keep_tokens(kept, nearest_kept(tokens.mean_keys, kept), self.inherit)
         kept, dropped = order[:, : keep - 1].sort(dim=1).values, order[:, keep - 1 :]
@@ -95,6 +97,14 @@ class EViT(Reducer):
         rep = torch.cat([kept, dropped[:, :1]], 1)
         ones = torch.ones_like(share)
         grows, sources = ones if self.inherit else alone(ones, rep), dropped[:, 1:]
+        return TokenMap(keep, dest, share, size_weight=grows, rep=rep, sources=sources, fused=True, gain=gain)
+
+    def fused(
+        self, keep: int, dest: Tensor, share: Tensor, ones: Tensor, rep: Tensor, sources: Tensor, total: Tensor
+    ) -> TokenMap:
+        """The map of what a kernel gives, see `fuse_rest` in `ops.triton.select`."""
+        gain = None if self.normalise else torch.cat([ones[:, : keep - 1], total], 1)
+        grows = ones if self.inherit else alone(ones, rep)
         return TokenMap(keep, dest, share, size_weight=grows, rep=rep, sources=sources, fused=True, gain=gain)
 
     def work(self, step: Step) -> int:

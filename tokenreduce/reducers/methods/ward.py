@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -101,12 +101,12 @@ class Ward(Reducer):
             return self.plan_in_place(tokens, keep)
         directions = not (self.compares_keys(tokens.layer, tokens.depth) and tokens.has("mean_keys"))
         x = tokens.features if directions else tokens.keys_to_average
-        compiled, masses = choose("ward_cluster", x), self.masses(tokens)
+        compiled, masses, attention = self.kernel("ward_cluster", x, tokens)
         if compiled is None:
             points = self.sketch(normalised(x.float())) if directions else tokens.mean_keys
             return map_of_clusters(agglomerate(costs(points, masses), keep, "ward", masses), keep)
         width, signed = self.sketching(x) if directions else (x.shape[-1], None)
-        dest, rep, sources = compiled(x, masses, signed, width, directions, keep)
+        dest, rep, sources = compiled(x, masses, signed, width, directions, keep, *attention)
         return TokenMap(keep, dest=dest, rep=rep, sources=sources)
 
     def plan_in_place(self, tokens: Tokens, keep: int) -> TokenMap:
@@ -125,15 +125,15 @@ class Ward(Reducer):
         return with_central(clustered(near, sizes, keep), places, sizes)
 
     def plan_in_rounds(self, tokens: Tokens, keep: int, rounds: int) -> TokenMap:
-        x, masses, first = tokens.features, self.masses(tokens), tokens.prefix % 2
+        x, first = tokens.features, tokens.prefix % 2
         counts = round_counts(tokens.count, keep, rounds)
-        compiled = choose("ward_match", x)
+        compiled, masses, attention = self.kernel("ward_match", x, tokens)
         if compiled is None:
             points = self.sketch(normalised(x.float()))
             merged = bipartition.merge_in_rounds if suits(points, tokens.count) else merge_in_rounds
             return merged(points, masses, counts, first)
         width, signed = self.sketching(x)
-        dest, rep, sources = compiled(x, masses, signed, width, counts, first)
+        dest, rep, sources = compiled(x, masses, signed, width, counts, first, *attention)
         return TokenMap(keep, dest=dest, rep=rep, sources=sources)
 
     def work(self, step: Step) -> int:
@@ -146,14 +146,29 @@ class Ward(Reducer):
             return weighing + sum(step.bipartite(width + 2, n) for n in entered[:-1])  # with both squares
         return weighing + step.n**2 * (step.head_dim if self.compares_keys(step.layer, step.depth) else width)
 
+    def kernel(
+        self, name: str, x: Tensor, tokens: Tokens
+    ) -> tuple[Callable[..., Any] | None, Tensor | None, tuple[Any, ...]]:
+        """The kernel `name` for `x`, or None; what tokens weigh, or their sizes where the kernel finds that; and what
+        else it needs to find it."""
+        fused = choose(f"{name}_attended", x) if self.weighs(tokens) else None
+        parts = None if fused is None else tokens.class_attention_parts()
+        if parts is None:
+            return choose(name, x), self.masses(tokens), ()
+        return fused, tokens.sizes, (*parts, float(self.attended), LEAST)
+
     def masses(self, tokens: Tokens) -> Tensor | None:
         """`(B, N)`: what each token weighs, also where the class token looks away; None: 1 each."""
-        if not self.weighs_attention(tokens.layer, tokens.depth) or not tokens.has("class_attention"):
+        if not self.weighs(tokens):
             return tokens.sizes
         seen = tokens.class_attention
         least = LEAST / tokens.count
         seen = torch.where(seen > least, seen, least) ** self.attended  # also for what is no number
         return seen if tokens.sizes is None else seen * tokens.sizes ** (1 - self.attended)
+
+    def weighs(self, tokens: Tokens) -> bool:
+        """Whether their weights depend on the class token's attention."""
+        return self.weighs_attention(tokens.layer, tokens.depth) and tokens.has("class_attention")
 
     def weighs_attention(self, layer: int, depth: int) -> bool:
         """Whether the layer reads the class token's attention, if there is one."""
