@@ -194,6 +194,7 @@ OWN_LAYERS = {
         "delayed": range(4, 12),
         "ratio": range(12),
         "after_quarter": range(3, 12),
+        "deferred": range(3, 12),
         "root": range(12),
         "stages": (3, 6, 9),
         "alternate": (1, 3, 5, 7, 9),

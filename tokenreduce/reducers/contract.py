@@ -41,6 +41,9 @@ SHAPES = {
     "ratio": Shape("ratio", (), "the same keep ratio in every block"),
     "after_twelfth": Shape("ratio", (), "the same keep ratio in every block after the first twelfth", 1),
     "after_quarter": Shape("ratio", (), "the same keep ratio in every block after the first quarter", 3),
+    "deferred": Shape(
+        "ratio", (), "the same keep ratio in every block after the first quarter, or earlier if few are left", 3, left=4
+    ),
     "root": Shape("root", (), "the square root of the count falls by the same in every block"),
     "stages": Shape("ratio", (3, 6, 9), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),
     "alternate": Shape("ratio", (1, 3, 5, 7, 9), "the same keep ratio at 1/12, 3/12, 5/12, 7/12 and 9/12 of the depth"),
@@ -94,7 +97,7 @@ class Reducer:
     between (frozenset of names, empty): the same, but only between the layers of an encoder.
     placement (str, "mid"): reduces "pre" a block, "mid" between attention and MLP, or "post", after the block.
     shape (str, "constant"): how a budget spreads over layers: constant, after_first, delayed, ratio, after_twelfth,
-        after_quarter, root, stages, alternate, once, late, middle, first, early or first_and_third, see `SHAPES`.
+        after_quarter, deferred, root, stages, alternate, once, late, middle, first, early or first_and_third, see `SHAPES`.
     scan_shape (str, "early"): the same in state-space models, where every layer costs the same a token and reduces
         after its only line.
     once (bool, False): it can reduce in one layer only.

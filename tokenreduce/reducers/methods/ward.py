@@ -36,10 +36,10 @@ class Ward(Reducer):
 
     This library's own combination, no paper. Of two clusters of sizes s, t and centres u, v `(B, N, d)` merging costs
     `s t / (s + t) |u - v|^2`, what the squared error of all input tokens grows by (Ward 1963): big clusters are not
-    merged with others that merely resemble them. In the first quarter of the layers the points are keys, mean over
-    heads; later they are the directions of features, because the norm in front of every layer that reads a token
-    removes its length. Features merge by size-weighted means. Every block after the first twelfth reduces by the same
-    ratio. Restored tokens are what they were plus the change since, which is predicted for each of them from the tokens
+    merged with others that merely resemble them. In the first quarter of the layers, but for the very first, the points
+    are keys, mean over heads; elsewhere they are the directions of features, because the norm in front of every layer
+    that reads a token removes its length. Features merge by size-weighted means. Every block after the first quarter
+    reduces by the same ratio; if less than a third of the tokens would be left, the first of them stands earlier. Restored tokens are what they were plus the change since, which is predicted for each of them from the tokens
     most like it that are left (`maps.kriging`).
 
     After the first third of the layers, s is no longer the size alone where the model has a class token: it is
@@ -53,7 +53,7 @@ class Ward(Reducer):
         rounds: None clusters exactly. A number takes so many rounds of a bipartition instead, on directions alone: in
             each, every second token may merge into the cheapest of the other half, and the best of them do.
         width: channels of the sketch; None: a quarter of the features' channels, at most 64. All of them: no sketch.
-        early: the share of the layers, from the first on, that compares keys, where the model shows them.
+        early: the share of the layers, from the second on, that compares keys, where the model shows them.
         attended: the part p of the class token's attention in what clusters weigh; 0: they weigh their sizes.
         nearness: in state-space models, whose convolution and scans read neighbours, what a step on the grid counts
             next to directions of length 1.
@@ -73,7 +73,7 @@ class Ward(Reducer):
     exportable: ClassVar[bool] = True
     uses: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     between: ClassVar[frozenset[str]] = frozenset({"class_attention"})
-    shape: ClassVar[str] = "after_twelfth"
+    shape: ClassVar[str] = "deferred"
     former: ClassVar[Mapping[str, Any]] = {"attended": 0.0}
     restoring: ClassVar[str] = "kriging"
     pooling: ClassVar[str] = "kriging"
@@ -176,7 +176,7 @@ class Ward(Reducer):
 
     def compares_keys(self, layer: int, depth: int) -> bool:
         """Whether the layer compares keys."""
-        return layer < self.early * depth
+        return 0 < layer < self.early * depth
 
     def sketch_width(self, channels: int) -> int:
         """Channels of the sketch of so many."""
