@@ -6,6 +6,7 @@ import json
 from itertools import combinations, pairwise
 
 import pytest
+import timm
 import torch
 from backbones import BY_NAME, fresh_model
 from cases import Case, cases
@@ -61,7 +62,7 @@ def test_clusters_as_ward_does(case, width, keys, part, data) -> None:
     assume(case.kind == "random")
     keep = data.draw(st.integers(1, case.n))
     shown = torch.randn(1, 2, case.n, 5, generator=torch.Generator().manual_seed(case.n))
-    layer = data.draw(st.integers(0, 2)) if keys else data.draw(st.integers(3, 11))
+    layer = data.draw(st.integers(1, 2)) if keys else data.draw(st.sampled_from([0, *range(3, 12)]))
     seen = torch.rand(1, case.n, generator=torch.Generator().manual_seed(layer)) ** 4 / case.n
     entries = {"mean_keys": lambda: shown.mean(1)} | ({} if part is None else {"class_attention": lambda: seen})
     tokens = Tokens(case.x, case.sizes, entries, layer=layer, depth=12)
@@ -113,8 +114,21 @@ def test_without_keys_directions_decide_everywhere() -> None:
     first, last = (Ward().plan(Tokens(x, layer=layer, depth=12), 9) for layer in (0, 11))
     assert torch.equal(first.dest, last.dest)
     keys = {"mean_keys": lambda: x.flip(1)}
-    assert not torch.equal(Ward().plan(Tokens(x, None, keys, layer=0, depth=12), 9).dest, first.dest)
-    assert torch.equal(Ward(early=0).plan(Tokens(x, None, keys, layer=0, depth=12), 9).dest, first.dest)
+    assert not torch.equal(Ward().plan(Tokens(x, None, keys, layer=1, depth=12), 9).dest, first.dest)
+    assert not torch.equal(Ward().plan(Tokens(x, None, keys, layer=0, depth=1), 9).dest, first.dest)
+    for ward, layer in ((Ward(early=0), 1), (Ward(), 0), (Ward(), 3)):
+        assert torch.equal(ward.plan(Tokens(x, None, keys, layer=layer, depth=12), 9).dest, first.dest)
+
+
+def test_the_budget_says_where_it_starts() -> None:
+    """After a quarter of the blocks, or earlier if less than a third of the tokens would be left."""
+    starts = {}
+    for flops in (0.9, 0.7, 0.6, 0.5, 0.4):
+        model = tokenreduce.patch(timm.create_model("deit_tiny_patch16_224").eval(), "ward", flops=flops)
+        counts = tokenreduce.report(model).tokens
+        starts[flops] = next(layer for layer, count in enumerate(counts) if count < 196), counts[-1] >= 196 / 3
+    assert starts[0.9] == (3, True) and starts[0.7] == (3, True) and starts[0.4] == (0, False)
+    assert all(first == 0 or left for first, left in starts.values())
 
 
 def test_exact_clusters_equal_those_of_scikit_learn() -> None:

@@ -110,7 +110,8 @@ def _leaves_enough(walk: Walk, shape: str, layers: Layers, flops: float, cost: C
     least = math.ceil(walk.n * SHAPES[shape].left / 12)
     if least == 0:
         return True
-    amount = (walk.n - least) / (walk.n * max(walk.order(layers).values()))
+    share, times = least / walk.n, max(walk.order(layers).values())
+    amount = 1 - share ** (1 / times) if SHAPES[shape].by == "ratio" else (1 - share) / times
     return cost(spread(walk, shape, layers, amount, least)) <= flops
 
 

@@ -97,7 +97,8 @@ class Reducer:
     between (frozenset of names, empty): the same, but only between the layers of an encoder.
     placement (str, "mid"): reduces "pre" a block, "mid" between attention and MLP, or "post", after the block.
     shape (str, "constant"): how a budget spreads over layers: constant, after_first, delayed, ratio, after_twelfth,
-        after_quarter, deferred, root, stages, alternate, once, late, middle, first, early or first_and_third, see `SHAPES`.
+        after_quarter, deferred, root, stages, alternate, once, late, middle, first, early or first_and_third, see
+        `SHAPES`.
     scan_shape (str, "early"): the same in state-space models, where every layer costs the same a token and reduces
         after its only line.
     once (bool, False): it can reduce in one layer only.

@@ -39,8 +39,9 @@ class Ward(Reducer):
     merged with others that merely resemble them. In the first quarter of the layers, but for the very first, the points
     are keys, mean over heads; elsewhere they are the directions of features, because the norm in front of every layer
     that reads a token removes its length. Features merge by size-weighted means. Every block after the first quarter
-    reduces by the same ratio; if less than a third of the tokens would be left, the first of them stands earlier. Restored tokens are what they were plus the change since, which is predicted for each of them from the tokens
-    most like it that are left (`maps.kriging`).
+    reduces by the same ratio; if a budget would leave less than a third of the tokens, earlier ones do, too. Restored
+    tokens are what they were plus the change since, which is predicted for each of them from the tokens most like it
+    that are left (`maps.kriging`).
 
     After the first third of the layers, s is no longer the size alone where the model has a class token: it is
     `size^(1 - p) a^p` with the attention a that the class token pays to the cluster and p = `attended`. What the class
@@ -175,8 +176,8 @@ class Ward(Reducer):
         return self.attended > 0 and 3 * layer >= depth
 
     def compares_keys(self, layer: int, depth: int) -> bool:
-        """Whether the layer compares keys."""
-        return 0 < layer < self.early * depth
+        """Whether the layer compares keys; in the first one of several they were worse than directions."""
+        return min(1, depth - 1) <= layer < self.early * depth
 
     def sketch_width(self, channels: int) -> int:
         """Channels of the sketch of so many."""
