@@ -37,7 +37,7 @@ def check(now: Tensor, after: Tensor, before: Tensor, token_map: TokenMap, prefi
     with dispatch.using("triton"):
         found = restore_tokens("delta", now, [token_map], [Around(before, after)], prefix, suffix)
     wide = [t.double() for t in (now, before, after)]
-    expected = by_reference(restore_tokens, "delta", wide[0], [token_map], [tuple(wide[1:])], prefix, suffix)
+    expected = by_reference(restore_tokens, "delta", wide[0], [token_map], [Around(*wide[1:])], prefix, suffix)
     tolerance = TOLERANCE[now.dtype]
     assert found.dtype == now.dtype
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance, equal_nan=True)
