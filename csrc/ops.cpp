@@ -26,7 +26,7 @@ STABLE_TORCH_LIBRARY(tokenreduce_kernels, m) {
       "restore_apply(Tensor y, Tensor dest, Tensor? before, Tensor? after, int prefix, int suffix) -> Tensor");
   m.def(
       "krige_apply(Tensor y, Tensor dest, Tensor before, Tensor after, int prefix, int suffix, int nearest, "
-      "float reach, float ridge) -> Tensor");
+      "float reach, float ridge, float least) -> Tensor");
   m.def(
       "selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? decay_dt, "
       "Tensor? dt_bias, Tensor? order, Tensor? scale, bool softplus, bool reverse) -> Tensor");

@@ -21,8 +21,6 @@ Tensor restore_apply(
 
 namespace {
 
-constexpr float kLeast = 1e-6f;  // of the squared length of the kernel
-
 constexpr int kAtOnce = 8;  // products that run side by side
 
 // Products of `a` with so many rows, `width` floats each, one after the other.
@@ -87,7 +85,7 @@ struct Kriging {
   Rows<T> now, after, before;  // of image tokens alone
   T* out;                      // (n, width)
   int64_t keep, width, nearest;
-  float reach, ridge;
+  float reach, ridge, least;
   const float* units;
 
   // Adds to all `members` of the output `centre` what they have changed by beyond it.
@@ -144,7 +142,7 @@ struct Kriging {
         total += 2 * distance;
       }
     }
-    return std::max(kLeast, reach * static_cast<float>(total / static_cast<double>(count * count)));
+    return std::max(least, reach * static_cast<float>(total / static_cast<double>(count * count)));
   }
 
   // Adds rows `(count, width)` with these weights to a row, by way of `sums (width)`.
@@ -189,7 +187,7 @@ Rows<T> image_rows(const Tensor& tensor, int64_t image, int64_t prefix) {
 
 Tensor krige_apply(
     const Tensor& given, const Tensor& dest, const Tensor& given_before, const Tensor& given_after, int64_t prefix,
-    int64_t suffix, int64_t nearest, double reach, double ridge) {
+    int64_t suffix, int64_t nearest, double reach, double ridge, double least) {
   const Tensor y = with_rows(given), before = with_rows(given_before), after = with_rows(given_after);
   const Tensor out = restore_apply(y, dest, before, after, prefix, suffix);
   if (nearest < 1) fail("nearest is ", nearest, "; it must be 1 or more");
@@ -217,7 +215,8 @@ Tensor krige_apply(
                              image_rows<T>(before, image, prefix), rows,
                              keep,                                 width,
                              nearest,                              static_cast<float>(reach),
-                             static_cast<float>(ridge),            units.data() + image * keep * width};
+                             static_cast<float>(ridge),            static_cast<float>(least),
+                             units.data() + image * keep * width};
         one.add(several[i] % keep, members[several[i]]);
       }
     });

@@ -196,8 +196,8 @@ WRONG = [
     ("restore_apply", (X[:, :3], DEST, X[:, :3], X[:, :3], 0, 0), "before"),
     ("restore_apply", (X[:, :3], DEST, X, X, 0, 0), "after"),
     ("restore_apply", (X[:, :3], DEST, X.double(), X[:, :3], 0, 0), "before"),
-    ("krige_apply", (X[:, :3], DEST, X, X, 0, 0, 16, 2.0, 0.01), "after"),
-    ("krige_apply", (X[:, :3], DEST, X, X[:, :3], 0, 0, 0, 2.0, 0.01), "nearest is 0"),
+    ("krige_apply", (X[:, :3], DEST, X, X, 0, 0, 16, 2.0, 0.01, 1e-6), "after"),
+    ("krige_apply", (X[:, :3], DEST, X, X[:, :3], 0, 0, 0, 2.0, 0.01, 1e-6), "nearest is 0"),
 ]
 
 

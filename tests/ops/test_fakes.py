@@ -46,7 +46,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "class_rows": (HEADS.half(), HEADS.half(), SIZES[:, None, None], 2),
     "pitome_energy": (X.half(), 0.5, 1.0, True),
     "restore_apply": (SHORTER, DEST, LONGER, SHORTER, 1, 2),
-    "krige_apply": (SHORTER, DEST, LONGER, SHORTER, 1, 2, 16, 2.0, 0.01),
+    "krige_apply": (SHORTER, DEST, LONGER, SHORTER, 1, 2, 16, 2.0, 0.01, 1e-6),
     "selective_scan": (X, *SCAN),
     "selective_scan_backward": (X, X, *SCAN),
     "order_outputs": (DEST, REP),

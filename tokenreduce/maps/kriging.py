@@ -44,7 +44,7 @@ def kriging(now: Tensor, after: Tensor, before: Tensor, dest: Tensor, empty: Ten
     near = index.shape[2]
     offsets = take(units, index.flatten(1)).unflatten(1, (few, near)) - centres[:, :, None]
     read = None if empty is None else ~empty.gather(1, index.flatten(1)).view(index.shape)
-    inverse, at_centre, length = _system(offsets, read)
+    inverses, at_centre, length = _system(offsets, read)
     theirs = take(offsets.flatten(2), place).unflatten(2, (near, -1))
     own = take(F.normalize(summing(before), dim=-1), tokens) - take(centres, place)
     distance = own.square().sum(-1, keepdim=True) + theirs.square().sum(-1) - 2 * (theirs @ own[..., None])[..., 0]
@@ -52,7 +52,7 @@ def kriging(now: Tensor, after: Tensor, before: Tensor, dest: Tensor, empty: Ten
     if read is not None:
         kernel = kernel * take(read.to(kernel.dtype), place)
     kernel = kernel - take(at_centre, place)
-    weights = take(inverse.flatten(2), place).unflatten(2, (near, near)) @ kernel[..., None]
+    weights = take(inverses.flatten(2), place).unflatten(2, (near, near)) @ kernel[..., None]
     change = summing(now) - summing(after)
     beyond = take(change, index.flatten(1)).unflatten(1, (few, near)) - take(change, outputs)[:, :, None]
     beyond = take(beyond.flatten(2), place).unflatten(2, (near, -1))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenreduce.maps.kriging import NEAREST, REACH, RIDGE, kriging
+from tokenreduce.maps.kriging import LEAST, NEAREST, REACH, RIDGE, kriging
 from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.merging import krige_change, restore_change
@@ -95,7 +95,7 @@ def _krige(x: Tensor, token_map: TokenMap, known: Around, prefix: int, suffix: i
     before, after, empty = known
     dest: Tensor = token_map.dest  # type: ignore[assignment]
     if empty is None:
-        restored = krige_change(x, after, before, dest, prefix, suffix, NEAREST, REACH, RIDGE)
+        restored = krige_change(x, after, before, dest, prefix, suffix, NEAREST, REACH, RIDGE, LEAST)
         if restored is not None:
             return restored
     restored = _add_change(x, token_map, before, after, prefix, suffix)

@@ -51,10 +51,11 @@ def krige_change(
     nearest: int,
     reach: float,
     ridge: float,
+    least: float,
 ) -> Tensor | None:
     """`restore_change`, plus what `maps.kriging` predicts beyond it with these constants."""
     compiled = _restoring("krige_apply", x, after, before)
-    return None if compiled is None else compiled(x, dest, before, after, prefix, suffix, nearest, reach, ridge)
+    return None if compiled is None else compiled(x, dest, before, after, prefix, suffix, nearest, reach, ridge, least)
 
 
 def _restoring(name: str, x: Tensor, after: Tensor, before: Tensor) -> Callable[..., Any] | None:

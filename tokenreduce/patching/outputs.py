@@ -60,7 +60,7 @@ def warn_of_language(
         tower = type(backbone).__name__
         warnings.warn(
             f"all tokens of the {tower} are restored before the projector into the language model of this "
-            f"{type(holder).__name__}: the {tower} computes less, but nothing is saved in the language model behind it"
+            f"{type(holder).__name__}: the {tower} computes less, but nothing is saved in the language model after it"
             + ("; keep=0.1 instead of the budget lets a tenth of them enter that" if can_keep else ""),
             NothingSavedWarning,
             stacklevel=3,

@@ -42,7 +42,7 @@ SHAPES = {
     "after_twelfth": Shape("ratio", (), "the same keep ratio in every block after the first twelfth", 1),
     "after_quarter": Shape("ratio", (), "the same keep ratio in every block after the first quarter", 3),
     "deferred": Shape(
-        "ratio", (), "the same keep ratio in every block after the first quarter, or earlier if few are left", 3, left=4
+        "ratio", (), "the same keep ratio in every block after the first quarter, or earlier if few are left", 3, left=3
     ),
     "root": Shape("root", (), "the square root of the count falls by the same in every block"),
     "stages": Shape("ratio", (3, 6, 9), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),

@@ -98,7 +98,7 @@ class Kept:
         if not (whole and all(held.ends_whole(places) for held in self.held.values())):
             raise InvalidValueError(
                 f"the last {places} places of this prompt cannot be taken out of the cache: tokens have left from "
-                "among them; crop behind the last image, or encode the prompt anew"
+                "among them; crop after the last image, or encode the prompt anew"
             )
         end = self.columns.shape[1] - places
         held = {layer: held.cut(places) for layer, held in self.held.items()}

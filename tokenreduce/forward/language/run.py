@@ -15,7 +15,7 @@ from tokenreduce.forward.language.units import Unit
 
 
 class Crossing(NamedTuple):
-    """What the language model's call is in the middle of: its cache, and where rows have left, how, and from behind
+    """What the language model's call is in the middle of: its cache, and where rows have left, how, and after
     what."""
 
     cache: Any

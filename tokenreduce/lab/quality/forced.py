@@ -61,7 +61,7 @@ def _generate(model: Any, inputs: dict[str, Tensor], words: int, rules: list[Any
 
 
 def until_the_end(ids: Tensor, ends: int | list[int] | None) -> Tensor:
-    """`(B, m)`: False behind the first id that ends a text."""
+    """`(B, m)`: False after the first id that ends a text."""
     if ends is None:
         return torch.ones_like(ids, dtype=torch.bool)
     is_end = torch.isin(ids, torch.tensor(ends, device=ids.device))

@@ -18,7 +18,7 @@ def ward_cluster_attended(
     queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens: int, prefix: int, part: float, least: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`ward_cluster` of tokens that weigh `size^(1 - part) a^part`: a is the attention of the first `class_tokens` of
-    `queries (B, H, A, d)` to them, which stand behind `prefix` others among the `keys (B, H, A, d)`, mean over heads
+    `queries (B, H, A, d)` to them, which stand after `prefix` others among the `keys (B, H, A, d)`, mean over heads
     and class tokens, and at least `least` / N. `bias (B or 1, 1, 1, A)` is in fp32.
 
     Raises: InvalidValueError if `keep` is not in 1 to N.

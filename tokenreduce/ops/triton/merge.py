@@ -152,7 +152,7 @@ def _add_rest(
     merged, centre, x, dest, sources, sizes, last, inverse, removed, output, is_image, inside, column, prefix,
     stride_token, SIZED: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """`merged` and the sources behind `last` in the list: one of each output at a time."""
+    """`merged` and the sources after `last` in the list: one of each output at a time."""
     for begin in range(0, removed, AT_ONCE):
         number, joins, _ = _joining(dest, sources, sizes, begin, removed, output, is_image, SIZED, AT_ONCE)
         following = tl.min(tl.where(joins & (number[None, :] > last[:, None]), number[None, :], NONE), 1)

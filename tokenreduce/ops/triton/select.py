@@ -30,7 +30,7 @@ def fuse_attended(
     queries: Tensor, keys: Tensor, bias: Tensor | None, class_tokens: int, prefix: int, count: int,
     sizes: Tensor | None, keep: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """`fuse_rest` of the `count` tokens behind `prefix` others by `class_rows`."""
+    """`fuse_rest` of the `count` tokens after `prefix` others by `class_rows`."""
     return fuse_by(Rows.of(queries, keys, bias, class_tokens).write(), sizes, keep, prefix, count)
 
 

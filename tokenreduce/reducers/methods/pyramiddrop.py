@@ -22,7 +22,7 @@ class PyramidDrop(Reducer):
     CVPR 2025, arXiv 2410.17247. `keep` is what each stage keeps of the tokens that enter it (lambda, 0.5 in the paper).
 
     Departures: the score is the attention of the layer before a stage, which runs anyway, and not one that the layer
-    behind it would have; tokens keep their positions, where the authors' code counts them anew.
+    after it would have; tokens keep their positions, where the authors' code counts them anew.
     """
 
     name: ClassVar[str] = "pyramiddrop"

@@ -33,7 +33,7 @@ class VisionZip(Reducer):
     other one joins the target of most similar key (mean over heads). A contextual token is the target plus the mean of
     those that joined it, a sum, as in the authors' code.
 
-    Departures: tokens merge behind the projector, and what stands for their keys there is the tokens themselves; the
+    Departures: tokens merge after the projector, and what stands for their keys there is the tokens themselves; the
     class token does not enter the language model, where the authors count it as one of the dominant; a contextual token
     stands at the place of its target, not after all dominant ones.
 
