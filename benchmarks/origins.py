@@ -37,7 +37,7 @@ CPU_KERNELS = ("csrc/cpu", "csrc/arithmetic.h", "csrc/tensors.h")
 SPEED = (*TIMM, *CPU_KERNELS, "tokenreduce/lab/speed")
 ALL = (*METHODS, "patches", "tokenreduce/patching")
 EMBEDDING = ("tokenreduce/lab/embedding", "benchmarks/embed_memory.py")
-QUALITY_PY = "python benchmarks/quality.py --data-dir DIR"
+QUALITY_PY = "python benchmarks/quality.py"
 
 # name -> (the command, what it measures: files and folders, besides the script that the command names)
 ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -89,7 +89,10 @@ ORIGINS: dict[str, tuple[str, tuple[str, ...]]] = {
     "quality": (QUALITY_PY, QUALITY),
     "quality_real": ("python benchmarks/quality.py --model dinov2_small", REAL),
     "quality_real_518": ("python benchmarks/quality.py --model dinov2_small --size 518", REAL),
-    "quality_second": (f"{QUALITY_PY} --checkpoint runs/second/checkpoint.pt --name quality_second", QUALITY),
+    "quality_second": (
+        f"{QUALITY_PY} --data-dir DIR --checkpoint runs/second/checkpoint.pt --name quality_second",
+        QUALITY,
+    ),
     "restoring_detection": (
         "python benchmarks/dense.py detection --data-dir DIR --held-out --rounds 0",
         DENSE,

@@ -3,7 +3,8 @@ Fashion-MNIST. Every run goes on where it stopped.
 
     python benchmarks/quality.py --model dinov2_small              # about 6 minutes on 2 threads, nothing to download
     python benchmarks/quality.py --model dinov2_small --size 518   # few methods
-    python benchmarks/quality.py --data-dir DIR                    # the shipped model on all test images
+    python benchmarks/quality.py                                   # the shipped model on the 2,000 shipped test images
+    python benchmarks/quality.py --data-dir DIR                    # on all of them
     python benchmarks/quality.py --data-dir DIR --checkpoint runs/second/checkpoint.pt --name quality_second
 
 A run counts what is there as done only where checkpoint, images and the code that decides figures are the same.
@@ -51,7 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--name", help="of the results file")
     parser.add_argument("--method", help="only these methods, separated by commas")
     small = parser.add_argument_group("fashion_vit")
-    small.add_argument("--data-dir", type=Path)
+    small.add_argument("--data-dir", type=Path, help="all of Fashion-MNIST; default: the shipped test images")
     small.add_argument("--checkpoint", type=Path, help="of examples/train_fashion.py; default: the shipped model")
     small.add_argument("--part", default="0/1", help="I/K: only every K-th arm, to share the work among processes")
     real = parser.add_argument_group("dinov2_small")
@@ -116,7 +117,9 @@ def main() -> None:
         return
     name = args.name or "quality"
     model = load(args.checkpoint)
-    images, labels = fashion_mnist.load("test", fashion_mnist.find(args.data_dir))
+    images, labels = fashion_mnist.load(
+        "test", fashion_mnist.find(args.data_dir) if args.data_dir else fashion_mnist.SUBSET
+    )
     weights = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest() if args.checkpoint else "shipped"
     folder = RUNS / name / fingerprint({"images": len(images), "weights": weights})
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,8 @@ def arms() -> list[Arm]:
         ("tome", {"restore": "kriging"}),
         *(("ward", options) for options in WARD),
         *pruning,
+        ("expedit", {"alone": 0.0}),
+        ("expedit", {}),
         ("random", {}),
     ]
     return [Arm(name, flops=FLOPS, **options) for name, options in every]

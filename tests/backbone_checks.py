@@ -115,7 +115,11 @@ def check_oracle(backbone: Backbone, method: str, nth: int = 0) -> None:
         layer, keep = layers[nth], n * 3 // 4 if merging else n // 4
     else:  # half of the duplicates are merged, so that every way of pairing or seeding finds some
         layer, keep = layers[len(layers) // 2], n * 3 // 4 if merging else n // 2  # tofu drops before the middle
-    options = {"rounds": 1} if "rounds" in facts["options"] else {}  # a second round has another bipartition
+    exact = {
+        "rounds": 1,
+        "alone": 0,
+    }  # a second round has another bipartition; what stays alone leaves no cell for others
+    options = {name: value for name, value in exact.items() if name in facts["options"]}
     inputs = backbone.repeated(times)
     before = everything(model, backbone, inputs)
     patch(model, method, schedule=Schedule.keep({layer: keep}), restore=True, prop_attn=True, **options)

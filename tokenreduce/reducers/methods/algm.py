@@ -34,7 +34,7 @@ class ALGM(Reducer):
     merge to size-weighted means. Local: a window's score is the mean cosine of its pairs, and windows with at least
     tau become one token each; output order is merged windows by score, then all others in raster order. Global: ToMe's
     bipartition; a source merges if its best cosine reaches the mean of these over the batch plus their standard
-    deviation / l, with l the block counted from 1.
+    deviation (of a sample) / l, with l the block counted from 1.
 
     Without a budget every image of a batch removes as many tokens as the one that qualifies for fewest, and the global
     threshold is taken over the batch: counts depend on the batch, as in the paper's code. With a budget the best
@@ -43,7 +43,7 @@ class ALGM(Reducer):
 
     Departures: windows at the border of an odd grid are smaller and take part as the others do (the paper's grids are
     even); the local step runs before a third of the depth if the tokens still are the grid, so that the second step is
-    global also when the first merged nothing; the standard deviation is that of the population; a budget below what
+    global also when the first merged nothing; a budget below what
     one step can leave continues with a global step on its result; in models of 24 blocks the second step comes at a
     third of the depth too (the paper: block 7).
 
@@ -84,7 +84,7 @@ class ALGM(Reducer):
             removed = ((scores(gram, inside) >= self.tau) * (inside.sum(1) - 1)).sum(1)
             return n - int(removed.min())
         best = alternating_scores(tokens.features.float(), tokens.prefix % 2).amax(-1)
-        threshold = best.mean() + best.std(1, correction=0).mean() / layer
+        threshold = best.mean() + best.std(1, correction=min(1, best.shape[1] - 1)).mean() / layer  # 0 of one source
         # The mean of equal values may lie an ulp above them.
         count = int((best >= threshold - 1e-6).sum(1).min())
         return n - min(count, n // 2)

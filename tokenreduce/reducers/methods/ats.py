@@ -21,7 +21,7 @@ from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
 from tokenreduce.reducers.tokens import Tokens
 
-MINIMUM = 8  # tokens that sampling leaves at least, as in the original
+MINIMUM = 8  # tokens that sampling leaves at least
 LADDER = 16  # numbers of heights tried to meet a budget
 TOLERANCE = 1e-6  # of the cumulative score, which goes to 1: exact ties must not depend on rounding
 
@@ -44,7 +44,8 @@ class ATS(Reducer):
 
     Departures: the reduction follows the attention of the whole layer instead of selecting its rows, which is the same
     and leaves fused attention on; the reference count follows the input's size by default; with fewer heights than
-    tokens none are left out beforehand; a single height is 1. Of equal scores the lower index counts as the better, and
+    tokens none are left out beforehand; 8 tokens stay at least, where the original's 8 bounds its reference count; a
+    single height is 1. Of equal scores the lower index counts as the better, and
     without any score all are equal. The variant `sum_h A_h |v_h|` of the score is left out: it needs the class
     attention of each head. For restoring (not in the paper), a dropped token is stood for by the kept token with the
     most similar key, which takes over its size (in the original it is lost).
@@ -69,7 +70,7 @@ class ATS(Reducer):
     paper: ClassVar[str] = "arXiv 2111.15667"
     year: ClassVar[int] = 2022
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification; adaptivetokensampling/ATS@9271257, equal but for rounding ties"
+    checked: ClassVar[str] = "its specification; adaptivetokensampling/ATS@9271257, equal but for ties within 1e-6"
     former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "values", "mean_keys"})
     shape: ClassVar[str] = "stages"

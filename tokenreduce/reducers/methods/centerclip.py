@@ -39,7 +39,8 @@ class CenterCLIP(Reducer):
 
     Departures: a fixed number of rounds, where the paper stops when the medoids of the whole batch hardly move (after
     they rest further rounds change nothing); the models here have one class token for all frames, which stays, where
-    the paper averages those of a segment; a medoid always belongs to its own cluster, also where another one equals it.
+    the paper averages those of a segment; a medoid always belongs to its own cluster, also where another one equals it;
+    of normalised tokens the first seed is the one of largest norm before: only rounding tells unit vectors apart.
     The spectral variant is left out.
 
     Args:
@@ -60,7 +61,7 @@ class CenterCLIP(Reducer):
     paper: ClassVar[str] = "arXiv 2205.00823"
     year: ClassVar[int] = 2022
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "mzhaoshuai/CenterCLIP@886fe73: seeds and clusters equal, and medoids but for ties of two"
+    checked: ClassVar[str] = "mzhaoshuai/CenterCLIP@886fe73: equal but for ties of two and what follows from them"
     needs: ClassVar[frozenset[str]] = frozenset({"frames"})
     placement: ClassVar[str] = "pre"
     shape: ClassVar[str] = "middle"

@@ -44,7 +44,7 @@ class DivPrune(Reducer):
     paper: ClassVar[str] = "arXiv 2503.02175"
     year: ClassVar[int] = 2025
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; vbdi/divprune@799e2d9, selections equal"
     shape: ClassVar[str] = "stages"
     places: ClassVar[frozenset[str]] = EVERYWHERE
     positions: ClassVar[str] = "renumber"

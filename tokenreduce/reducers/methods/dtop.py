@@ -34,7 +34,8 @@ class Dtop(Reducer):
     the one that keeps most; the others fill up with their least confident easy tokens. With a budget the most confident
     tokens leave first, whatever the threshold, and the context of each class last.
 
-    Departures: predictions of tokens that left are not frozen on a canvas of the auxiliary heads' logits, since only
+    Departures: probabilities are the softmax of a head's logits, where SegViT's heads multiply those of a class and of
+    a mask; predictions of tokens that left are not frozen on a canvas of the auxiliary heads' logits, since only
     the model's own head knows its output. Instead a token that left is stood for by the most similar token of its class
     that stayed (of any class if none did); `restore="freeze"` freezes its features.
 
@@ -53,7 +54,7 @@ class Dtop(Reducer):
     kind: ClassVar[str] = "pruning"
     paper: ClassVar[str] = "arXiv 2308.01045"
     year: ClassVar[int] = 2023
-    checked: ClassVar[str] = "its specification; zbwxp/Dynamic-Token-Pruning@2baefff, selections equal"
+    checked: ClassVar[str] = "its specification; zbwxp/Dynamic-Token-Pruning@2baefff, selections by softmax equal"
     former: ClassVar[Mapping[str, Any]] = {"inherit": False}
     needs: ClassVar[frozenset[str]] = frozenset({"auxiliary_logits"})
     placement: ClassVar[str] = "post"

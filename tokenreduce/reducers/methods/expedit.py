@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from tokenreduce.maps.token_map import TokenMap
 from tokenreduce.ops.constants import counting
 from tokenreduce.ops.order import stable_order
 from tokenreduce.ops.tracing import computed_once
-from tokenreduce.reducers.checks import check_count, check_option
+from tokenreduce.reducers.checks import check_count, check_number, check_option
 from tokenreduce.reducers.contract import Reducer
 from tokenreduce.reducers.registry import register
 from tokenreduce.reducers.step import Step
@@ -23,6 +24,7 @@ from tokenreduce.reducers.tokens import Tokens
 
 # What a token gives to each of its candidates at least: a cluster that no token is near to becomes their mean.
 LEAST_SHARE = 1e-12
+TIE = 1e-3  # distances within this part of each other tie: two tokens are equally far from their mean
 SHARPNESS = 8  # of the automatic T: from 5 to 20 errors hardly change, at 1 a token spreads over all its candidates
 
 
@@ -38,10 +40,11 @@ class Expedit(Reducer):
     `z_i = sum_p w_ip s_p` with `w_i` the softmax of `-T |z_i - s_p|^2` over the nearest centres, features and centres
     as they were when clustered.
 
-    The paper asks for an (h, w); here (h, w) is the largest with at most `keep` cells whose sides are off the grid's
-    aspect ratio by one row or column at most. The outputs that are left over (our definition) go to the tokens
-    farthest from their nearest centre, which leave their clusters, are kept as they are and restored exactly. Only
-    without such tokens the output is a grid (`TokenMap.grid`).
+    The paper asks for an (h, w) and has no other outputs. Here half of the outputs (`alone`) are tokens that are kept
+    as they are: those farthest from their nearest centre, which leave their clusters and are restored exactly. This
+    halves the errors (docs/methods.md); `alone=0` is the paper's form. (h, w) is the largest with at most as many cells
+    as are left whose sides are off the grid's aspect ratio by one row or column at most; what it leaves over is kept
+    alone, too. Only without tokens alone the output is a grid (`TokenMap.grid`).
 
     A budget cuts at half of the depth where it can, as the authors do where tokens have mixed, and earlier where that
     would leave less than a third of the tokens. One cut costs more than many small ones (docs/quality.md).
@@ -58,6 +61,7 @@ class Expedit(Reducer):
         window: side of the neighbourhood of cells, odd.
         iterations: at least 1.
         neighbours: how many centres a token is restored from.
+        alone: the share of the outputs that are single tokens; one cluster is left at least.
         rebuild: the block (0-based) after which all tokens are rebuilt: the blocks that follow run on all of them;
             None: at the end only, where the model's output needs them.
     """
@@ -67,19 +71,24 @@ class Expedit(Reducer):
     iterations: int = 5
     neighbours: int = 20
     rebuild: int | None = None
+    alone: float = 0.5
 
     name: ClassVar[str] = "expedit"
     kind: ClassVar[str] = "clustering"
     paper: ClassVar[str] = "arXiv 2210.01035"
     year: ClassVar[int] = 2022
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = (
+        "its specification; Expedit-LargeScale-Vision-Transformer/Expedit-Segmenter@63f4066, "
+        "centres equal but for rounding"
+    )
     pooling: ClassVar[str] = "soft"
     modes: ClassVar[tuple[str, ...]] = ("copy", "soft", "delta")  # a token may represent several centres
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     once: ClassVar[bool] = True
     placement: ClassVar[str] = "post"
     shape: ClassVar[str] = "late"
+    former: ClassVar[Mapping[str, Any]] = {"alone": 0.0}
 
     def __post_init__(self) -> None:
         given = self.inverse_temperature
@@ -91,6 +100,7 @@ class Expedit(Reducer):
             check_count(name, getattr(self, name))
         if self.rebuild is not None:
             check_option("rebuild", self.rebuild, int)
+        check_number("alone", self.alone, 0, 1)
         if self.window % 2 == 0:
             raise InvalidValueError(f"option window is {self.window}; it must be odd: 1, 3, 5 ...")
 
@@ -105,7 +115,7 @@ class Expedit(Reducer):
                 "it can reduce once only: give one layer, or use another method (patch dropout in training takes the "
                 "grid away, too)"
             )
-        coarse = coarse_grid(*grid, keep)
+        coarse = self.coarse(*grid, keep)
         # Distances do not change with a common offset, but what rounding takes of them does.
         z = tokens.features.float()
         z = z - z.mean(1, keepdim=True)
@@ -118,14 +128,17 @@ class Expedit(Reducer):
             share = assigned(distance, near, scale)
             centres = means(share, z, tokens.sizes)
             distance = squared_distances(centres, z)
-        rep, alone = distance.masked_fill(~near, torch.inf).argmin(2), keep - coarse[0] * coarse[1]
+        rep, alone = in_steps(distance).masked_fill(~near, torch.inf).argmin(2), keep - coarse[0] * coarse[1]
         if alone:
             return self._keep_alone(farthest(distance, alone), share, rep, z, tokens.sizes, near, scale)
         return TokenMap(keep, share=share, rep=rep, undo=restore_weights(distance, scale, self.neighbours), grid=coarse)
 
+    def coarse(self, height: int, width: int, keep: int) -> tuple[int, int]:
+        """The grid of the clusters among `keep` outputs."""
+        return coarse_grid(height, width, max(1, keep - math.floor(self.alone * keep)))
+
     def work(self, step: Step) -> int:
-        height, width = coarse_grid(step.grid[0], step.grid[1], step.keep)
-        centres = height * width
+        centres = math.prod(self.coarse(step.grid[0], step.grid[1], step.keep))
         products = 1 + 2 * self.iterations  # distances, and in each iteration means and distances
         work = products * step.n * centres * step.width
         if centres < step.keep:
@@ -207,9 +220,16 @@ def means(share: Tensor, z: Tensor, sizes: Tensor | None) -> Tensor:
 
 
 def farthest(distance: Tensor, count: int) -> Tensor:
-    """`(B, count)`: the tokens farthest from the nearest of their `distance (B, M, N)`, in ascending order."""
-    order = stable_order(distance.amin(1), 1, descending=True)
+    """`(B, count)`: the tokens farthest from the nearest of their `distance (B, M, N)`, in ascending order; of those
+    that tie the first."""
+    order = stable_order(in_steps(distance).amin(1), 1, descending=True)
     return order[:, :count].sort(dim=1).values
+
+
+def in_steps(distance: Tensor) -> Tensor:
+    """What orders `distance (B, M, N)` but for ties: logarithms in whole steps, what rounding leaves of 0 as one."""
+    least = 1e-6 * distance.mean((1, 2), keepdim=True)
+    return (distance.maximum(least).log() / TIE).floor()
 
 
 def restore_weights(distance: Tensor, scale: Tensor, neighbours: int) -> Tensor:

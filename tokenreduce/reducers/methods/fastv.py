@@ -37,7 +37,7 @@ class FastV(Reducer):
     paper: ClassVar[str] = "arXiv 2403.06764"
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; pkunlp-icler/FastV@d165972, selections equal"
     needs: ClassVar[frozenset[str]] = frozenset({"text_attention"})
     shape: ClassVar[str] = "first"
     places: ClassVar[frozenset[str]] = frozenset({"language"})

@@ -36,8 +36,9 @@ class GlobalCom2(Reducer):
     stay, and all tokens stay in their order.
 
     Departures: scores are the class token's attention in the layer whose features are taken, and its logarithm in S,
-    where the authors' code reads logits of the last layer; counts are exact: what rounding leaves goes to the parts
-    that miss most; where the ends of rows would be more than half of what is kept, they leave.
+    where the authors' code reads logits of the last layer; counts are exact: what rounding, or crops
+    of unequal size, leave of the total goes to the parts that miss most; ends of rows that are padding leave, and all
+    of them where they would be more than half of what is kept.
 
     Args:
         temperature: the higher, the more alike are the shares of the crops.
@@ -50,7 +51,9 @@ class GlobalCom2(Reducer):
     paper: ClassVar[str] = "arXiv 2501.05179"
     year: ClassVar[int] = 2025
     exportable: ClassVar[bool] = False
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = (
+        "its specification; xuyang-liu16/GlobalCom2@96b2d00, shares and ranks equal by given scores"
+    )
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "crops"})
     shape: ClassVar[str] = "first"
     places: ClassVar[frozenset[str]] = frozenset({"language"})

@@ -24,8 +24,9 @@ class Hsa(Reducer):
     Kept tokens stay in raster order.
 
     Our reading: the paper's hidden state alignment, what the state does where tokens are missing, is `scan_gap` of
-    `patch`, and its equation is not confirmed; the released code has no alignment and finishes no forward. What stands
-    for a dropped token, in the convolution (`scan_conv`) and when tokens come back, is the most similar kept one.
+    `patch`, and its equation is not confirmed; the released code has no alignment and finishes no forward, and its
+    score is the backward scan alone, not clipped and in reversed order. What stands for a dropped token, in the
+    convolution (`scan_conv`) and when tokens come back, is the most similar kept one.
     """
 
     name: ClassVar[str] = "hsa"
@@ -33,7 +34,7 @@ class Hsa(Reducer):
     paper: ClassVar[str] = "arXiv 2409.18962"
     year: ClassVar[int] = 2024
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification; our reading of the paper, whose released code does not run"
+    checked: ClassVar[str] = "its specification; ZLKong/ToP-ViM@b5bc231, which finishes no forward: its ranks equal"
     needs: ClassVar[frozenset[str]] = frozenset({"scan_output"})
     shape: ClassVar[str] = "stages"
     scan_shape: ClassVar[str] = "stages"

@@ -48,7 +48,7 @@ class KMedoids(Clustering):
     year: ClassVar[int] = 2023
     exportable: ClassVar[bool] = True
     checked: ClassVar[str] = (
-        "its specification; mzhaoshuai/CenterCLIP@886fe73, clusters and medoids equal but for ties of two"
+        "its specification; mzhaoshuai/CenterCLIP@886fe73, clusters and medoids equal but for ties and what follows"
     )
 
     def __post_init__(self) -> None:

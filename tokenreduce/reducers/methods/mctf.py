@@ -34,7 +34,7 @@ class MCTF(Reducer):
 
     Of r merges, the best floor(r / 2) a go to their best b, then the best r - floor(r / 2) b go to their best a among
     those left, by the same w; what had merged into such a b moves on with it. Merged tokens are means weighted by
-    `a_j s_j`, sizes add; output order is kept a, then kept b.
+    `a_j s_j`, sizes add; output order is kept a, then kept b, by position (the authors': b by falling score).
 
     A budget leaves the first block alone, as the authors do.
 

@@ -30,7 +30,7 @@ class PyramidDrop(Reducer):
     paper: ClassVar[str] = "arXiv 2410.17247"
     year: ClassVar[int] = 2025
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; Cooperx521/PyramidDrop@6444f30, selections by given attention equal"
     needs: ClassVar[frozenset[str]] = frozenset({"text_attention"})
     shape: ClassVar[str] = "stages"
     places: ClassVar[frozenset[str]] = frozenset({"language"})

@@ -31,7 +31,8 @@ class ToFu(Reducer):
     Our definitions, where no source settles the point: sizes add up in the blocks that drop too; the switch at half the
     depth for other depths than 12; a group whose mean vanishes (at most 1e-6 of its largest norm) leaves its
     destination alone; for restoring, a dropped token is stood for by its match. A third-party implementation that many
-    tables call ToFu divides by the destination's old norm instead of the mean's and never counts sizes.
+    tables call ToFu divides by the destination's old norm instead of the mean's, never counts sizes, and drops in 7 of
+    12 blocks.
 
     Args:
         switch: the part of the depth, in [0, 1], whose blocks drop; 0 merges everywhere, 1 drops everywhere.

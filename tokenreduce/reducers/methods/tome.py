@@ -54,7 +54,7 @@ class ToMe(Reducer):
     year: ClassVar[int] = 2023
     places: ClassVar[frozenset[str]] = EVERYWHERE
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; facebookresearch/ToMe@af95e4b, selections, sizes and outputs equal"
     needs: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     fast_path: ClassVar[FastPath] = FastPath(
         averages_keys=True, kernel="bipartite_merge", merge=merge_at_once, ahead=match_ahead

@@ -46,7 +46,7 @@ class VFlowOpt(Reducer):
     paper: ClassVar[str] = "arXiv 2508.05211"
     year: ClassVar[int] = 2025
     exportable: ClassVar[bool] = True
-    checked: ClassVar[str] = "its specification"
+    checked: ClassVar[str] = "its specification; sihany077/VFlowOpt@129eeef, recycling equal"
     needs: ClassVar[frozenset[str]] = frozenset({"received_attention", "grid"})
     shape: ClassVar[str] = "first"
     places: ClassVar[frozenset[str]] = frozenset({"language"})

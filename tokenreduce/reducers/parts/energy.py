@@ -13,7 +13,7 @@ FORMS = ("paper", "code")
 
 
 def energy(metric: Tensor, margin: float, alpha: float = 1.0, form: str = "paper") -> Tensor:
-    """N times the energy of each token, `(B, N)` in fp64, from cosines c of `metric (B, N, d)`.
+    """N times the energy of each token, `(B, N)` summed in fp64, from cosines c of `metric (B, N, d)` in fp32.
 
     Args:
         margin: cosines from here on count as near-duplicates: as c ("paper") or c - margin ("code").
