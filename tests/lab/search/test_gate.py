@@ -22,9 +22,11 @@ def drawn(images: int, seed: int, gain: float = 1.0) -> tuple[Tensor, Tensor]:
     return errors.exp() * 0.01 * gain, default.exp() * 0.01
 
 
-def test_a_planted_gain_is_accepted() -> None:
-    accepted = [compare(*drawn(32, seed, 0.7), range(32), KINDS).better for seed in range(40)]
-    assert sum(accepted) >= 36
+@pytest.mark.parametrize(("images", "gain", "least"), [(32, 0.7, 26), (32, 0.6, 36), (64, 0.7, 32)])
+def test_a_planted_gain_is_accepted(images: int, gain: float, least: int) -> None:
+    """Of 40; both means have to be shown, so that less than a third is not sure to be found on 32 images."""
+    accepted = [compare(*drawn(images, seed, gain), range(images), KINDS).better for seed in range(40)]
+    assert sum(accepted) >= least
 
 
 def test_noise_is_not_accepted() -> None:
@@ -36,6 +38,16 @@ def test_a_gain_of_one_kind_that_costs_the_other_is_not_accepted() -> None:
     errors, default = drawn(64, 0)
     errors[:, 0], errors[:, 1] = default[:, 0] * 1.2, default[:, 1] * 0.3
     evidence = compare(errors, default, range(64), KINDS)
+    assert evidence.overall.interval[1] < 1 and not evidence.better
+
+
+def test_a_gain_of_one_kind_alone_is_not_accepted() -> None:
+    """Of 92 searches on DINOv2 17 found a smaller class error whose token error only seemed smaller, and was not."""
+    errors, default = drawn(32, 39)
+    errors[:, 0] = default[:, 0] * 0.3
+    evidence = compare(errors, default, range(32), KINDS)
+    means, geometric = evidence.kinds["token_error"]
+    assert means.mean < 1 and geometric.mean < 1 < means.interval[1]
     assert evidence.overall.interval[1] < 1 and not evidence.better
 
 

@@ -45,7 +45,8 @@ class Evidence:
         geometric: geometric mean over images and kinds of the ratio of the errors.
         kinds: these two for each kind of error.
         sources: number of independent sources, which the bootstrap draws from.
-        needed: sources that would show such a geometric mean four times of five; None where it is no gain.
+        needed: sources that would show such geometric means of every kind of error, of each four times of five; None
+            where one is no gain.
     """
 
     overall: Ratio
@@ -57,10 +58,10 @@ class Evidence:
 
     @property
     def better(self) -> bool:
-        """Whether the overall ratio is below 1 with 95 % confidence, on enough sources, and no kind of error seems
-        larger: in its geometric mean, or clearly so in its mean, which a few images decide."""
-        worse = any(geometric.mean > 1 or means.interval[0] > 1 for means, geometric in self.kinds.values())
-        return self.sources >= LEAST and self.overall.interval[1] < 1 and not worse
+        """Whether the overall ratio and the mean of every kind of error are below 1 with 95 % confidence, on enough
+        sources, and no kind seems larger in its geometric mean."""
+        each = all(geometric.mean <= 1 and means.interval[1] < 1 for means, geometric in self.kinds.values())
+        return self.sources >= LEAST and self.overall.interval[1] < 1 and each
 
     def to_json(self) -> dict[str, Any]:
         kinds = {
@@ -101,10 +102,12 @@ def compare(errors: Tensor, default: Tensor, sources: Sequence[int], kinds: Sequ
     geometric = picks @ summed(logs) / sizes
     means = (picks @ summed(errors + FLOOR)).log() - (picks @ summed(default + FLOOR)).log()
     each = {name: (ratio(means[:, i], many), ratio(geometric[:, i], many)) for i, name in enumerate(kinds)}
-    of_sources = (summed(logs) / summed(torch.ones_like(logs))).mean(1)
+    of_sources = summed(logs) / summed(torch.ones_like(logs))
+    needed = [sources_needed(of_sources[:, i]) for i in range(len(kinds))]
+    most = None if None in needed else max(needed)  # type: ignore[type-var]
     of_means, average = means.mean(1), geometric.mean(1)
     overall = ratio((of_means + average) / 2, many)
-    return Evidence(overall, ratio(of_means, many), ratio(average, many), each, many, sources_needed(of_sources))
+    return Evidence(overall, ratio(of_means, many), ratio(average, many), each, many, most)
 
 
 def ratio(logs: Tensor, sources: int) -> Ratio:
