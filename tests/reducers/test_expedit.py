@@ -209,6 +209,17 @@ def test_tokens_kept_alone_are_in_no_cluster_and_come_back_exactly() -> None:
     assert TokenMap(14, share=token_map.share).apply(outliers)[:, :12].abs().max() < 5
 
 
+@pytest.mark.parametrize(("change", "first"), [(1e-5, True), (0.01, False)])
+def test_of_tokens_as_far_from_their_mean_but_for_rounding_the_first_counts(change: float, first: bool) -> None:
+    x = 1.3 * torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [-1.0, 0.0]]])
+    nearer, farther = x.clone(), x.clone()
+    nearer[0, 2], farther[0, 2] = x[0, 2] * (1 - change), x[0, 2] * (1 + change)
+    one = tokenreduce.plan(nearer, "expedit", keep=1, grid=(2, 2))
+    assert one.rep.tolist() == [[0 if first else 2]]
+    two = tokenreduce.plan(farther, "expedit", keep=2, grid=(2, 2))
+    assert two.rep[0, 1] == (0 if first else 2)
+
+
 @given(st.integers(1, 14), st.integers(1, 14), st.data())
 def test_the_coarse_grid_is_the_largest_of_the_aspect_ratio(height, width, data) -> None:
     count = data.draw(st.integers(1, height * width))
