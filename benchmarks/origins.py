@@ -1,4 +1,5 @@
-"""Where each results file comes from: the command, the commit it ran at, and whether the code it measures has changed.
+"""Where each results file comes from: the command, the commit it ran at, and whether the code it measures has changed,
+but for comments and docstrings.
 
     python benchmarks/origins.py                      # all results; those older than their code are marked
     python benchmarks/origins.py measured NAME ...    # after a command wrote benchmarks/results/NAME.json
@@ -16,12 +17,11 @@ import datetime
 import hashlib
 import json
 import re
-import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from code_digests import ROOT, digest, files_at, files_now, git
+
 RESULTS = ROOT / "benchmarks" / "results"
 FILE = ROOT / "benchmarks" / "origins.json"
 
@@ -168,31 +168,6 @@ for share in ("0.8", "0.6", "0.45"):
     TABLES |= {("docs/quality.md", f"{name} {share}"): name for name in ("quality", "quality_second")}
 
 
-def git(*words: str) -> str:
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-
-
-def blobs_at(commit: str, paths: tuple[str, ...]) -> list[str]:
-    """Path and content of each file at a commit, as git names contents."""
-    lines = git("ls-tree", "-r", commit, "--", *paths).splitlines()
-    return sorted(f"{line.partition(chr(9))[2]} {line.split()[2]}" for line in lines)
-
-
-@cache
-def blobs_now(paths: tuple[str, ...]) -> list[str]:
-    """The same of the files that are here; of those that git has."""
-    found = []
-    for name in git("ls-files", "--", *paths).splitlines():
-        if (ROOT / name).is_file():
-            data = (ROOT / name).read_bytes()
-            found.append(f"{name} {hashlib.sha1(b'blob %d' % len(data) + bytes(1) + data).hexdigest()}")
-    return sorted(found)
-
-
-def digest(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
 def content(name: str) -> str:
     return hashlib.sha256((RESULTS / f"{name}.json").read_bytes()).hexdigest()[:16]
 
@@ -208,7 +183,7 @@ def record(name: str, commit: str | None = None) -> dict[str, Any]:
     paths = watched(name)
     when = git("log", "-1", "--format=%cs", commit).strip() if commit else datetime.date.today().isoformat()
     at = git("rev-parse", "--short=7", commit or "HEAD").strip()
-    code = digest(blobs_at(commit, paths) if commit else blobs_now(paths))
+    code = digest(files_at(commit, paths) if commit else files_now(paths))
     return {"commit": at, "date": when, "code": code, "results": content(name)}
 
 
@@ -218,7 +193,7 @@ def known() -> dict[str, dict[str, Any]]:
 
 def outdated(name: str) -> bool:
     """Whether the code that the results measure has changed since."""
-    return known()[name]["code"] != digest(blobs_now(watched(name)))
+    return known()[name]["code"] != digest(files_now(watched(name)))
 
 
 def stamps(data: Any) -> set[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scripts import script
 
-origins = script("origins")
+origins, code_digests = script("origins"), script("code_digests")
 ROOT = Path(__file__).parents[1]
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the sources are not in a git repository")
 
@@ -46,24 +46,26 @@ def test_a_changed_file_makes_results_older(tmp_path: Path, monkeypatch: pytest.
     for name, text in (("code/a.py", "a = 1\n"), ("other.py", ""), ("benchmarks/results/speed.json", "{}")):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(origins, "ROOT", tmp_path)
+    monkeypatch.setattr(code_digests, "ROOT", tmp_path)
     monkeypatch.setattr(origins, "RESULTS", tmp_path / "benchmarks/results")
     monkeypatch.setattr(origins, "FILE", tmp_path / "benchmarks/origins.json")
     monkeypatch.setattr(origins, "ORIGINS", {"speed": ("make speed", ("code",))})
 
     def state(text: str, where: str = "code/a.py") -> bool:
         (tmp_path / where).write_text(text)
-        origins.blobs_now.cache_clear()
+        code_digests.files_now.cache_clear()
         return origins.outdated("speed")
 
     git("init")
     git("add", ".")
     git("commit", "-m", "measured")
     monkeypatch.setattr("sys.argv", ["origins.py", "measured", "speed"])
-    origins.blobs_now.cache_clear()
+    code_digests.files_now.cache_clear()
     origins.main()
     assert not state("a = 1\n") and not state("b = 1\n", "other.py")
+    assert not state('"""What it says."""\n\na = 1  # a reason\n')
     assert state("a = 2\n") and not state("a = 1\n")
     assert origins.record("speed", "HEAD") == origins.known()["speed"]  # of the commit, what the files said
     assert "make speed" in origins.note("speed") and "changed" not in origins.note("speed")
     assert state("a = 2\n") and "changed since" in origins.note("speed") and "**changed**" in origins.table()
-    origins.blobs_now.cache_clear()
+    code_digests.files_now.cache_clear()

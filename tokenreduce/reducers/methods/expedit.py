@@ -41,8 +41,8 @@ class Expedit(Reducer):
     as they were when clustered.
 
     The paper asks for an (h, w) and has no other outputs. Here half of the outputs (`alone`) are tokens that are kept
-    as they are: those farthest from their nearest centre, which leave their clusters and are restored exactly. This
-    halves the errors (docs/methods.md); `alone=0` is the paper's form. (h, w) is the largest with at most as many cells
+    as they are: those farthest from their nearest centre, which leave their clusters and are restored exactly.
+    Errors are smaller so (docs/methods.md); `alone=0` is the paper's form. (h, w) is the largest with at most as many cells
     as are left whose sides are off the grid's aspect ratio by one row or column at most; what it leaves over is kept
     alone, too. Only without tokens alone the output is a grid (`TokenMap.grid`).
 
