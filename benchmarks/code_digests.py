@@ -45,7 +45,7 @@ def digest_of_file(data: bytes, python: bool) -> str:
 
 
 def code_alone(source: str) -> str:
-    """The lines of a Python file that do something. Lines, not a syntax tree, whose form depends on Python's version."""
+    """The lines of a Python file that do something; not a syntax tree, whose form depends on Python's version."""
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:

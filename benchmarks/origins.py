@@ -17,7 +17,6 @@ import datetime
 import hashlib
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from code_digests import ROOT, digest, files_at, files_now, git

@@ -42,9 +42,9 @@ class Expedit(Reducer):
 
     The paper asks for an (h, w) and has no other outputs. Here half of the outputs (`alone`) are tokens that are kept
     as they are: those farthest from their nearest centre, which leave their clusters and are restored exactly.
-    Errors are smaller so (docs/methods.md); `alone=0` is the paper's form. (h, w) is the largest with at most as many cells
-    as are left whose sides are off the grid's aspect ratio by one row or column at most; what it leaves over is kept
-    alone, too. Only without tokens alone the output is a grid (`TokenMap.grid`).
+    Errors are smaller so (docs/methods.md); `alone=0` is the paper's form. (h, w) is the largest with at most as many
+    cells as are left whose sides are off the grid's aspect ratio by one row or column at most; what it leaves over is
+    kept alone, too. Only without tokens alone the output is a grid (`TokenMap.grid`).
 
     A budget cuts at half of the depth where it can, as the authors do where tokens have mixed, and earlier where that
     would leave less than a third of the tokens. One cut costs more than many small ones (docs/quality.md).
