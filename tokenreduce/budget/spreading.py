@@ -97,7 +97,7 @@ def spread_flops(
             enough, too_little = bisect(lambda amount, at=chosen: cost(spread(walk, shape, at, amount)) <= flops)  # type: ignore[misc]
             below, above = (spread(walk, shape, chosen, amount) for amount in (enough, too_little))
             nearest = below if flops - cost(below) <= cost(above) - flops else above
-            if 12 * min(nearest) >= SHAPES[shape].left * walk.n or chosen is choices[-1]:
+            if min(nearest) >= SHAPES[shape].left * walk.n - EXACT or chosen is choices[-1]:
                 return nearest
     raise InvalidValueError(
         f"flops={flops} cannot be reached with {walk.n} image tokens; the reachable minimum is "
@@ -107,7 +107,7 @@ def spread_flops(
 
 def _leaves_enough(walk: Walk, shape: str, layers: Layers, flops: float, cost: Callable[[Counts], float]) -> bool:
     """Whether `flops` can be met with as many tokens left as the shape asks for."""
-    least = math.ceil(walk.n * SHAPES[shape].left / 12)
+    least = math.ceil(walk.n * SHAPES[shape].left - EXACT)
     if least == 0:
         return True
     share, times = least / walk.n, max(walk.order(layers).values())

@@ -29,26 +29,30 @@ class Shape(NamedTuple):
     summary: str
     start: int = 0  # twelfths of the depth
     spared: int = 0  # layers at the front in which nothing is spent, whatever the depth
-    left: int = 0  # twelfths of the tokens: the start comes earlier before a budget in MACs leaves fewer
+    left: float = 0.0  # share of the tokens: the start comes earlier before a budget in MACs leaves fewer
 
 
 SHAPES = {
     "constant": Shape("count", (), "the same count from every block"),
     "after_first": Shape("count", (), "the same count from every block but the first", spared=1),
     "delayed": Shape(
-        "count", (), "the same count from every block after the first third, or earlier if few are left", 4, left=2
+        "count", (), "the same count from every block after the first third, or earlier if few are left", 4, left=1 / 6
     ),
     "ratio": Shape("ratio", (), "the same keep ratio in every block"),
     "after_twelfth": Shape("ratio", (), "the same keep ratio in every block after the first twelfth", 1),
     "after_quarter": Shape("ratio", (), "the same keep ratio in every block after the first quarter", 3),
     "deferred": Shape(
-        "ratio", (), "the same keep ratio in every block after the first quarter, or earlier if few are left", 3, left=3
+        "ratio",
+        (),
+        "the same keep ratio in every block after the first quarter, or earlier if few are left",
+        3,
+        left=0.28,
     ),
     "root": Shape("root", (), "the square root of the count falls by the same in every block"),
     "stages": Shape("ratio", (3, 6, 9), "the same keep ratio at 1/4, 1/2 and 3/4 of the depth"),
     "alternate": Shape("ratio", (1, 3, 5, 7, 9), "the same keep ratio at 1/12, 3/12, 5/12, 7/12 and 9/12 of the depth"),
     "once": Shape("ratio", (3,), "everything at 1/4 of the depth"),
-    "late": Shape("ratio", (6,), "everything at 1/2 of the depth, or earlier if few are left", left=4),
+    "late": Shape("ratio", (6,), "everything at 1/2 of the depth, or earlier if few are left", left=1 / 3),
     "middle": Shape("ratio", (6,), "everything at 1/2 of the depth"),
     "first": Shape("ratio", (0,), "everything in the first block"),
     "early": Shape("ratio", (0, 2, 4), "the same keep ratio in the first block, at 1/6 and at 1/3 of the depth"),
