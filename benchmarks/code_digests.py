@@ -1,4 +1,4 @@
-"""What code does, as digests: of Python without comments, docstrings and blank lines, which change no figure."""
+"""What code does, as digests: of Python without comments, docstrings and blank lines."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def digest_of_file(data: bytes, python: bool) -> str:
 
 def code_alone(source: str) -> str:
     """The lines of a Python file that do something; not a syntax tree, whose form depends on Python's version."""
-    lines = source.splitlines()
+    lines = source.split("\n")  # as Python counts them: no other character ends a line
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start

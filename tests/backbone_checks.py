@@ -116,9 +116,9 @@ def check_oracle(backbone: Backbone, method: str, nth: int = 0) -> None:
     else:  # half of the duplicates are merged, so that every way of pairing or seeding finds some
         layer, keep = layers[len(layers) // 2], n * 3 // 4 if merging else n // 2  # tofu drops before the middle
     exact = {
-        "rounds": 1,
-        "alone": 0,
-    }  # a second round has another bipartition; what stays alone leaves no cell for others
+        "rounds": 1,  # a second one has another bipartition
+        "alone": 0,  # or there are fewer cells than kinds of tokens
+    }
     options = {name: value for name, value in exact.items() if name in facts["options"]}
     inputs = backbone.repeated(times)
     before = everything(model, backbone, inputs)

@@ -197,21 +197,23 @@ def test_the_default_temperature_follows_the_scale_of_the_features() -> None:
     assert 0.8 < float(small.share.amax(1).mean()) < 0.97, "sharp, as it should be, and not hard"
 
 
-def test_tokens_kept_alone_are_in_no_cluster_and_come_back_exactly() -> None:
+@pytest.mark.parametrize(("options", "cells"), [({"alone": 0}, 12), ({}, 6)])
+def test_tokens_kept_alone_are_in_no_cluster_and_come_back_exactly(options: dict, cells: int) -> None:
     x = torch.randn(2, 48, 6, generator=torch.Generator().manual_seed(0))
-    token_map = tokenreduce.plan(x, "expedit", keep=14, grid=(6, 8), alone=0)
+    token_map = tokenreduce.plan(x, "expedit", keep=14, grid=(6, 8), **options)
     assert token_map.grid is None
-    alone = token_map.rep[:, 12:]
+    alone = token_map.rep[:, cells:]
     y = token_map.apply(x)
     for image, kept, output, restored in zip(x, alone, y, token_map.restore(y), strict=True):
-        assert torch.equal(output[12:], image[kept]) and torch.equal(restored[kept], image[kept])
-    outliers = x.scatter_add(1, alone[..., None].expand(-1, -1, 6), torch.full((2, 2, 6), 100.0))
-    assert TokenMap(14, share=token_map.share).apply(outliers)[:, :12].abs().max() < 5
+        assert torch.equal(output[cells:], image[kept]) and torch.equal(restored[kept], image[kept])
+    outliers = x.scatter_add(1, alone[..., None].expand(-1, -1, 6), torch.full((*alone.shape, 6), 100.0))
+    assert TokenMap(14, share=token_map.share).apply(outliers)[:, :cells].abs().max() < 5
 
 
+@pytest.mark.parametrize("length", [1.0, 1.3, 40.0])
 @pytest.mark.parametrize(("change", "first"), [(1e-5, True), (0.01, False)])
-def test_of_tokens_as_far_from_their_mean_but_for_rounding_the_first_counts(change: float, first: bool) -> None:
-    x = 1.3 * torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [-1.0, 0.0]]])
+def test_of_tokens_as_far_from_their_mean_but_for_rounding_the_first_counts(length, change, first) -> None:
+    x = length * torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [-1.0, 0.0]]])
     nearer, farther = x.clone(), x.clone()
     nearer[0, 2], farther[0, 2] = x[0, 2] * (1 - change), x[0, 2] * (1 + change)
     one = tokenreduce.plan(nearer, "expedit", keep=1, grid=(2, 2))

@@ -121,7 +121,7 @@ def test_without_keys_directions_decide_everywhere() -> None:
 
 
 def test_the_budget_says_where_it_starts() -> None:
-    """After a quarter of the blocks, or earlier if less than 28 % of the tokens would be left."""
+    """After a quarter of the blocks, or earlier if less than 0.28 of the tokens would be left."""
     starts = {}
     for flops in (0.9, 0.7, 0.6, 0.5, 0.4):
         model = tokenreduce.patch(timm.create_model("deit_tiny_patch16_224").eval(), "ward", flops=flops)

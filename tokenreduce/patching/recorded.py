@@ -11,8 +11,8 @@ from tokenreduce.errors import InvalidTypeError, InvalidValueError
 from tokenreduce.reducers.registry import lookup
 
 FORMAT = 1
-COMMON = {"tokenreduce", "method", "options"}
-WITHIN = {*COMMON, "schedule", "restore", "prop_attn", "scan_conv", "scan_gap", "calibration"}
+COMMON = {"tokenreduce", "method", "options", "calibration"}
+WITHIN = {*COMMON, "schedule", "restore", "prop_attn", "scan_conv", "scan_gap"}
 BEFORE = {*COMMON, "keep", "positions"}  # of a patch of what enters a language model
 
 
@@ -55,11 +55,11 @@ def read_patch(path: str | Path) -> Recorded:
         data = json.loads(Path(path).read_text())
         if data["tokenreduce"] != FORMAT or isinstance(data["tokenreduce"], bool):
             raise InvalidValueError(f"{path} has patch format {data['tokenreduce']!r}; this version reads {FORMAT}")
-        known = BEFORE if "keep" in data else WITHIN
+        known, where = (BEFORE, "beside keep") if "keep" in data else (WITHIN, "here")
         if data.keys() - known:
             raise InvalidValueError(
-                f"{path} says {', '.join(sorted(data.keys() - known))}, which this version does not know; valid: "
-                f"{', '.join(sorted(known))}; a newer version may have written it"
+                f"{path} says {', '.join(sorted(data.keys() - known))}, which this version does not read {where}; "
+                f"valid {where}: {', '.join(sorted(known))}; another version may have written it"
             )
         method = data["method"]
         options = {**lookup(method).former, **data["options"]}

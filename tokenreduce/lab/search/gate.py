@@ -45,8 +45,8 @@ class Evidence:
         geometric: geometric mean over images and kinds of the ratio of the errors.
         kinds: these two for each kind of error.
         sources: number of independent sources, which the bootstrap draws from.
-        needed: sources that would show such geometric means of every kind of error, of each four times of five; None
-            where one is no gain.
+        needed: the most sources that one of these ratios needs to be shown four times of five; None where one is no
+            gain.
     """
 
     overall: Ratio
@@ -58,8 +58,8 @@ class Evidence:
 
     @property
     def better(self) -> bool:
-        """Whether the overall ratio and the mean of every kind of error are below 1 with 95 % confidence, on enough
-        sources, and no kind seems larger in its geometric mean."""
+        """Whether the overall ratio and the ratio of the means of every kind of error are below 1 with 95 % confidence,
+        on enough sources, and no kind seems larger in its geometric mean."""
         each = all(geometric.mean <= 1 and means.interval[1] < 1 for means, geometric in self.kinds.values())
         return self.sources >= LEAST and self.overall.interval[1] < 1 and each
 
@@ -102,12 +102,13 @@ def compare(errors: Tensor, default: Tensor, sources: Sequence[int], kinds: Sequ
     geometric = picks @ summed(logs) / sizes
     means = (picks @ summed(errors + FLOOR)).log() - (picks @ summed(default + FLOOR)).log()
     each = {name: (ratio(means[:, i], many), ratio(geometric[:, i], many)) for i, name in enumerate(kinds)}
-    of_sources = summed(logs) / summed(torch.ones_like(logs))
-    needed = [sources_needed(of_sources[:, i]) for i in range(len(kinds))]
-    most = None if None in needed else max(needed)  # type: ignore[type-var]
     of_means, average = means.mean(1), geometric.mean(1)
-    overall = ratio((of_means + average) / 2, many)
-    return Evidence(overall, ratio(of_means, many), ratio(average, many), each, many, most)
+    both = (of_means + average) / 2
+    needed = [sources_needed(one, many) for one in (both, *means.unbind(1))]
+    known = [one for one in needed if one is not None]
+    gains = len(known) == len(needed) and bool((geometric[0] <= 0).all())
+    most = max(known) if gains else None
+    return Evidence(ratio(both, many), ratio(of_means, many), ratio(average, many), each, many, most)
 
 
 def ratio(logs: Tensor, sources: int) -> Ratio:
@@ -128,11 +129,12 @@ def tail(sources: int) -> float:
     return 0.5 * math.erfc(t * math.sqrt((free + 1) / free) / math.sqrt(2))
 
 
-def sources_needed(logs: Tensor) -> int | None:
-    """How many sources would show the mean of these logarithms `(sources,)` to be below 0, if it is what it seems."""
-    if len(logs) < 2 or logs.mean() >= 0:
+def sources_needed(logs: Tensor, sources: int) -> int | None:
+    """How many sources would show that the first of these logarithms `(1 + rounds,)`, of so many, is below 0, if it is
+    what it seems; the others are of a bootstrap."""
+    if sources < 2 or logs[0] >= 0:
         return None
-    return max(LEAST, math.ceil(((SURE + POWER) * float(logs.std() / logs.mean())) ** 2))
+    return max(LEAST, math.ceil(sources * ((SURE + POWER) * float(logs[1:].std() / logs[0])) ** 2))
 
 
 def upper_bound(errors: Tensor, sources: Sequence[int]) -> Tensor:

@@ -24,14 +24,14 @@ from tokenreduce.reducers.tokens import Tokens
 
 # What a token gives to each of its candidates at least: a cluster that no token is near to becomes their mean.
 LEAST_SHARE = 1e-12
-TIE = 1e-3  # distances within this part of each other tie: two tokens are equally far from their mean
+TIE = 1e-3  # relative steps of distances, within which they tie: two tokens are equally far from their mean
 SHARPNESS = 8  # of the automatic T: from 5 to 20 errors hardly change, at 1 a token spreads over all its candidates
 
 
 @register
 @dataclass(frozen=True)
 class Expedit(Reducer):
-    """Cluster the tokens once, softly and locally, into a coarser grid, and restore each from its nearest clusters.
+    """Cluster the tokens once, softly and locally, into a coarser grid, and keep alone those that fit it least.
 
     Liang et al., "Expediting Large-Scale Vision Transformer for Dense Prediction without Fine-tuning", NeurIPS 2022,
     arXiv 2210.01035. Centres `(B, M, C)` start as the adaptive average pool of the `(H, W)` grid to `(h, w)`; in each
@@ -42,9 +42,9 @@ class Expedit(Reducer):
 
     The paper asks for an (h, w) and has no other outputs. Here half of the outputs (`alone`) are tokens that are kept
     as they are: those farthest from their nearest centre, which leave their clusters and are restored exactly.
-    Errors are smaller so (docs/methods.md); `alone=0` is the paper's form. (h, w) is the largest with at most as many
-    cells as are left whose sides are off the grid's aspect ratio by one row or column at most; what it leaves over is
-    kept alone, too. Only without tokens alone the output is a grid (`TokenMap.grid`).
+    Errors are smaller so at the budgets where it was measured (docs/methods.md); `alone=0` is the paper's form. Of the
+    other outputs (h, w) takes as many as it can, its sides off the grid's aspect ratio by one row or column at most;
+    what it leaves over is kept alone, too. The output is a grid (`TokenMap.grid`) only where no token is alone.
 
     A budget cuts at half of the depth where it can, as the authors do where tokens have mixed, and earlier where that
     would leave less than a third of the tokens. One cut costs more than many small ones (docs/quality.md).
@@ -128,9 +128,10 @@ class Expedit(Reducer):
             share = assigned(distance, near, scale)
             centres = means(share, z, tokens.sizes)
             distance = squared_distances(centres, z)
-        rep, alone = in_steps(distance).masked_fill(~near, torch.inf).argmin(2), keep - coarse[0] * coarse[1]
+        steps, alone = in_steps(distance), keep - coarse[0] * coarse[1]
+        rep = steps.masked_fill(~near, torch.inf).argmin(2)
         if alone:
-            return self._keep_alone(farthest(distance, alone), share, rep, z, tokens.sizes, near, scale)
+            return self._keep_alone(farthest(steps, alone), share, rep, z, tokens.sizes, near, scale)
         return TokenMap(keep, share=share, rep=rep, undo=restore_weights(distance, scale, self.neighbours), grid=coarse)
 
     def coarse(self, height: int, width: int, keep: int) -> tuple[int, int]:
@@ -220,16 +221,18 @@ def means(share: Tensor, z: Tensor, sizes: Tensor | None) -> Tensor:
 
 
 def farthest(distance: Tensor, count: int) -> Tensor:
-    """`(B, count)`: the tokens farthest from the nearest of their `distance (B, M, N)`, in ascending order; of those
-    that tie the first."""
-    order = stable_order(in_steps(distance).amin(1), 1, descending=True)
+    """`(B, count)`: the tokens whose least `distance (B, M, N)` is largest, in ascending order; of equals the first."""
+    order = stable_order(distance.amin(1), 1, descending=True)
     return order[:, :count].sort(dim=1).values
 
 
 def in_steps(distance: Tensor) -> Tensor:
-    """What orders `distance (B, M, N)` but for ties: logarithms in whole steps, what rounding leaves of 0 as one."""
-    least = 1e-6 * distance.mean((1, 2), keepdim=True)
-    return (distance.maximum(least).log() / TIE).floor()
+    """What orders `distance (B, M, N)` but for ties: logarithms in whole steps, what rounding leaves of 0 as one.
+
+    Of the shares of an image's mean, so that its scale does not matter.
+    """
+    share = distance / distance.mean((1, 2), keepdim=True).clamp_min(1e-30)
+    return (share.clamp_min(1e-6).log() / TIE).round()
 
 
 def restore_weights(distance: Tensor, scale: Tensor, neighbours: int) -> Tensor:

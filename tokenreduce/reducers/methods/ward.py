@@ -39,7 +39,7 @@ class Ward(Reducer):
     merged with others that merely resemble them. In the first quarter of the layers, but for the very first, the points
     are keys, mean over heads; elsewhere they are the directions of features, because the norm in front of every layer
     that reads a token removes its length. Features merge by size-weighted means. Every block after the first quarter
-    reduces by the same ratio; if a budget would leave less than 28 % of the tokens, earlier ones do, too. Restored
+    reduces by the same ratio; if a budget would leave less than 0.28 of the tokens, earlier ones do, too. Restored
     tokens are what they were plus the change since, which is predicted for each of them from the tokens most like it
     that are left (`maps.kriging`).
 
