@@ -27,7 +27,7 @@ FIGURE = re.compile(rf"{NUMBER}[ -]?{UNIT}|(?<![\w.])(?:0\.\d\d+|\d+\.\d\d\d+)")
 PAPER = re.compile(r"arXiv|\b[Pp]apers?\b|\b[Pp]ublished\b|\bauthors\b")
 # What is asked for, and how sure an interval is.
 SHARES = rf"(?:{NUMBER}, )*(?:{NUMBER} and )?{NUMBER} %"
-ASKED = re.compile(rf"{SHARES}(?= of the (?:compute|(?:model's )?multiply-adds|backbone))|\b(?:95|90) %")
+ASKED = re.compile(rf"{SHARES}(?= of the (?:compute|(?:model's )?multiply-adds|backbone))|\b(?:99|95|90) %")
 # Text of a page or docstring, as `sentences` leaves it, with a number that nobody measured -> why it may be typed.
 SETTINGS = {
     "stays below 0.01 by": "an example of what may be asked for",
