@@ -1,5 +1,5 @@
 """Where each results file comes from: the command, the commit it ran at, and whether the code it measures has changed,
-but for comments and docstrings.
+but for comments and docstrings of Python.
 
     python benchmarks/origins.py                      # all results; those older than their code are marked
     python benchmarks/origins.py measured NAME ...    # after a command wrote benchmarks/results/NAME.json

@@ -59,7 +59,7 @@ def read_patch(path: str | Path) -> Recorded:
         if data.keys() - known:
             raise InvalidValueError(
                 f"{path} says {', '.join(sorted(data.keys() - known))}, which this version does not read {where}; "
-                f"valid {where}: {', '.join(sorted(known))}; another version may have written it"
+                f"valid {where}: {', '.join(sorted(known))}; save or calibrate it anew"
             )
         method = data["method"]
         options = {**lookup(method).former, **data["options"]}
