@@ -62,7 +62,7 @@ def test_clusters_as_ward_does(case, width, keys, part, data) -> None:
     assume(case.kind == "random")
     keep = data.draw(st.integers(1, case.n))
     shown = torch.randn(1, 2, case.n, 5, generator=torch.Generator().manual_seed(case.n))
-    layer = data.draw(st.integers(1, 2)) if keys else data.draw(st.sampled_from([0, *range(3, 12)]))
+    layer = 2 if keys else data.draw(st.sampled_from([0, 1, *range(3, 12)]))
     seen = torch.rand(1, case.n, generator=torch.Generator().manual_seed(layer)) ** 4 / case.n
     entries = {"mean_keys": lambda: shown.mean(1)} | ({} if part is None else {"class_attention": lambda: seen})
     tokens = Tokens(case.x, case.sizes, entries, layer=layer, depth=12)
@@ -99,14 +99,15 @@ def test_what_the_class_token_reads_is_merged_later(rounds) -> None:
         assert merged(torch.full((1, 4), nothing)) == merged(left, attended=0.0)
 
 
-def test_saved_patches_of_before_weigh_sizes_alone(tmp_path) -> None:
+def test_saved_patches_of_before_stay_what_they_were(tmp_path) -> None:
     model = tokenreduce.patch(fresh_model(BY_NAME["timm_vit_qk_norm"]), "ward", flops=0.7)
     tokenreduce.save_patch(model, tmp_path / "now.json")
     written = json.loads((tmp_path / "now.json").read_text())
-    assert written["options"].pop("attended") == 0.35
+    assert (written["options"].pop("attended"), written["options"].pop("keys_from")) == (0.35, 1 / 6)
     (tmp_path / "before.json").write_text(json.dumps(written))
     loaded = tokenreduce.load_patch(fresh_model(BY_NAME["timm_vit_qk_norm"]), tmp_path / "before.json")
-    assert tokenreduce.report(loaded).options["attended"] == 0.0
+    options = tokenreduce.report(loaded).options
+    assert (options["attended"], options["keys_from"]) == (0.0, 0.0)
 
 
 def test_without_keys_directions_decide_everywhere() -> None:
@@ -114,10 +115,32 @@ def test_without_keys_directions_decide_everywhere() -> None:
     first, last = (Ward().plan(Tokens(x, layer=layer, depth=12), 9) for layer in (0, 11))
     assert torch.equal(first.dest, last.dest)
     keys = {"mean_keys": lambda: x.flip(1)}
-    assert not torch.equal(Ward().plan(Tokens(x, None, keys, layer=1, depth=12), 9).dest, first.dest)
-    assert not torch.equal(Ward().plan(Tokens(x, None, keys, layer=0, depth=1), 9).dest, first.dest)
-    for ward, layer in ((Ward(early=0), 1), (Ward(), 0), (Ward(), 3)):
-        assert torch.equal(ward.plan(Tokens(x, None, keys, layer=layer, depth=12), 9).dest, first.dest)
+    assert not torch.equal(Ward().plan(Tokens(x, None, keys, layer=2, depth=12), 9).dest, first.dest)
+
+
+@pytest.mark.parametrize(
+    ("ward", "depth", "expected"),
+    [
+        (Ward(), 12, [2]),
+        (Ward(), 24, [4, 5]),
+        (Ward(), 40, [7, 8, 9]),
+        (Ward(), 8, []),
+        (Ward(), 6, [1]),
+        (Ward(), 1, [0]),
+        (Ward(early=0), 12, []),
+        (Ward(early=0.5), 12, [2, 3, 4, 5]),
+        (Ward(keys_from=0), 12, [1, 2]),
+        (Ward(keys_from=0, early=1), 3, [1, 2]),
+    ],
+)
+def test_keys_decide_between_a_sixth_and_a_quarter_of_the_depth(ward, depth, expected) -> None:
+    x = torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(0))
+    keys = {"mean_keys": lambda: x.flip(1)}
+
+    def dest(layer: int, entries: dict) -> torch.Tensor:
+        return ward.plan(Tokens(x, None, entries, layer=layer, depth=depth), 9).dest
+
+    assert [layer for layer in range(depth) if not torch.equal(dest(layer, keys), dest(layer, {}))] == expected
 
 
 def test_the_budget_says_where_it_starts() -> None:

@@ -36,12 +36,12 @@ class Ward(Reducer):
 
     This library's own combination, no paper. Of two clusters of sizes s, t and centres u, v `(B, N, d)` merging costs
     `s t / (s + t) |u - v|^2`, what the squared error of all input tokens grows by (Ward 1963): big clusters are not
-    merged with others that merely resemble them. In the first quarter of the layers, but for the very first, the points
-    are keys, mean over heads; elsewhere they are the directions of features, because the norm in front of every layer
-    that reads a token removes its length. Features merge by size-weighted means. Every block after the first quarter
-    reduces by the same ratio; if a budget would leave less than 0.28 of the tokens, earlier ones do, too. Restored
-    tokens are what they were plus the change since, which is predicted for each of them from the tokens most like it
-    that are left (`maps.kriging`).
+    merged with others that merely resemble them. The points are directions of features, because the norm in front of
+    every layer that reads a token removes its length. Only between a sixth and a quarter of the depth they are keys,
+    mean over heads, with which a foundation model loses less there and nowhere else (docs/ward.md). Features merge by
+    size-weighted means. Every block after the first quarter reduces by the same ratio; if a budget would leave less
+    than 0.28 of the tokens, earlier ones do, too. Restored tokens are what they were plus the change since, which is
+    predicted for each of them from the tokens most like it that are left (`maps.kriging`).
 
     After the first third of the layers, s is no longer the size alone where the model has a class token: it is
     `size^(1 - p) a^p` with the attention a that the class token pays to the cluster and p = `attended`. What the class
@@ -54,7 +54,9 @@ class Ward(Reducer):
         rounds: None clusters exactly. A number takes so many rounds of a bipartition instead, on directions alone: in
             each, every second token may merge into the cheapest of the other half, and the best of them do.
         width: channels of the sketch; None: a quarter of the features' channels, at most 64. All of them: no sketch.
-        early: the share of the layers, from the second on, that compares keys, where the model shows them.
+        keys_from: the share of the depth from which keys are compared, where the model shows them, but in the first of
+            several layers.
+        early: the share of the depth before which keys are compared; 0: nowhere.
         attended: the part p of the class token's attention in what clusters weigh; 0: they weigh their sizes.
         nearness: in state-space models, whose convolution and scans read neighbours, what a step on the grid counts
             next to directions of length 1.
@@ -62,6 +64,7 @@ class Ward(Reducer):
 
     rounds: int | None = None
     width: int | None = None
+    keys_from: float = 1 / 6
     early: float = 0.25
     attended: float = 0.35
     nearness: float = 0.2
@@ -75,7 +78,7 @@ class Ward(Reducer):
     uses: ClassVar[frozenset[str]] = frozenset({"mean_keys"})
     between: ClassVar[frozenset[str]] = frozenset({"class_attention"})
     shape: ClassVar[str] = "deferred"
-    former: ClassVar[Mapping[str, Any]] = {"attended": 0.0}
+    former: ClassVar[Mapping[str, Any]] = {"attended": 0.0, "keys_from": 0.0}
     restoring: ClassVar[str] = "kriging"
     pooling: ClassVar[str] = "kriging"
     checked: ClassVar[str] = "its definition"
@@ -84,6 +87,7 @@ class Ward(Reducer):
     def __post_init__(self) -> None:
         check_count("rounds", self.rounds, optional=True)
         check_count("width", self.width, optional=True)
+        check_number("keys_from", self.keys_from, 0, 1)
         check_number("early", self.early, 0, 1)
         check_number("attended", self.attended, 0, 1)
         check_number("nearness", self.nearness, 0)
@@ -177,7 +181,7 @@ class Ward(Reducer):
 
     def compares_keys(self, layer: int, depth: int) -> bool:
         """Whether the layer compares keys; in the first one of several they were worse than directions."""
-        return min(1, depth - 1) <= layer < self.early * depth
+        return min(max(1, self.keys_from * depth), depth - 1) <= layer < self.early * depth
 
     def sketch_width(self, channels: int) -> int:
         """Channels of the sketch of so many."""
