@@ -34,8 +34,8 @@ AUTHORS: dict[str, dict[str, Any]] = {
 }
 OURS: dict[str, dict[str, Any]] = {"ats": {}, "topk": {}, "zero_tprune": {}, "evit": {}, "gtp": {"inherit": True}}
 WARD: tuple[dict[str, Any], ...] = (
-    {}, {"attended": 0.0}, {"early": 0.0}, {"early": 0.5}, {"early": 1.0}, {"width": 32}, {"rounds": 3},
-    {"restore": "delta"},
+    {}, {"attended": 0.0}, {"early": 0.0}, {"keys_from": 0.0}, {"early": 0.5}, {"early": 1.0}, {"width": 32},
+    {"rounds": 3}, {"restore": "delta"},
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def arms() -> list[Arm]:
         ("tome", {"restore": "kriging"}),
         *(("ward", options) for options in WARD),
         *pruning,
-        ("expedit", {"alone": 0.0}),
+        ("expedit", {"alone": 0.0, "window": 5, "inverse_temperature": 0.02}),  # released for Segmenter
         ("expedit", {}),
         ("random", {}),
     ]

@@ -27,17 +27,17 @@ class Reference:
 
     def __init__(self, x: torch.Tensor, mass: list[float], grid: tuple[int, int], keep: int, options: dict) -> None:
         self.z, self.mass, (self.height, self.width) = list(x.double()), mass, grid
-        defaults = {"inverse_temperature": None, "window": 5, "iterations": 5, "neighbours": 20, "alone": 0.5}
+        defaults = {"window": 9, "iterations": 5, "neighbours": 20, "alone": 0.5, "sharpness": 16}
         self.options = defaults | options
         self.h, self.w = coarse_grid(*grid, max(1, keep - math.floor(self.options["alone"] * keep)))
         self.near = [self.candidates(i) for i in range(len(self.z))]
         self.centres = [self.pool(p) for p in range(self.h * self.w)]
-        self.t = self.options["inverse_temperature"]
+        self.t = self.options.get("inverse_temperature")
         if self.t is None:
             nearest = sorted(min(self.distance(i, p) for p in near) for i, near in enumerate(self.near))
             mean = sum(self.z) / len(self.z)
             spread = sum(float((z - mean).square().sum()) for z in self.z) / len(self.z)
-            self.t = 8 / max(nearest[(len(nearest) - 1) // 2], 1e-3 * spread, 1e-12)
+            self.t = self.options["sharpness"] / max(nearest[(len(nearest) - 1) // 2], 1e-3 * spread, 1e-12)
         for _ in range(self.options["iterations"]):
             self.share = [self.assign(i) for i in range(len(self.z))]
             self.centres = self.means()
@@ -90,6 +90,7 @@ def options() -> st.SearchStrategy[dict]:
             "iterations": st.sampled_from([1, 3]),
             "neighbours": st.sampled_from([1, 2, 3]),
             "alone": st.sampled_from([0, 0.3, 1]),
+            "sharpness": st.sampled_from([2, 8]),
         },
     )
 
@@ -194,7 +195,9 @@ def test_the_default_temperature_follows_the_scale_of_the_features() -> None:
     x = torch.randn(1, 48, 6, generator=torch.Generator().manual_seed(0))
     small, large = (tokenreduce.plan(x * s, "expedit", keep=12, grid=(6, 8), alone=0) for s in (0.01, 100.0))
     assert torch.allclose(small.share, large.share, atol=1e-4) and torch.allclose(small.undo, large.undo, atol=1e-4)
-    assert 0.8 < float(small.share.amax(1).mean()) < 0.97, "sharp, as it should be, and not hard"
+    softer = tokenreduce.plan(x, "expedit", keep=12, grid=(6, 8), alone=0, sharpness=8)
+    spread = [float(token_map.share.amax(1).mean()) for token_map in (softer, small)]
+    assert 0.8 < spread[0] < spread[1] < 0.99, "sharp, as it should be, and not hard"
 
 
 @pytest.mark.parametrize(("options", "cells"), [({"alone": 0}, 12), ({}, 6)])
@@ -280,6 +283,7 @@ def test_budgets_for_images_of_other_sizes(size) -> None:
         ({"iterations": 0}, "iterations is 0; it must be 1 or more"),
         ({"neighbours": 0}, "neighbours is 0; it must be 1 or more"),
         ({"alone": 1.5}, r"alone is 1.5; it must lie in \[0, 1\]"),
+        ({"sharpness": 0}, "sharpness is 0; it must"),
         ({"alone": "few"}, "alone is 'few'; it must be a number"),
     ],
 )

@@ -25,7 +25,6 @@ from tokenreduce.reducers.tokens import Tokens
 # What a token gives to each of its candidates at least: a cluster that no token is near to becomes their mean.
 LEAST_SHARE = 1e-12
 TIE = 1e-3  # relative steps of distances, within which they tie: two tokens are equally far from their mean
-SHARPNESS = 8  # of the automatic T: from 5 to 20 errors hardly change, at 1 a token spreads over all its candidates
 
 
 @register
@@ -56,9 +55,11 @@ class Expedit(Reducer):
     weights underflow.
 
     Args:
-        inverse_temperature: T, at least 0; None: for each image 8 / (median over its tokens of the squared distance to
-            the nearest pooled centre). Released values are 0.005 to 1.
-        window: side of the neighbourhood of cells, odd.
+        inverse_temperature: T, at least 0; None: for each image `sharpness` / (median over its tokens of the squared
+            distance to the nearest pooled centre). Released values are 0.005 to 1.
+        sharpness: of the automatic T, above 0: from 8 to 32 errors hardly change, at 1 a token spreads over all its
+            candidates.
+        window: side of the neighbourhood of cells, odd; the released code has 5.
         iterations: at least 1.
         neighbours: how many centres a token is restored from.
         alone: the share of the outputs that are single tokens; one cluster is left at least.
@@ -67,11 +68,12 @@ class Expedit(Reducer):
     """
 
     inverse_temperature: float | None = None
-    window: int = 5
+    window: int = 9
     iterations: int = 5
     neighbours: int = 20
     rebuild: int | None = None
     alone: float = 0.5
+    sharpness: float = 16.0
 
     name: ClassVar[str] = "expedit"
     kind: ClassVar[str] = "clustering"
@@ -88,7 +90,7 @@ class Expedit(Reducer):
     once: ClassVar[bool] = True
     placement: ClassVar[str] = "post"
     shape: ClassVar[str] = "late"
-    former: ClassVar[Mapping[str, Any]] = {"alone": 0.0}
+    former: ClassVar[Mapping[str, Any]] = {"alone": 0.0, "sharpness": 8.0}
 
     def __post_init__(self) -> None:
         given = self.inverse_temperature
@@ -101,6 +103,7 @@ class Expedit(Reducer):
         if self.rebuild is not None:
             check_option("rebuild", self.rebuild, int)
         check_number("alone", self.alone, 0, 1)
+        check_number("sharpness", self.sharpness, 1e-6)
         if self.window % 2 == 0:
             raise InvalidValueError(f"option window is {self.window}; it must be odd: 1, 3, 5 ...")
 
@@ -168,7 +171,7 @@ class Expedit(Reducer):
         median = nearest[:, (nearest.shape[1] - 1) // 2]
         # Where most tokens equal their centre the median is zero, and rounding must not decide anything.
         rounding = 1e-3 * z.square().sum(-1).mean(1)
-        return (SHARPNESS / torch.maximum(median, rounding).clamp_min(1e-12))[:, None, None]
+        return (self.sharpness / torch.maximum(median, rounding).clamp_min(1e-12))[:, None, None]
 
 
 @computed_once
