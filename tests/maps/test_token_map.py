@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenreduce import InvalidTypeError, InvalidValueError, TokenMap
 from tokenreduce.maps.token_map import identity, keep_tokens
 
 B, C = 2, 5
-settings.register_profile("calm", deadline=None, max_examples=60)
-settings.load_profile("calm")
 
 
 @st.composite

@@ -166,10 +166,9 @@ def _pytest(files: Sequence[str], plugin: object, *options: str) -> int:
     from hypothesis import HealthCheck, settings
 
     calm: Any = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
-    settings.register_profile("same every time", **calm)
-    settings.load_profile("same every time")
+    settings.register_profile("mutants", **calm)
     with tempfile.TemporaryDirectory(prefix="mutant-", ignore_cleanup_errors=True) as scratch:
-        places = ["-p", "no:cacheprovider", f"--basetemp={scratch}/tests"]
+        places = ["-p", "no:cacheprovider", f"--basetemp={scratch}/tests", "--hypothesis-profile=mutants"]
         return int(pytest.main([*files, *places, *options], plugins=[plugin]))
 
 

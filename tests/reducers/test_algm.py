@@ -66,9 +66,12 @@ def means(x: torch.Tensor, mass: list[float], groups: list[list[int]]) -> torch.
     return torch.stack([sum(mass[i] * x[i] for i in g) / sum(mass[i] for i in g) for g in groups])
 
 
+def fewest_of_one_step(case: Case, is_local: bool) -> int:
+    return math.ceil(case.grid[0] / 2) * math.ceil(case.grid[1] / 2) if is_local else case.n - case.n // 2
+
+
 def reference(case: Case, is_local: bool, keep: int) -> list[list[int]]:
-    x, n = case.x[0], case.n
-    fewest = math.ceil(case.grid[0] / 2) * math.ceil(case.grid[1] / 2) if is_local else n - n // 2
+    x, fewest = case.x[0], fewest_of_one_step(case, is_local)
     groups = local(x, case.grid, max(keep, fewest)) if is_local else pairwise(x, case.prefix, max(keep, fewest))
     if keep < fewest:
         second = pairwise(means(x, case.mass, groups), case.prefix, keep)
@@ -80,6 +83,8 @@ def reference(case: Case, is_local: bool, keep: int) -> list[list[int]]:
 @given(cases(least=2, most=20), st.sampled_from((0, 1, 2, 4, 11)), st.data())
 def test_matches_the_specification(case, layer, data) -> None:
     keep = data.draw(st.integers(-(-case.n // 4), case.n - 1))
+    if case.kind == "ties":  # means of three are not exact: in a second step rounding would decide between equals
+        keep = max(keep, fewest_of_one_step(case, layer < 2))
     token_map = tokenreduce.plan(case.x, "algm", keep=keep, grid=case.grid, layer=layer, depth=6, **case.arguments())
     groups = reference(case, layer < 2, keep)
     assert token_map.count == keep == len(groups)
