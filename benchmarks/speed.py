@@ -3,7 +3,7 @@
 python benchmarks/speed.py --threads 2
 
 Rows with a target are measured in five runs, those of the other methods in one; all runs are kept, and a row reports
-the median run by time / limit. `--only` replaces the rows of some methods; every row has its commit. Every run has a
+the median run by time / limit. `--only` and `--model` replace some rows; every row has its commit. Every run has a
 process of its own, because the pages that its buffers get are luck that lasts as long as the process and changes the
 ratio of two models. The C library is told to keep freed memory, because whether it returns pages after a layer differs
 between two models.
@@ -64,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="only rows of these methods")
+    parser.add_argument("--model", choices=(DEIT, DINO), help="only rows of this model")
     return parser.parse_args()
 
 
@@ -119,7 +120,7 @@ def main() -> None:
     dispatch.load()  # compiled before they are
     rows, stamped = [], stamp({"threads": args.threads})
     for case in all_cases():
-        if args.only and case.method not in args.only:
+        if (args.only and case.method not in args.only) or args.model not in (None, case.model):
             continue
         try:
             rows.append(measure(case, 5 if case.target else 1, args.threads) | {"measured": stamped})
@@ -127,7 +128,7 @@ def main() -> None:
             print(f"{case.method}: {error}", flush=True)  # such a method cannot spend this budget on this model
             continue
         print(line(rows[-1]), flush=True)
-    if args.only:
+    if args.only or args.model:
         kept = [{"measured": earlier("speed")} | row for row in json.loads(RESULTS.read_text())["rows"]]
         added = [new for new in rows if not any(same(new, old) for old in kept)]
         rows = [next((new for new in rows if same(new, old)), old) for old in kept] + added
