@@ -40,14 +40,32 @@ def test_a_gain_of_one_kind_that_costs_the_other_is_not_accepted() -> None:
     assert evidence.overall.interval[1] < 1 and not evidence.better
 
 
-def test_a_gain_of_one_kind_alone_is_not_accepted() -> None:
-    """Of 92 searches on DINOv2 17 found a smaller class error whose token error only seemed smaller, and was not."""
-    errors, default = drawn(32, 39)
-    errors[:, 0] = default[:, 0] * 0.3
+@pytest.mark.parametrize(("noise", "accepted"), [(0.1, True), (0.8, False)])
+def test_a_great_gain_of_one_kind_is_accepted_where_the_other_does_not_pay(noise: float, accepted: bool) -> None:
+    """That the other is no tenth larger has to be shown; of noise this great 32 images do not show it."""
+    _, default = drawn(32, 0)
+    change = torch.randn(32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    errors = default * 0.3
+    errors[:, 1] = default[:, 1] * (noise * (change - change.mean() - 0.1)).exp()
     evidence = compare(errors, default, range(32), KINDS)
     means, geometric = evidence.kinds["token_error"]
-    assert means.mean < 1 and geometric.mean < 1 < geometric.interval[1]
-    assert evidence.bound < 1 and not evidence.better
+    assert evidence.bound < 0.95 and means.mean * geometric.mean < 1
+    assert (geometric.interval[1] < 1.1) == evidence.better == accepted
+
+
+def test_a_kind_that_looks_larger_is_not_accepted_however_sure_the_other_is() -> None:
+    _, default = drawn(32, 0)
+    for second, accepted in ((1.01, False), (0.99, True)):
+        evidence = compare(default * torch.tensor([0.3, second]), default, range(32), KINDS)
+        assert evidence.bound < 0.95 and evidence.better == accepted
+
+
+@pytest.mark.parametrize(("gain", "accepted"), [(0.97, False), (0.951, False), (0.949, True)])
+def test_less_than_a_twentieth_is_not_worth_another_schedule(gain: float, accepted: bool) -> None:
+    """Three of 92 searches on DINOv2 had bounds of 0.98 for a gain that was none on the photographs left out."""
+    _, default = drawn(32, 0)
+    evidence = compare(default * gain, default, range(32), KINDS)
+    assert evidence.bound == pytest.approx(gain, rel=1e-3) and evidence.better == accepted
 
 
 @pytest.mark.parametrize(("sources", "enough"), [(4, False), (5, True)])
