@@ -47,7 +47,8 @@ def arms() -> list[Arm]:
         ("tome", {"restore": "kriging"}),
         *(("ward", options) for options in WARD),
         *pruning,
-        ("expedit", {"alone": 0.0, "window": 5, "inverse_temperature": 0.02}),  # released for Segmenter
+        ("expedit", {"alone": 0.0, "window": 5, "inverse_temperature": 0.02}),  # released for Segmenter ViT-L
+        ("expedit", {"alone": 0.0}),
         ("expedit", {}),
         ("random", {}),
     ]

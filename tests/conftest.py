@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 
@@ -14,7 +15,7 @@ torch.set_num_threads(1)
 settings.register_profile("every run anew", deadline=None, max_examples=60)
 # What CI takes: whether a change lands must not depend on luck. Runs by hand go on finding new examples.
 settings.register_profile("same every time", deadline=None, max_examples=60, derandomize=True, database=None)
-settings.load_profile("every run anew")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "every run anew"))
 
 
 @pytest.fixture

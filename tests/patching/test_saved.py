@@ -47,6 +47,8 @@ def test_options_that_came_later_mean_what_the_method_did_before(tmp_path: Path)
     assert "inherit" not in json.loads((SAVED / "evit_ratio.json").read_text())["options"]
     loaded = reduction_of(load_patch(small_vit(), SAVED / "evit_ratio.json")).reducer
     assert loaded.options()["inherit"] is False and lookup("evit")().options()["inherit"] is True
+    clusters = reduction_of(load_patch(small_vit(), SAVED / "expedit_restored.json")).reducer.options()
+    assert (clusters["alone"], clusters["sharpness"], clusters["window"]) == (0.0, 8.0, 5)
     for name, cls in ((name, lookup(name)) for name in methods()):
         assert cls.former.keys() <= cls().options().keys(), name
 

@@ -127,6 +127,7 @@ def test_without_keys_directions_decide_everywhere() -> None:
         (Ward(), 8, []),
         (Ward(), 6, [1]),
         (Ward(), 1, [0]),
+        (Ward(keys_from=1, early=1), 12, [11]),
         (Ward(early=0), 12, []),
         (Ward(early=0.5), 12, [2, 3, 4, 5]),
         (Ward(keys_from=0), 12, [1, 2]),
@@ -277,7 +278,18 @@ def test_restored_tokens_are_what_they_were_plus_the_change_since() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"rounds": 0}, {"width": 0}, {"early": 1.5}, {"early": None}, {"rounds": 1.5}, {"width": True}]
+    "options",
+    [
+        {"rounds": 0},
+        {"width": 0},
+        {"keys_from": -1},
+        {"attended": 2},
+        {"nearness": -1},
+        {"early": 1.5},
+        {"early": None},
+        {"rounds": 1.5},
+        {"width": True},
+    ],
 )
 def test_impossible_options(options) -> None:
     with pytest.raises((ValueError, TypeError), match=next(iter(options))):

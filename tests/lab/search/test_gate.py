@@ -22,7 +22,7 @@ def drawn(images: int, seed: int, gain: float = 1.0) -> tuple[Tensor, Tensor]:
     return errors.exp() * 0.01 * gain, default.exp() * 0.01
 
 
-@pytest.mark.parametrize(("images", "gain", "least"), [(32, 0.7, 34), (32, 0.65, 36), (64, 0.75, 36)])
+@pytest.mark.parametrize(("images", "gain", "least"), [(32, 0.65, 36), (32, 0.6, 38), (64, 0.7, 36)])
 def test_a_planted_gain_is_accepted(images: int, gain: float, least: int) -> None:
     accepted = [compare(*drawn(images, seed, gain), range(images), KINDS).better for seed in range(40)]
     assert sum(accepted) >= least
@@ -30,7 +30,7 @@ def test_a_planted_gain_is_accepted(images: int, gain: float, least: int) -> Non
 
 def test_noise_is_not_accepted() -> None:
     accepted = [compare(*drawn(32, seed), range(32), KINDS).better for seed in range(200)]
-    assert sum(accepted) <= 4  # of either kind alone about 10
+    assert sum(accepted) <= 1
 
 
 def test_a_gain_of_one_kind_that_costs_the_other_is_not_accepted() -> None:
@@ -49,7 +49,7 @@ def test_a_great_gain_of_one_kind_is_accepted_where_the_other_does_not_pay(noise
     errors[:, 1] = default[:, 1] * (noise * (change - change.mean() - 0.1)).exp()
     evidence = compare(errors, default, range(32), KINDS)
     means, geometric = evidence.kinds["token_error"]
-    assert evidence.bound < 0.95 and means.mean * geometric.mean < 1
+    assert evidence.bound < 0.9 and means.mean * geometric.mean < 1
     assert (geometric.interval[1] < 1.1) == evidence.better == accepted
 
 
@@ -57,12 +57,27 @@ def test_a_kind_that_looks_larger_is_not_accepted_however_sure_the_other_is() ->
     _, default = drawn(32, 0)
     for second, accepted in ((1.01, False), (0.99, True)):
         evidence = compare(default * torch.tensor([0.3, second]), default, range(32), KINDS)
-        assert evidence.bound < 0.95 and evidence.better == accepted
+        assert evidence.bound < 0.9 and evidence.better == accepted
 
 
-@pytest.mark.parametrize(("gain", "accepted"), [(0.97, False), (0.951, False), (0.949, True)])
-def test_less_than_a_twentieth_is_not_worth_another_schedule(gain: float, accepted: bool) -> None:
-    """Three of 92 searches on DINOv2 had bounds of 0.98 for a gain that was none on the photographs left out."""
+@pytest.mark.parametrize(
+    ("of_means", "of_images", "accepted"), [(1.05, 0.9, True), (0.9, 1.05, True), (1.2, 0.9, False)]
+)
+def test_of_a_kind_both_ratios_count_together(of_means: float, of_images: float, accepted: bool) -> None:
+    """One large error moves the mean, many small ones the geometric mean."""
+    default = torch.full((64, 2), 0.001, dtype=torch.float64)
+    default[0] = 1.0
+    errors = default * 0.3
+    errors[0, 1], errors[1:, 1] = default[0, 1] * of_means, default[1:, 1] * of_images
+    evidence = compare(errors, default, range(64), KINDS)
+    means, geometric = evidence.kinds["token_error"]
+    assert means.mean == pytest.approx(of_means, abs=0.02) and geometric.mean == pytest.approx(of_images, abs=0.02)
+    assert evidence.bound < 0.9 and geometric.interval[1] < 1.1 and evidence.better == accepted
+
+
+@pytest.mark.parametrize(("gain", "accepted"), [(0.97, False), (0.901, False), (0.899, True)])
+def test_less_than_a_tenth_is_not_worth_another_schedule(gain: float, accepted: bool) -> None:
+    """Searches on DINOv2 had bounds of 0.92 to 0.98 for gains that were none on some photographs left out."""
     _, default = drawn(32, 0)
     evidence = compare(default * gain, default, range(32), KINDS)
     assert evidence.bound == pytest.approx(gain, rel=1e-3) and evidence.better == accepted

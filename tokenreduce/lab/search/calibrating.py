@@ -49,8 +49,9 @@ def calibrate(
     """Choose a method and a schedule for `model` on unlabelled images; `patch(model, **result.arguments)` takes it.
 
     A part of the images chooses, by how far the features of the patched model are from those of the unpatched one
-    (1 - cosine, of the features before the head and of the final tokens). The choice stands only if it beats the
-    default on the others, with 95 % confidence; else the default is the result. The model stays as it is.
+    (1 - cosine, of the features before the head and of the final tokens). The choice stands only if on the others it
+    loses a tenth less than the default, with 99 % confidence, and neither error pays for that; else the default is
+    the result. The model stays as it is.
 
     Of a vision-language model it is what each layer of the language model keeps of images, chosen by how far the next
     word after a prompt is from that of the unpatched model (KL divergence). See docs/vlm.md.

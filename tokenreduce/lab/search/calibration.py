@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenreduce.budget.schedule import Schedule
 from tokenreduce.lab.environment import versions
-from tokenreduce.lab.search.gate import LEAST, Evidence
+from tokenreduce.lab.search.gate import LEAST, WORTH, Evidence
 from tokenreduce.patching.recorded import FORMAT
 from tokenreduce.reducers.registry import create
 
@@ -19,7 +19,7 @@ class Calibration:
     """A method and a schedule, chosen on unlabelled images: `patch(model, **calibration.arguments)`.
 
     Args:
-        improved: whether they are shown to be better than the default at the same compute. If not, they are the
+        improved: whether they are shown to lose clearly less than the default at the same compute. If not, they are the
             default, unless an `error` was asked for, which was then checked itself.
         verdict: what was found, in words.
         flops_share: multiply-adds as a share of those of the unpatched model, the method's own work included.
@@ -89,7 +89,8 @@ def explain(evidence: Evidence) -> list[str]:
     lines = [
         f"on {evidence.sources} sources that chose nothing, errors relative to the default (90 % interval, whose upper "
         f"end is a one-sided 95 % bound): {evidence.overall}",
-        f"  both errors: geometric mean {evidence.geometric}, ratio of means {evidence.of_means}",
+        f"  both errors: geometric mean {evidence.geometric}, ratio of means {evidence.of_means}; with 99 % confidence "
+        f"together below {evidence.bound:.2f}, and {WORTH} is asked for",
     ]
     for kind, (means, geometric) in evidence.kinds.items():
         lines.append(f"  {kind.replace('_', ' ')}: geometric mean {geometric}, ratio of means {means}")

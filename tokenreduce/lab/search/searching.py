@@ -176,7 +176,7 @@ class Search:
             return f"{best.variant} with another schedule beats the default on images that chose nothing"
         if evidence.sources < LEAST:
             return f"{kept}: {evidence.sources} sources are too few to check a choice, give {2 * LEAST} or more in all"
-        return f"{kept}: that {best.variant} with another schedule is better is not shown"
+        return f"{kept}: that {best.variant} with another schedule loses clearly less is not shown"
 
     def result(
         self,

@@ -41,7 +41,7 @@ class Expedit(Reducer):
 
     The paper asks for an (h, w) and has no other outputs. Here half of the outputs (`alone`) are tokens that are kept
     as they are: those farthest from their nearest centre, which leave their clusters and are restored exactly.
-    Errors are smaller so at the budgets where it was measured (docs/methods.md); `alone=0` is the paper's form. Of the
+    Errors are smaller so where it was measured (docs/methods.md); `alone=0` is the paper's form. Of the
     other outputs (h, w) takes as many as it can, its sides off the grid's aspect ratio by one row or column at most;
     what it leaves over is kept alone, too. The output is a grid (`TokenMap.grid`) only where no token is alone.
 
@@ -57,9 +57,8 @@ class Expedit(Reducer):
     Args:
         inverse_temperature: T, at least 0; None: for each image `sharpness` / (median over its tokens of the squared
             distance to the nearest pooled centre). Released values are 0.005 to 1.
-        sharpness: of the automatic T, above 0: from 8 to 32 errors hardly change, at 1 a token spreads over all its
-            candidates.
-        window: side of the neighbourhood of cells, odd; the released code has 5.
+        sharpness: of the automatic T, above 0; at 1 a token spreads over all its candidates.
+        window: side of the neighbourhood of cells, odd; released configurations have 5 and 7.
         iterations: at least 1.
         neighbours: how many centres a token is restored from.
         alone: the share of the outputs that are single tokens; one cluster is left at least.

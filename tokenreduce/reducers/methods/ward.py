@@ -1,4 +1,4 @@
-"""The library's own method: agglomerative clustering by Ward's criterion, of keys and then of directions."""
+"""The library's own method: agglomerative clustering by Ward's criterion, of directions, and of keys for a stretch."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ class Ward(Reducer):
     `s t / (s + t) |u - v|^2`, what the squared error of all input tokens grows by (Ward 1963): big clusters are not
     merged with others that merely resemble them. The points are directions of features, because the norm in front of
     every layer that reads a token removes its length. Only between a sixth and a quarter of the depth they are keys,
-    mean over heads, with which a foundation model loses less there and nowhere else (docs/ward.md). Features merge by
-    size-weighted means. Every block after the first quarter reduces by the same ratio; if a budget would leave less
-    than 0.28 of the tokens, earlier ones do, too. Restored tokens are what they were plus the change since, which is
-    predicted for each of them from the tokens most like it that are left (`maps.kriging`).
+    mean over heads, where a layer reduces there at all and the depth has a whole layer there, such as the third of 12:
+    a foundation model loses less so (docs/ward.md). Features merge by size-weighted means. Every block after the first
+    quarter reduces by the same ratio; if a budget would leave less than 0.28 of the tokens, earlier ones do, too.
+    Restored tokens are what they were plus the change since, which is predicted for each of them from the tokens most
+    like it that are left (`maps.kriging`).
 
     After the first third of the layers, s is no longer the size alone where the model has a class token: it is
     `size^(1 - p) a^p` with the attention a that the class token pays to the cluster and p = `attended`. What the class
@@ -55,8 +56,8 @@ class Ward(Reducer):
             each, every second token may merge into the cheapest of the other half, and the best of them do.
         width: channels of the sketch; None: a quarter of the features' channels, at most 64. All of them: no sketch.
         keys_from: the share of the depth from which keys are compared, where the model shows them, but in the first of
-            several layers.
-        early: the share of the depth before which keys are compared; 0: nowhere.
+            several layers; the last one at the latest.
+        early: the share of the depth before which keys are compared; not above `keys_from`: nowhere.
         attended: the part p of the class token's attention in what clusters weigh; 0: they weigh their sizes.
         nearness: in state-space models, whose convolution and scans read neighbours, what a step on the grid counts
             next to directions of length 1.
@@ -180,7 +181,8 @@ class Ward(Reducer):
         return self.attended > 0 and 3 * layer >= depth
 
     def compares_keys(self, layer: int, depth: int) -> bool:
-        """Whether the layer compares keys; in the first one of several they were worse than directions."""
+        """Whether the layer compares keys: between these shares of the depth, but never in the first of several, where
+        they were worse than directions."""
         return min(max(1, self.keys_from * depth), depth - 1) <= layer < self.early * depth
 
     def sketch_width(self, channels: int) -> int:
