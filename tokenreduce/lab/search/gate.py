@@ -17,7 +17,7 @@ LEAST = 5  # sources: of fewer, even if all agree, chance explains it more than 
 FLOOR = 1e-7  # of an error: below it single precision rounds
 # Quantiles of the normal distribution: 95 and 99 % sure, found four times of five.
 SURE, SURER, POWER = 1.645, 2.326, 0.842
-# A schedule of its own has to lose a tenth less: of DINOv2 bounds above 0.92 were of choices that lost more elsewhere.
+# A schedule of its own has to lose a tenth less: on DINOv2 choices with bounds of 0.92 to 0.98 lost more elsewhere.
 WORTH = 0.9
 # That one kind of error alone is smaller 32 sources can hardly show; that it is not a tenth larger they can.
 NO_WORSE = 1.1
@@ -51,8 +51,8 @@ class Evidence:
         geometric: geometric mean over images and kinds of the ratio of the errors.
         kinds: these two for each kind of error.
         sources: number of independent sources, which the bootstrap draws from.
-        needed: the most sources that one of these ratios needs to be shown four times of five; None where it would not
-            be with any number.
+        needed: the most sources that one of these ratios needs to be shown four times of five; None where no number of
+            sources would show it.
     """
 
     overall: Ratio
